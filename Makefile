@@ -1,0 +1,46 @@
+# Every target sets up what it needs: a virtual environment in .venv with the project installed in it.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    ?= out/demo
+# Tests run in parallel processes of one thread each: two pools of threads would fight for the same cores.
+JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: help demo test check torture bench wheel clean
+help:
+	@echo "make demo     the main job on the embedded data set, offline: teacher -> cache -> distil -> report"
+	@echo "make test     the tests"
+	@echo "make check    what CI checks beside the tests: ruff, mypy --strict, import contracts"
+	@echo "make torture  the fault tests with their full counts (long)"
+	@echo "make bench    the benchmarks (long)"
+	@echo "make wheel    build the wheel and run it outside the checkout"
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/bird demo --out $(OUT)
+
+test: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not torture"
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+torture: $(VENV)/.installed
+	$(BIN)/python -m pytest -m torture
+
+bench: $(VENV)/.installed
+	$(BIN)/python bench/step.py
+	$(BIN)/python bench/precompute.py
+
+wheel: $(VENV)/.installed
+	$(BIN)/python tests/wheel_check.py
+
+clean:
+	rm -rf $(VENV) dist build

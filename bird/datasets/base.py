@@ -1,0 +1,291 @@
+"""What every data set gives: a listing of its samples, the encoded bytes of one, and its pixels.
+
+`prepare` turns a listing into the sample table that a cache or a training run is planned on:
+
+    listing -> content digests -> drop conflicting copies -> splits -> limit -> carve meta -> no copy on two sides
+
+Everything here is deterministic: what is kept is decided by hashes of the samples' contents, never by position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from bird.errors import DataError
+
+__all__ = ["SPLITS", "Dataset", "Listing", "Problem", "SampleTable", "carve_meta", "prepare", "subset"]
+
+SPLITS = ("train", "meta", "test")
+Strings = NDArray[np.object_]
+Ints = NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One sample that was left out: which, why, and, where known, of which class and group (-1: unknown)."""
+
+    id: str
+    reason: str
+    label: int = -1
+    group: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """What a data set finds on disk before a single image is read. `splits` holds "" where the data set draws them later."""
+
+    ids: Strings
+    labels: Ints
+    groups: Ints
+    splits: Strings
+    problems: tuple[Problem, ...] = ()
+
+    @staticmethod
+    def of(rows: Iterable[tuple[str, int, int, str]], problems: Sequence[Problem] = ()) -> Listing:
+        """From (id, label, group, split) rows. Raises DataError for a repeated id."""
+        ids, labels, groups, splits = ([*column] for column in zip(*rows, strict=True)) if rows else ([], [], [], [])
+        twice = [name for name, count in Counter(ids).items() if count > 1]
+        if twice:
+            raise DataError(
+                where="data set listing",
+                found=f"{len(twice)} ids more than once: {', '.join(map(repr, twice[:10]))}",
+                wanted="every id once",
+                fix="rename or remove the copies",
+            )
+        return Listing(_strings(ids), np.array(labels, np.int64), np.array(groups, np.int64), _strings(splits), tuple(problems))
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleTable:
+    """The samples in their final order: row i is sample i, for the cache, the stream and the report alike.
+
+    `digests` are xxh3-128 of each sample's encoded source; `notes` count what `prepare` found and did.
+    """
+
+    ids: Strings
+    labels: Ints
+    groups: Ints
+    splits: Strings
+    digests: Strings
+    problems: tuple[Problem, ...] = ()
+    notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> SampleTable:
+        """The given rows, in the given order."""
+        columns = ("ids", "labels", "groups", "splits", "digests")
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in columns})
+
+    def cells(self, classes: int, groups: int) -> Ints:
+        """Samples per (class, group), shape (classes, groups)."""
+        return np.bincount(self.labels * groups + self.groups, minlength=classes * groups).reshape(classes, groups)
+
+
+class Dataset(ABC):
+    """A labelled image set with one protected attribute. Opening one lists it; images are read on demand.
+
+    `settings` is everything beside the files that shapes labels, groups, splits or pixels: it enters the cache's
+    fingerprint, and with it the same data set can be opened again. `image_size` is the side in pixels that image
+    students are trained at; `flip` says whether a mirrored image keeps its label.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    group_names: tuple[str, ...]
+    image_size: int
+    flip: bool
+    settings: Mapping[str, str | int | float | bool]
+
+    @abstractmethod
+    def listing(self) -> Listing:
+        """All samples found, and the problems met on the way."""
+
+    @abstractmethod
+    def read(self, id: str) -> bytes:
+        """The encoded source bytes of one sample. Raises KeyError for an unknown id, OSError where it cannot be read."""
+
+    @abstractmethod
+    def decode(self, id: str, data: bytes) -> NDArray[np.uint8]:
+        """RGB pixels (height, width, 3) of one sample from its source bytes. Raises ImageError."""
+
+    def digest(self, id: str, data: bytes) -> str:
+        """Content hash of one sample; a data set that alters pixels after decoding mixes in what it does."""
+        return xxhash.xxh3_128_hexdigest(data)
+
+    def assign_splits(self, table: SampleTable) -> Strings:
+        """Split of each row, "" to leave a row out. The default keeps what the listing says."""
+        return table.splits
+
+    def image(self, id: str) -> NDArray[np.uint8]:
+        """Read and decode one sample."""
+        return self.decode(id, self.read(id))
+
+
+def prepare(
+    dataset: Dataset,
+    *,
+    limit: int | None = None,
+    meta_fraction: float = 0.1,
+    meta_at_least: int = 16,
+    split_seed: int = 0,
+    keep_conflicts: bool = False,
+    max_problem_share: float = 0.01,
+    workers: int = 4,
+) -> SampleTable:
+    """The sample table of `dataset`: see the module's docstring for the steps.
+
+    Raises DataError if nothing is left, a label or group is out of range, or more than `max_problem_share` of the
+    samples had to be left out for missing files or unparsable names.
+    """
+    found = dataset.listing()
+    table = _with_digests(dataset, found, workers)
+    _check(dataset, found, table, max_problem_share)
+    notes = {"listed": len(found.ids), "unusable": len(table.problems)}
+    table, copies = _drop_conflicts(table, keep_conflicts)
+    notes |= copies
+    splits = dataset.assign_splits(table)
+    table = dataclasses.replace(table, splits=splits).take(splits != "")
+    if limit is not None:
+        table = table.take(subset(table, limit))
+    if "meta" not in table.splits:
+        table = dataclasses.replace(table, splits=carve_meta(table, meta_fraction, meta_at_least, split_seed))
+    table, notes["copies_dropped_across_splits"] = _one_side_only(table)
+    rank = {name: position for position, name in enumerate(SPLITS)}
+    order = np.argsort([rank[split] for split in table.splits], kind="stable")
+    return dataclasses.replace(table.take(order), notes=notes)
+
+
+def subset(table: SampleTable, limit: int) -> Ints:
+    """Rows of a deterministic subset of `limit` samples with the proportions of (split, class, group), in table order.
+
+    Largest remainders decide the counts (a stratum keeps at least one sample where `limit` allows), content hashes
+    decide which samples.
+    """
+    if limit >= len(table):
+        return np.arange(len(table))
+    strata: dict[tuple[str, int, int], list[int]] = {}
+    for row, key in enumerate(zip(table.splits, table.labels.tolist(), table.groups.tolist(), strict=True)):
+        strata.setdefault(key, []).append(row)
+    quota = np.array([limit * len(rows) / len(table) for rows in strata.values()])
+    counts = np.floor(quota).astype(int)
+    if limit >= len(strata):
+        counts = np.maximum(counts, 1)
+    while (missing := limit - int(counts.sum())) != 0:
+        gap = quota - counts
+        if missing > 0:
+            counts[np.argsort(-gap, kind="stable")[:missing]] += 1
+        else:  # the minimum of one overshot: take from where the count exceeds its quota most
+            counts[np.argsort(np.where(counts > 1, gap, np.inf), kind="stable")[0]] -= 1
+    chosen = [
+        row
+        for count, rows in zip(counts.tolist(), strata.values(), strict=True)
+        for row in sorted(rows, key=lambda row: _rank(table, row, 0))[:count]
+    ]
+    return np.array(sorted(chosen), np.int64)
+
+
+def carve_meta(table: SampleTable, fraction: float, at_least: int, seed: int) -> Strings:
+    """The splits with a meta split carved from train: `fraction` of each (class, group) cell, at least `at_least`
+    samples, but never more than half a cell (a cell emptied of training samples would be a bias of our making)."""
+    splits = table.splits.copy()
+    cells: dict[tuple[int, int], list[int]] = {}
+    for row in np.flatnonzero(table.splits == "train").tolist():
+        cells.setdefault((int(table.labels[row]), int(table.groups[row])), []).append(row)
+    for rows in cells.values():
+        count = min(max(math.ceil(fraction * len(rows)), at_least), len(rows) // 2)
+        splits[sorted(rows, key=lambda row: _rank(table, row, seed))[:count]] = "meta"
+    return splits
+
+
+def _rank(table: SampleTable, row: int, seed: int) -> tuple[int, str]:
+    """Pseudo-random but content-addressed order; byte-identical samples are neighbours."""
+    return xxhash.xxh3_64_intdigest(table.digests[row], seed), table.ids[row]
+
+
+def _with_digests(dataset: Dataset, found: Listing, workers: int) -> SampleTable:
+    def one(id: str) -> str | Problem:
+        try:
+            return dataset.digest(id, dataset.read(id))
+        except OSError as error:
+            return Problem(id, f"unreadable: {error.strerror or error}")
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        results = list(pool.map(one, found.ids, chunksize=64))
+    good = np.array([isinstance(result, str) for result in results], dtype=bool)
+    problems = [
+        dataclasses.replace(result, label=int(found.labels[row]), group=int(found.groups[row]))
+        for row, result in enumerate(results)
+        if isinstance(result, Problem)
+    ]
+    everything = SampleTable(found.ids, found.labels, found.groups, found.splits, _strings(results))
+    return dataclasses.replace(everything.take(good), problems=found.problems + tuple(problems))
+
+
+def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_share: float) -> None:
+    total = len(table) + len(table.problems)
+    where = f"data set {dataset.name}"
+    if len(table) == 0:
+        reason = f"; first: {table.problems[0].id}: {table.problems[0].reason}" if table.problems else ""
+        raise DataError(
+            where=where, found=f"no usable sample{reason}", wanted="images", fix="check --data-root (bird list datasets tells the layout)"
+        )
+    for kind, values, size in (("label", table.labels, len(dataset.class_names)), ("group", table.groups, len(dataset.group_names))):
+        if values.min() < 0 or values.max() >= size:
+            raise DataError(
+                where=where, found=f"{kind}s {values.min()}..{values.max()}", wanted=f"0..{size - 1}", fix=f"correct the {kind} column"
+            )
+    if len(table.problems) > max_problem_share * total:
+        groups = Counter((problem.label, problem.group) for problem in table.problems)
+        per_cell = ", ".join(f"class {c} group {g}: {n}" if c >= 0 else f"unknown cell: {n}" for (c, g), n in sorted(groups.items()))
+        first = "; ".join(f"{problem.id}: {problem.reason}" for problem in table.problems[:3])
+        raise DataError(
+            where=where,
+            found=f"{len(table.problems)} of {total} samples unusable ({per_cell}); first: {first}",
+            wanted=f"at most {max_problem_share:.1%}",
+            fix="complete the data set, or allow more with --max-failed",
+        )
+
+
+def _drop_conflicts(table: SampleTable, keep: bool) -> tuple[SampleTable, dict[str, int]]:
+    """Byte-identical samples that disagree on label or group carry no usable label: none of them is kept."""
+    copies: dict[str, list[int]] = {}
+    for row, digest in enumerate(table.digests):
+        copies.setdefault(digest, []).append(row)
+    groups = [rows for rows in copies.values() if len(rows) > 1]
+    conflicts = [rows for rows in groups if len({(int(table.labels[row]), int(table.groups[row])) for row in rows}) > 1]
+    drop = np.zeros(len(table), dtype=bool)
+    problems = list(table.problems)
+    for rows in [] if keep else conflicts:
+        drop[rows] = True
+        others = " = ".join(table.ids[row] for row in rows)
+        problems += [Problem(table.ids[row], f"identical images, different labels: {others}", int(table.labels[row]), int(table.groups[row])) for row in rows]
+    notes = {"identical_groups": len(groups), "conflicting_groups": len(conflicts), "conflicting_dropped": int(drop.sum())}
+    return dataclasses.replace(table.take(~drop), problems=tuple(problems)), notes
+
+
+def _one_side_only(table: SampleTable) -> tuple[SampleTable, int]:
+    """Byte-identical samples stay on one side: test keeps its copy before meta, meta before train."""
+    side: dict[str, str] = {}
+    for split in ("test", "meta", "train"):
+        for digest in table.digests[table.splits == split]:
+            side.setdefault(digest, split)
+    keep = np.array([side[digest] == split for digest, split in zip(table.digests, table.splits, strict=True)], dtype=bool)
+    return table.take(keep), int((~keep).sum())
+
+
+def _strings(values: Iterable[object]) -> Strings:
+    items = list(values)
+    out = np.empty(len(items), dtype=object)
+    out[:] = items
+    return out

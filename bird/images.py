@@ -1,0 +1,61 @@
+"""Encoded bytes -> RGB pixels, refusing what a fair comparison cannot use. One place, so that every room sees the same pixels."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from bird.errors import ImageError
+
+__all__ = ["FORMATS", "MAX_PIXELS", "decode_image"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MAX_PIXELS = 64_000_000
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode one still image to RGB, (height, width, 3) uint8, upright (EXIF), alpha laid over black.
+
+    The size is read from the header and checked before a pixel is allocated.
+    Raises ImageError, naming `name`, for anything that is not one whole still image in a known format.
+    """
+
+    def refuse(found: str) -> ImageError:
+        return ImageError(
+            where=f"image {name}",
+            found=found,
+            wanted=f"one whole still image ({', '.join(FORMATS)}) of at most {max_pixels / 1e6:g} Mpx",
+            fix="replace or remove it, or let it be counted as failed",
+        )
+
+    if not data:
+        raise refuse("an empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise refuse(f"{width} x {height} pixels")
+            if getattr(image, "n_frames", 1) > 1:
+                raise refuse("an animation")
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        raise refuse("bytes of no known image format") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise refuse(f"undecodable bytes ({error})") from error
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit gray: keep the high byte, as 8-bit viewers do
+        gray = (np.asarray(image, dtype=np.float64) / 257.0).round().clip(0, 255).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=2)
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    return np.asarray(image.convert("RGB"), dtype=np.uint8)

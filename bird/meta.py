@@ -1,0 +1,97 @@
+"""The student's feedback to the gate: how a change of phi would change the student's bias, one step ahead.
+
+Let theta be the student's parameters, h = h(x_t; theta) its answer on a train batch, and G(phi) the gated teacher
+features of that batch. One iteration of BIRD (Java et al. 2023, section 3) asks for
+
+    L_in   = alpha D(h, G(phi)) + (1 - alpha) CE(z, y)                     the inner loss
+    theta' = theta - mu1 dL_in/dtheta                                      look ahead
+    dL_o(theta') / dphi                                                    feedback, L_o on a meta batch
+
+phi reaches theta' through D alone. So, with v = dL_o/dtheta' and u = dD/dh,
+
+    dL_o/dphi = - mu1 alpha  d/dphi  v^T (dh/dtheta)^T u
+              = - mu1 alpha  d/dphi  < u(h, G(phi)), Jv >,                 Jv = (dh/dtheta) v
+
+where h and Jv do not depend on phi. The usual way builds the gradient's graph and differentiates it again; but Jv is
+one forward-mode pass through the student, and what is left to differentiate twice is D's own small graph. It is exact
+for every D that is twice differentiable. For the mean squared error it reads
+
+    dL_o/dphi = mu1 alpha 2/(B d) sigmoid'(phi) sum_b (Jv)_b h_T,b
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad, grad
+from torch.func import functional_call
+
+__all__ = ["Distance", "Output", "Parameters", "feedback", "jvp", "look_ahead", "probe"]
+
+Parameters = dict[str, Tensor]
+Output = Any
+"""A student's answer h: a named tuple of tensors, such as `bird.students.StudentOutput`."""
+Distance = Callable[[Output, Tensor], Tensor]
+"""D(h, gated teacher features) -> scalar."""
+
+
+def feedback(
+    student: nn.Module,
+    gate: nn.Module,
+    *,
+    inputs: Tensor,
+    output: Output,
+    inner_loss: Tensor,
+    teacher: Tensor,
+    distance: Distance,
+    meta_inputs: Tensor,
+    meta_loss: Callable[[Output], Tensor],
+    alpha: float,
+    mu1: float,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """L_o(theta') and its gradient with respect to the gate's parameters, in their order.
+
+    `output` is `student(inputs)` and `inner_loss` is L_in computed from it; their graph is kept, so that the caller's
+    own backward pass can follow. `teacher` (batch, d) are the raw features of `inputs`; `meta_loss` maps the student's
+    answer on `meta_inputs` to L_o. No buffer of the student changes and no `.grad` is touched.
+    """
+    theta = {name: value for name, value in student.named_parameters() if value.requires_grad}
+
+    ahead = look_ahead(theta, inner_loss, mu1)  # theta' = theta - mu1 dL_in/dtheta
+    bias = meta_loss(probe(student, ahead, meta_inputs))  # L_o(theta')
+    v = dict(zip(ahead, grad(bias, list(ahead.values()), materialize_grads=True), strict=True))  # dL_o/dtheta'
+    jv = jvp(student, theta, v, inputs)  # (dh/dtheta) v
+
+    h = type(output)(*(tensor.detach().requires_grad_() for tensor in output))
+    u = grad(distance(h, gate(teacher)), list(h), create_graph=True, allow_unused=True)  # dD/dh, as a function of phi
+    product = sum((a * b).sum() for a, b in zip(u, jv, strict=True) if a is not None)  # < u, Jv >
+    feedback = grad(product, list(gate.parameters()))
+    return bias.detach(), tuple(-mu1 * alpha * g for g in feedback)
+
+
+def look_ahead(theta: Parameters, loss: Tensor, mu1: float) -> Parameters:
+    """theta' after one plain gradient step of `loss` (no momentum), as fresh leaves. Keeps the graph of `loss`."""
+    gradients = grad(loss, list(theta.values()), retain_graph=True, materialize_grads=True)
+    return {
+        name: (value.detach() - mu1 * g).requires_grad_()
+        for (name, value), g in zip(theta.items(), gradients, strict=True)
+    }
+
+
+def jvp(student: nn.Module, theta: Parameters, direction: Parameters, inputs: Tensor) -> Output:
+    """(dh/dtheta) v: the student's answer on `inputs`, differentiated along `direction` in one forward-mode pass."""
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = {name: forward_ad.make_dual(value.detach(), direction[name]) for name, value in theta.items()}
+        output = probe(student, dual, inputs)
+        tangents = [forward_ad.unpack_dual(tensor).tangent for tensor in output]
+        zeros = (torch.zeros_like(tensor) for tensor in output)  # a part that theta does not reach has no tangent
+        return type(output)(*(z if t is None else t for t, z in zip(tangents, zeros, strict=True)))
+
+
+def probe(student: nn.Module, theta: Parameters, inputs: Tensor) -> Output:
+    """The student's answer under other parameters, on copies of its buffers: running statistics stay as they are."""
+    buffers = {name: value.clone() for name, value in student.named_buffers()}
+    return functional_call(student, (theta, buffers), (inputs,))

@@ -1,0 +1,58 @@
+"""Pixels on their way to a student: one deterministic view for evaluation, one random view for training.
+
+A random view is a small array of numbers (`draw_views`), drawn from a generator and applied afterwards
+(`apply_views`): stored parameters, not a seed, are what a view can be replayed from.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+from torchvision.transforms.v2 import functional as F
+
+__all__ = ["apply_views", "center_view", "draw_views"]
+
+PADDING = 4  # pixels a side before the random crop, at 32 pixels; scaled with the image (He et al. 2016, section 4.2)
+
+
+def center_view(image: NDArray[np.uint8], size: int) -> UInt8[Tensor, "3 size size"]:
+    """The deterministic view: short side resized to `size` (bilinear, antialiased), centre crop. `image` is HWC RGB."""
+    # from_numpy wants a writable array; decoders hand out read-only views
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
+    if pixels.shape[1:] != (size, size):
+        pixels = F.center_crop(F.resize(pixels, [size], antialias=True), [size, size])
+    return pixels.contiguous()
+
+
+def draw_views(rng: np.random.Generator, count: int, size: int, flip: bool) -> NDArray[np.int64]:
+    """Parameters of `count` random views, shape (count, 3): crop top, crop left (pixels of the padded image), mirrored."""
+    reach = 2 * _padding(size) + 1
+    views = np.stack([rng.integers(0, reach, count), rng.integers(0, reach, count), rng.integers(0, 2, count)], axis=1)
+    views[:, 2] *= int(flip)
+    return views
+
+
+def apply_views(
+    pixels: UInt8[Tensor, "batch 3 size size"], views: NDArray[np.int64]
+) -> UInt8[Tensor, "batch 3 size size"]:
+    """The views `draw_views` described: zero padding, crop at (top, left), mirror."""
+    size = pixels.shape[-1]
+    padded = pad(pixels, [_padding(size)] * 4)
+    out = torch.empty_like(pixels)
+    for i, (top, left, mirrored) in enumerate(views.tolist()):
+        crop = padded[i, :, top : top + size, left : left + size]
+        out[i] = crop.flip(-1) if mirrored else crop
+    return out
+
+
+def unit_range(pixels: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """0..255 -> [0, 1], what every student takes."""
+    return pixels.float().div_(255.0)
+
+
+def _padding(size: int) -> int:
+    return max(1, size * PADDING // 32)

@@ -1,0 +1,125 @@
+"""The JVP form of the feedback is double backward, to rounding, with batch norm in train mode."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from bird.gate import Gate
+from bird.losses import bias_loss, cross_entropy, distillation_kl, feature_mse
+from bird.meta import feedback
+from bird.methods import Regressed
+from bird.students import build_student
+
+ALPHA, MU1 = 0.9, 1e-3
+CLASSES, GROUPS, WIDTH = 3, 2, 24
+
+
+def double_backward(model, gate, x, teacher, y, distance, x_meta, meta_loss):
+    """The feedback as the formula reads: differentiate L_o(theta - mu1 dL_in/dtheta) through the student, twice."""
+    theta = dict(model.named_parameters())
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    h = functional_call(model, (theta, buffers), (x,))
+    inner = ALPHA * distance(h, gate(teacher)) + (1 - ALPHA) * cross_entropy(h.logits, y)
+    gradients = torch.autograd.grad(inner, list(theta.values()), create_graph=True, materialize_grads=True)
+    ahead = {name: p - MU1 * g for (name, p), g in zip(theta.items(), gradients, strict=True)}
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    bias = meta_loss(functional_call(model, (ahead, buffers), (x_meta,)))
+    return bias, torch.autograd.grad(bias, list(gate.parameters()))
+
+
+def rehead(seed):
+    """D = KL between the student's logits and what a fixed teacher head makes of the gated features."""
+    torch.manual_seed(seed)
+    head = nn.Linear(WIDTH, CLASSES).requires_grad_(False)
+    return head, lambda h, gated: distillation_kl(h.logits, head.to(gated.dtype)(gated), tau=4.0)
+
+
+DISTANCES = {
+    "mse": lambda h, gated: feature_mse(h.features, gated),
+    "kl of re-headed logits": rehead(1)[1],
+}
+
+
+def problem(architecture, dtype, size=16, batch=6):
+    torch.manual_seed(0)
+    mean, std = torch.zeros(WIDTH), torch.ones(WIDTH)
+    student = build_student(
+        architecture, classes=CLASSES, image_size=size, feature_mean=mean, feature_std=std, seed=1
+    )
+    model = Regressed(student, WIDTH).to(dtype).train()
+    shape = (batch, WIDTH) if student.input == "features" else (batch, 3, size, size)
+    x, x_meta = torch.rand(shape, dtype=dtype), torch.rand(shape, dtype=dtype)
+    y, y_meta = torch.randint(0, CLASSES, (2, batch))
+    a_meta = torch.arange(batch) % GROUPS
+    gate = Gate(WIDTH).to(dtype)
+    teacher = torch.randn(batch, WIDTH, dtype=dtype)
+    return model, gate, x, teacher, y, x_meta, lambda h: bias_loss(h.logits, y_meta, a_meta, GROUPS)
+
+
+def both(architecture, distance, dtype, **kwargs):
+    model, gate, x, teacher, y, x_meta, meta_loss = problem(architecture, dtype, **kwargs)
+    expected_bias, expected = double_backward(model, gate, x, teacher, y, distance, x_meta, meta_loss)
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    output = functional_call(model, ({}, {k: v.clone() for k, v in model.named_buffers()}), (x,))
+    inner = ALPHA * distance(output, gate(teacher)) + (1 - ALPHA) * cross_entropy(output.logits, y)
+    bias, got = feedback(
+        model,
+        gate,
+        inputs=x,
+        output=output,
+        inner_loss=inner,
+        teacher=teacher,
+        distance=distance,
+        meta_inputs=x_meta,
+        meta_loss=meta_loss,
+        alpha=ALPHA,
+        mu1=MU1,
+    )
+    inner.backward()  # the caller's own backward pass still works
+    after = dict(model.named_buffers())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    torch.testing.assert_close(bias, expected_bias.detach())
+    return got[0], expected[0]
+
+
+@pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
+@pytest.mark.parametrize("architecture", ["resnet18", "shufflenetv2", "adapter"])
+def test_equals_double_backward_in_fp64(architecture, distance):
+    got, expected = both(architecture, distance, torch.float64)
+    assert expected.norm() > 0
+    assert ((got - expected).norm() / expected.norm()).item() < 1e-10
+
+
+def test_equals_double_backward_in_fp32_to_rounding():
+    got, expected = both("resnet18", DISTANCES["mse"], torch.float32)
+    assert ((got - expected).norm() / expected.norm()).item() < 1e-3
+
+
+def test_closed_form_for_mse():
+    """mu1 alpha 2/(B d) sigmoid'(phi) sum_b (Jv)_b h_T,b on an adapter small enough to write J out."""
+    model, gate, x, teacher, y, x_meta, meta_loss = problem("adapter", torch.float64)
+    h = model(x)
+    inner = ALPHA * feature_mse(h.features, gate(teacher)) + (1 - ALPHA) * cross_entropy(h.logits, y)
+    theta = dict(model.named_parameters())
+    g = torch.autograd.grad(inner, list(theta.values()), materialize_grads=True)
+    ahead = {name: (p - MU1 * gi).detach().requires_grad_() for (name, p), gi in zip(theta.items(), g, strict=True)}
+    v = dict(zip(ahead, torch.autograd.grad(meta_loss(functional_call(model, ahead, (x_meta,))), list(ahead.values())), strict=True))
+    jv = x @ v["student.backbone.weight"].T + v["student.backbone.bias"]
+    s = torch.sigmoid(gate.phi)
+    expected = MU1 * ALPHA * 2 / teacher.numel() * s * (1 - s) * (jv * teacher).sum(0)
+    got, _ = both("adapter", DISTANCES["mse"], torch.float64)
+    torch.testing.assert_close(got, expected.detach(), rtol=1e-12, atol=0)
+
+
+def test_feedback_descends_the_bias():
+    """A small step of phi against the feedback lowers L_o(theta') to first order."""
+    model, gate, x, teacher, y, x_meta, meta_loss = problem("adapter", torch.float64)
+    distance = DISTANCES["mse"]
+    bias, (gradient,) = double_backward(model, gate, x, teacher, y, distance, x_meta, meta_loss)
+    step = 1e-2 / gradient.norm()
+    with torch.no_grad():
+        gate.phi -= step * gradient
+    moved, _ = double_backward(model, gate, x, teacher, y, distance, x_meta, meta_loss)
+    predicted = -(step * gradient.square().sum()).item()
+    assert (moved - bias).item() == pytest.approx(predicted, rel=0.05)
