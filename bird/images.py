@@ -1,9 +1,8 @@
-"""Encoded bytes -> RGB pixels, refusing what a fair comparison cannot use. One place, so that every room sees the same pixels."""
+"""Encoded bytes -> RGB pixels, refusing what a fair comparison cannot use. Every room has the same pixels."""
 
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,24 +34,30 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArra
     if not data:
         raise refuse("an empty file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise refuse(f"{width} x {height} pixels")
-            if getattr(image, "n_frames", 1) > 1:
-                raise refuse("an animation")
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+        # Pillow's warnings are left alone: silencing them is not thread-safe, and this runs in threads.
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise refuse(f"{width} x {height} pixels")
+        # MPO is a camera's JPEG that carries a second view: its first frame is the picture.
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise refuse("an animation")
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except (ImageError, MemoryError):
+        raise
     except UnidentifiedImageError:
         raise refuse("bytes of no known image format") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (
+        Exception
+    ) as error:  # on damaged metadata pillow raises nearly anything: struct.error, TypeError, ...
         raise refuse(f"undecodable bytes ({error})") from error
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit gray: keep the high byte, as 8-bit viewers do
+    if (
+        image.mode.startswith("I") or image.mode == "F"
+    ):  # 16-bit gray: 65,535 becomes 255, as in 8-bit viewers
         gray = (np.asarray(image, dtype=np.float64) / 257.0).round().clip(0, 255).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)
     if "A" in image.getbands() or "transparency" in image.info:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 __all__ = ["bias_loss", "cross_entropy", "distillation_kl", "feature_mse"]
 
 
-def cross_entropy(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]) -> Float[Tensor, ""]:
+def cross_entropy(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, batch]) -> Float[Tensor, ""]:
     """CE(z, y), in nats."""
     return F.cross_entropy(logits, labels)
 
@@ -29,7 +29,10 @@ def distillation_kl(
 
 
 def bias_loss(
-    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"], protected: Int[Tensor, "batch"], groups: int
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, batch],
+    protected: Int[Tensor, batch],
+    groups: int,
 ) -> Float[Tensor, ""]:
     """L_o = sum_i max_j | CE(class i, group j) - CE(class i) | (Java et al. 2023, section 3), in nats.
 

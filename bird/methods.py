@@ -34,9 +34,9 @@ class Batch:
     `teacher` the standardised penultimate features (batch, d); `teacher_logits` (batch, classes).
     """
 
-    inputs: Float[Tensor, "batch *shape"]
-    labels: Int[Tensor, "batch"]
-    groups: Int[Tensor, "batch"]
+    inputs: Float[Tensor, batch *shape]
+    labels: Int[Tensor, batch]
+    groups: Int[Tensor, batch]
     teacher: Float[Tensor, "batch dim"] | None = None
     teacher_logits: Float[Tensor, "batch classes"] | None = None
 
@@ -67,7 +67,7 @@ class Regressed(nn.Module):
         self.student = student
         self.regressor = nn.Identity() if dim is None or dim == student.dim else nn.Linear(student.dim, dim)
 
-    def forward(self, inputs: Float[Tensor, "batch *shape"]) -> StudentOutput:
+    def forward(self, inputs: Float[Tensor, batch *shape]) -> StudentOutput:
         """Features at the teacher's width, and logits."""
         features, logits = self.student(inputs)
         return StudentOutput(self.regressor(features), logits)
@@ -76,14 +76,18 @@ class Regressed(nn.Module):
 class Learner:
     """Everything that training changes: the student with its regressor, the gate, and their Adam optimisers."""
 
-    def __init__(self, student: Student, *, teacher_dim: int | None, lr: float, mu2: float, seed: int) -> None:
+    def __init__(
+        self, student: Student, *, teacher_dim: int | None, lr: float, mu2: float, seed: int
+    ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = Regressed(student, teacher_dim)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr)
         self.gate = None if teacher_dim is None else Gate(teacher_dim, seed)
         # The feedback is of the size 1e-5 mu1: Adam's usual eps of 1e-8 would swallow it.
-        self.gate_optimizer = None if self.gate is None else torch.optim.Adam(self.gate.parameters(), lr=mu2, eps=1e-16)
+        self.gate_optimizer = (
+            None if self.gate is None else torch.optim.Adam(self.gate.parameters(), lr=mu2, eps=1e-16)
+        )
 
     def descend(self, loss: Tensor) -> None:
         """One Adam step of the student on `loss`."""
@@ -187,7 +191,9 @@ class Bird(Method):
         learner.descend(loss)
         return losses | {"loss": loss.detach(), "distance": distance.detach()}
 
-    def _move_gate(self, learner: Learner, batch: Batch, meta: Batch, output: StudentOutput, ce: Tensor) -> Tensor:
+    def _move_gate(
+        self, learner: Learner, batch: Batch, meta: Batch, output: StudentOutput, ce: Tensor
+    ) -> Tensor:
         """One Adam step of phi along the student's feedback; returns L_o(theta') on the meta batch."""
         assert batch.teacher is not None
         assert learner.gate is not None
@@ -226,6 +232,9 @@ def build_method(name: str, hyper: Hyperparameters, groups: int) -> Method:
     """The method of that name for `groups` protected groups. Raises UsageError for an unknown name."""
     if name not in METHODS:
         raise UsageError(
-            where="--method", found=repr(name), wanted=f"one of {', '.join(METHODS)}", fix="see `bird list methods`"
+            where="--method",
+            found=repr(name),
+            wanted=f"one of {', '.join(METHODS)}",
+            fix="see `bird list methods`",
         )
     return METHODS[name](hyper, groups)

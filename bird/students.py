@@ -68,14 +68,19 @@ class Student(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
-    def forward(self, x: Float[Tensor, "batch *shape"]) -> StudentOutput:
+    def forward(self, x: Float[Tensor, batch *shape]) -> StudentOutput:
         """Features and logits of a batch."""
         features = self.backbone((x - self.mean) / self.std)
         return StudentOutput(features, self.head(self.activation(features)))
 
     def describe(self) -> dict[str, str | int]:
         """What `build_student` needs to build the same shape again."""
-        return {"architecture": self.architecture, "dim": self.dim, "classes": self.classes, "image_size": self.image_size}
+        return {
+            "architecture": self.architecture,
+            "dim": self.dim,
+            "classes": self.classes,
+            "image_size": self.image_size,
+        }
 
 
 class StudentKind(NamedTuple):
@@ -83,7 +88,9 @@ class StudentKind(NamedTuple):
 
     input: str
     description: str
-    backbone: Callable[[int, int], tuple[nn.Module, int]]  # (image size, feature dim) -> (module, its output dim)
+    backbone: Callable[
+        [int, int], tuple[nn.Module, int]
+    ]  # (image size, feature dim) -> (module, its output dim)
 
 
 def _resnet(name: str) -> Callable[[int, int], tuple[nn.Module, int]]:
@@ -124,7 +131,11 @@ STUDENTS: Mapping[str, StudentKind] = {
     "resnet18": StudentKind("image", "ResNet-18 from scratch, 512 features", _resnet("resnet18")),
     "resnet34": StudentKind("image", "ResNet-34 from scratch, 512 features", _resnet("resnet34")),
     "shufflenetv2": StudentKind("image", "ShuffleNet V2 x1.0 from scratch, 1024 features", _shufflenet),
-    "adapter": StudentKind("features", "a identity-initialised linear adapter and head on cached features; reads no image", _adapter),
+    "adapter": StudentKind(
+        "features",
+        "a identity-initialised linear adapter and head on cached features; reads no image",
+        _adapter,
+    ),
 }
 
 
@@ -133,8 +144,8 @@ def build_student(
     *,
     classes: int,
     image_size: int = 0,
-    feature_mean: Float[Tensor, "dim"] | None = None,
-    feature_std: Float[Tensor, "dim"] | None = None,
+    feature_mean: Float[Tensor, dim] | None = None,
+    feature_std: Float[Tensor, dim] | None = None,
     seed: int | None = None,
 ) -> Student:
     """A fresh student. Image students need `image_size`; the adapter needs the train split's feature mean and standard
@@ -165,7 +176,9 @@ def build_student(
 
 def student_files(student: Student) -> dict[str, bytes]:
     """A student as the two files that `load_student` reads: safetensors weights, and JSON with their sha256."""
-    weights = save_tensors({name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()})
+    weights = save_tensors(
+        {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
+    )
     about = {"format": "bird-student-1", **student.describe(), "sha256": hashlib.sha256(weights).hexdigest()}
     return {"student.safetensors": weights, "student.json": json.dumps(about, indent=1).encode()}
 

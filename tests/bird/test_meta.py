@@ -50,8 +50,11 @@ def problem(architecture, dtype, size=16, batch=6):
     model = Regressed(student, WIDTH).to(dtype).train()
     shape = (batch, WIDTH) if student.input == "features" else (batch, 3, size, size)
     x, x_meta = torch.rand(shape, dtype=dtype), torch.rand(shape, dtype=dtype)
-    y, y_meta = torch.randint(0, CLASSES, (2, batch))
-    a_meta = torch.arange(batch) % GROUPS
+    y = torch.randint(0, CLASSES, (batch,))
+    y_meta, a_meta = (
+        torch.arange(batch) // 2 % CLASSES,
+        torch.arange(batch) % GROUPS,
+    )  # every class has both groups
     gate = Gate(WIDTH).to(dtype)
     teacher = torch.randn(batch, WIDTH, dtype=dtype)
     return model, gate, x, teacher, y, x_meta, lambda h: bias_loss(h.logits, y_meta, a_meta, GROUPS)
@@ -103,8 +106,16 @@ def test_closed_form_for_mse():
     inner = ALPHA * feature_mse(h.features, gate(teacher)) + (1 - ALPHA) * cross_entropy(h.logits, y)
     theta = dict(model.named_parameters())
     g = torch.autograd.grad(inner, list(theta.values()), materialize_grads=True)
-    ahead = {name: (p - MU1 * gi).detach().requires_grad_() for (name, p), gi in zip(theta.items(), g, strict=True)}
-    v = dict(zip(ahead, torch.autograd.grad(meta_loss(functional_call(model, ahead, (x_meta,))), list(ahead.values())), strict=True))
+    ahead = {
+        name: (p - MU1 * gi).detach().requires_grad_() for (name, p), gi in zip(theta.items(), g, strict=True)
+    }
+    v = dict(
+        zip(
+            ahead,
+            torch.autograd.grad(meta_loss(functional_call(model, ahead, (x_meta,))), list(ahead.values())),
+            strict=True,
+        )
+    )
     jv = x @ v["student.backbone.weight"].T + v["student.backbone.bias"]
     s = torch.sigmoid(gate.phi)
     expected = MU1 * ALPHA * 2 / teacher.numel() * s * (1 - s) * (jv * teacher).sum(0)

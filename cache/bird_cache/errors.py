@@ -1,0 +1,68 @@
+"""What can go wrong with a cache, as one tree. `exit_code` is what a command line returns for it.
+
+CacheError                    3   the cache is damaged or does not match
+├── NotACacheError            2   the path holds no cache (or something else)
+├── StaleCacheError           3   it was made from other causes than the caller asks for; names the field
+├── IncompleteCacheError      3   its manifest was never finished
+├── DamagedCacheError         3   a file is missing, cut, altered, or in the wrong place
+├── BusyCacheError            1   another process is writing it
+├── FeatureError              4   vectors that must not be stored: NaN, infinite, too large for the dtype
+└── StorageError              1   the disk refuses: full, read-only, I/O error
+"""
+
+__all__ = [
+    "BusyCacheError",
+    "CacheError",
+    "DamagedCacheError",
+    "FeatureError",
+    "IncompleteCacheError",
+    "NotACacheError",
+    "StaleCacheError",
+    "StorageError",
+]
+
+
+class CacheError(Exception):
+    """An error that says where it happened, what was found, what was wanted, and what to do about it."""
+
+    exit_code = 3
+
+    def __init__(self, *, where: str, found: str, wanted: str, fix: str) -> None:
+        super().__init__(f"{where}: found {found}; wanted {wanted}; {fix}")
+        self.where, self.found, self.wanted, self.fix = where, found, wanted, fix
+
+
+class NotACacheError(CacheError):
+    """The path holds no cache, or something else."""
+
+    exit_code = 2
+
+
+class StaleCacheError(CacheError):
+    """The cache was made from other causes than the caller asks for."""
+
+
+class IncompleteCacheError(CacheError):
+    """The cache's manifest was never finished."""
+
+
+class DamagedCacheError(CacheError):
+    """A file is missing, cut, altered, or in the wrong place."""
+
+
+class BusyCacheError(CacheError):
+    """Another process is writing the cache."""
+
+    exit_code = 1
+
+
+class FeatureError(CacheError):
+    """Vectors that must not be stored: NaN, infinite, or too large for the dtype."""
+
+    exit_code = 4
+
+
+class StorageError(CacheError):
+    """The disk refuses."""
+
+    exit_code = 1

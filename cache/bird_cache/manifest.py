@@ -1,0 +1,200 @@
+"""What a cache says of itself: the plan it was started with, one receipt per committed shard, the manifest.
+
+All three are JSON in canonical form with a checksum inside, so that a changed bit anywhere is found.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from bird_cache.errors import StaleCacheError
+from bird_cache.files import canonical_json, digest
+from bird_cache.numbers import Dtype
+
+__all__ = [
+    "FORMAT",
+    "CellAudit",
+    "FileRecord",
+    "Layer",
+    "Manifest",
+    "Plan",
+    "Receipt",
+    "Summary",
+    "open_sealed",
+    "seal",
+]
+
+FORMAT = "bird-cache-1"
+Kind = Literal["penultimate", "projection", "projection_l2", "logits"]
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Layer(Record):
+    """One array of the cache: the shape of a row, how it is stored, and what kind of vector it is."""
+
+    shape: tuple[int, ...]
+    dtype: Dtype
+    kind: Kind
+
+
+class Plan(Record):
+    """Everything that is fixed before the first vector is computed.
+
+    `causes` is what the vectors follow from (teacher weights, preprocessing, precision, layers, views, data set): its
+    hash is the fingerprint. No paths and no times.
+    """
+
+    causes: dict[str, JsonValue]
+    layers: dict[str, Layer]
+    rows: int = Field(ge=1)
+    views: int = Field(default=1, ge=1)
+    shard_rows: int = Field(ge=1)
+    chunk_rows: int = Field(ge=1)
+    class_names: tuple[str, ...]
+    group_names: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the causes, in hex."""
+        import hashlib
+
+        return hashlib.sha256(canonical_json(self.causes)).hexdigest()
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return math.ceil(self.rows / self.shard_rows)
+
+    def bounds(self, shard: int) -> tuple[int, int]:
+        """First row and end of a shard."""
+        return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)
+
+    def require(self, other: Plan, where: str) -> None:
+        """Raise StaleCacheError, naming the first field that differs, unless `other` asks for the same cache."""
+        mine, theirs = flatten(self.causes), flatten(other.causes)
+        mine |= {"shard_rows": self.shard_rows, "chunk_rows": self.chunk_rows}
+        theirs |= {"shard_rows": other.shard_rows, "chunk_rows": other.chunk_rows}
+        for field in sorted({*mine, *theirs}):
+            if mine.get(field) != theirs.get(field):
+                raise StaleCacheError(
+                    where=where,
+                    found=f"{field} = {mine.get(field, 'absent')}",
+                    wanted=f"{field} = {theirs.get(field, 'absent')}",
+                    fix="ask for the same, or write to another folder with --out",
+                )
+
+
+class FileRecord(Record):
+    """A file of the cache, by its path inside it: size and xxh3-128 of its bytes."""
+
+    path: str
+    bytes: int
+    xxh3: str
+
+
+class CellAudit(Record):
+    """What one (class, group) cell got: rows, failures, L2 norms of its vectors, and the worst relative rounding error
+    |x - stored(x)| / |x| of a row. Sums and extremes, so that shards add up."""
+
+    rows: int = 0
+    failed: int = 0
+    norm_sum: float = 0.0
+    norm_min: float | None = None
+    norm_max: float | None = None
+    rounding_max: float = 0.0
+
+    def __add__(self, other: CellAudit) -> CellAudit:
+        def pick(choose: Any, a: float | None, b: float | None) -> float | None:
+            known = [value for value in (a, b) if value is not None]
+            return choose(known) if known else None
+
+        return CellAudit(
+            rows=self.rows + other.rows,
+            failed=self.failed + other.failed,
+            norm_sum=self.norm_sum + other.norm_sum,
+            norm_min=pick(min, self.norm_min, other.norm_min),
+            norm_max=pick(max, self.norm_max, other.norm_max),
+            rounding_max=max(self.rounding_max, other.rounding_max),
+        )
+
+
+class Receipt(Record):
+    """The commit record of one shard: it counts from the moment this file exists and its checksum holds."""
+
+    shard: int
+    start: int
+    stop: int
+    ids: str
+    files: dict[str, FileRecord]
+    failed: dict[int, str]
+    audit: dict[str, CellAudit]
+
+
+class Summary(Record):
+    """The receipts, added up. Cells are keyed "class,group"."""
+
+    written: int
+    failed: int
+    cells: dict[str, CellAudit]
+
+
+class Manifest(Record):
+    """The cache's last word: written when the plan is fixed (complete = false) and once more when every row is there."""
+
+    format: Literal["bird-cache-1"] = FORMAT
+    complete: bool
+    fingerprint: str
+    plan: Plan
+    identity: str
+    """digest of the sample table without its status column"""
+    files: tuple[FileRecord, ...] = ()
+    """samples.parquet and the layers' metadata"""
+    summary: Summary | None = None
+
+    def checked(self) -> Self:
+        """Itself. Raises ValueError where its parts contradict each other."""
+        if self.fingerprint != self.plan.fingerprint:
+            raise ValueError("the fingerprint is not the hash of the causes")
+        if self.complete and (
+            self.summary is None or self.summary.written + self.summary.failed != self.plan.rows
+        ):
+            raise ValueError("complete, but written + failed is not the number of rows")
+        return self
+
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def seal(record: BaseModel) -> dict[str, Any]:
+    """A record as JSON values with the checksum of its canonical form inside."""
+    values = record.model_dump(mode="json")
+    return values | {"checksum": digest(canonical_json(values))}
+
+
+def open_sealed(kind: type[R], values: Mapping[str, Any]) -> R:
+    """The record that `seal` sealed. Raises ValueError if a value was changed or does not fit."""
+    body = {name: value for name, value in values.items() if name != "checksum"}
+    if values.get("checksum") != digest(canonical_json(body)):
+        raise ValueError("the checksum does not hold")
+    try:
+        return kind.model_validate_json(json.dumps(body))
+    except ValidationError as error:
+        raise ValueError(str(error)) from error
+
+
+def flatten(value: JsonValue | Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonValue]:
+    """{"teacher": {"name": "x"}} -> {"teacher.name": "x"}: fields that a message can name."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    parts = (flatten(item, f"{prefix}.{name}" if prefix else name) for name, item in value.items())
+    return {name: item for part in parts for name, item in part.items()}

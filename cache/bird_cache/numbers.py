@@ -1,0 +1,69 @@
+"""float32 vectors <-> what is stored. numpy has no bfloat16: its bits are stored as uint16."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bird_cache.errors import FeatureError
+
+__all__ = ["DTYPES", "Dtype", "fill_value", "from_storage", "storage_dtype", "to_storage"]
+
+Dtype = Literal["float16", "float32", "bfloat16"]
+DTYPES: tuple[Dtype, ...] = ("float16", "float32", "bfloat16")
+BFLOAT16_NAN = 0x7FC0
+
+
+def storage_dtype(dtype: Dtype) -> np.dtype[np.generic]:
+    """The numpy dtype on disk."""
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
+
+
+def fill_value(dtype: Dtype) -> float | int:
+    """NaN, as it is stored."""
+    return BFLOAT16_NAN if dtype == "bfloat16" else float("nan")
+
+
+def to_storage(
+    vectors: NDArray[np.float32], dtype: Dtype, ids: Sequence[str], skip: NDArray[np.bool_]
+) -> NDArray[np.generic]:
+    """float32 (rows, ...) as stored bits; rows of `skip` become NaN.
+
+    Raises FeatureError, naming the ids, for NaN or infinite values and for values beyond the dtype's range.
+    """
+    values = vectors.astype(np.float32, copy=True)
+    axes = tuple(range(1, values.ndim))
+    values[skip] = 0.0
+    _refuse(~np.isfinite(values).all(axis=axes), ids, "NaN or infinite features")
+    with np.errstate(over="ignore"):
+        stored = _bfloat16_bits(values) if dtype == "bfloat16" else values.astype(dtype)
+    _refuse(~np.isfinite(from_storage(stored, dtype)).all(axis=axes), ids, f"features too large for {dtype}")
+    stored[skip] = fill_value(dtype)
+    return stored
+
+
+def from_storage(stored: NDArray[np.generic], dtype: Dtype) -> NDArray[np.float32]:
+    """Stored bits as float32; NaN where a row failed."""
+    if dtype == "bfloat16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32)
+
+
+def _bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.generic]:
+    """Round to nearest, ties to even. Finite input only."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _refuse(bad: NDArray[np.bool_], ids: Sequence[str], what: str) -> None:
+    if bad.any():
+        names = [ids[row] for row in np.flatnonzero(bad)[:10]]
+        raise FeatureError(
+            where="teacher output",
+            found=f"{what} for {int(bad.sum())} samples: {', '.join(names)}",
+            wanted="finite vectors that the storage dtype can hold",
+            fix="check the teacher's precision; --dtype float32 or bfloat16 holds larger values",
+        )
