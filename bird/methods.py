@@ -20,7 +20,7 @@ from bird.losses import bias_loss, cross_entropy, distillation_kl, feature_mse
 from bird.meta import feedback
 from bird.students import Student, StudentOutput
 
-__all__ = ["METHODS", "Batch", "Hyperparameters", "Learner", "Losses", "Method", "build_method"]
+__all__ = ["DESCRIPTIONS", "METHODS", "Batch", "Hyperparameters", "Learner", "Losses", "Method", "build_method"]
 
 Losses = dict[str, Tensor]
 """Named scalar losses of one step, detached."""
@@ -97,7 +97,7 @@ class Learner:
 
 
 class Method(ABC):
-    """One way to train a student. The three flags say what `step` needs in its batches."""
+    """One way to train a student. The flags say what `step` needs in its batches."""
 
     features = False
     """the teacher's penultimate features"""
@@ -105,6 +105,8 @@ class Method(ABC):
     """the teacher's logits"""
     meta = False
     """batches of the meta split"""
+    gated = False
+    """the gate has a part in it"""
 
     def __init__(self, hyper: Hyperparameters, groups: int) -> None:
         self.hyper, self.groups = hyper, groups
@@ -165,6 +167,7 @@ class Bird(Method):
     """
 
     features = True
+    gated = True
 
     def __init__(self, hyper: Hyperparameters, groups: int, *, learn_gate: bool = True) -> None:
         super().__init__(hyper, groups)
@@ -225,6 +228,15 @@ METHODS: Mapping[str, Callable[[Hyperparameters, int], Method]] = {
     "fitnet": FitNet,
     "bird": Bird,
     "bird-no-meta": partial(Bird, learn_gate=False),
+}
+
+
+DESCRIPTIONS: Mapping[str, str] = {
+    "baseline": "cross-entropy alone, no teacher",
+    "bkd": "softened teacher logits (Hinton et al. 2015); logits of a head fitted on the cached features",
+    "fitnet": "penultimate features, MSE (Romero et al. 2015)",
+    "bird": "gated features with student feedback (Java et al. 2023)",
+    "bird-no-meta": "BIRD with the gate as it was drawn (Java et al. 2023, Table 7)",
 }
 
 

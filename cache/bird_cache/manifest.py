@@ -29,7 +29,7 @@ __all__ = [
     "seal",
 ]
 
-FORMAT = "bird-cache-1"
+FORMAT: Literal["bird-cache-1"] = "bird-cache-1"
 Kind = Literal["penultimate", "projection", "projection_l2", "logits"]
 
 
@@ -62,6 +62,8 @@ class Plan(Record):
     chunk_rows: int = Field(ge=1)
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
+    notes: dict[str, str] = {}
+    """what a reader wants to know but no vector depends on, such as the teacher's name"""
 
     @property
     def fingerprint(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +58,7 @@ def _bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.generic]:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def _refuse(bad: NDArray[np.bool_], ids: Sequence[str], what: str) -> None:
+def _refuse(bad: Any, ids: Sequence[str], what: str) -> None:
     if bad.any():
         names = [ids[row] for row in np.flatnonzero(bad)[:10]]
         raise FeatureError(

@@ -15,7 +15,15 @@ from bird_cache.manifest import CellAudit, Manifest, Receipt
 from bird_cache.numbers import from_storage
 from bird_cache.samples import Samples
 
-__all__ = ["FeatureStore", "FeatureWriter", "Finding", "open_cache"]
+__all__ = [
+    "FeatureStore",
+    "FeatureWriter",
+    "Finding",
+    "add_cells",
+    "audit_cells",
+    "name_of_cell",
+    "open_cache",
+]
 
 Finding = str
 """One damage found by `check_shard`: which file, what is wrong."""
@@ -115,6 +123,7 @@ class FeatureStore(ABC):
             },
             "shards": {"committed": len(self.receipts), "planned": plan.shards, "rows": plan.shard_rows},
             "causes": plan.causes,
+            "notes": plan.notes,
         }
 
 
@@ -165,6 +174,33 @@ def add_cells(audits: Any) -> dict[str, CellAudit]:
         for key, cell in audit.items():
             total[key] = total.get(key, CellAudit()) + cell
     return total
+
+
+def audit_cells(
+    samples: Samples,
+    start: int,
+    exact: NDArray[np.float32],
+    stored: NDArray[np.float32],
+    skip: NDArray[np.bool_],
+) -> dict[str, CellAudit]:
+    """Rows, failures, norms and rounding error of each (class, group) cell in one shard."""
+    rows = np.arange(start, start + len(exact))
+    flat, rounded = exact.reshape(len(exact), -1).astype(np.float64), stored.reshape(len(exact), -1)
+    norms = np.linalg.norm(flat, axis=1)
+    rounding = np.linalg.norm(flat - rounded, axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)
+    cells: dict[str, CellAudit] = {}
+    for label, group in {*zip(samples.labels[rows].tolist(), samples.groups[rows].tolist(), strict=True)}:
+        mine = (samples.labels[rows] == label) & (samples.groups[rows] == group)
+        good = mine & ~skip
+        cells[f"{label},{group}"] = CellAudit(
+            rows=int(mine.sum()),
+            failed=int((mine & skip).sum()),
+            norm_sum=float(norms[good].sum()),
+            norm_min=float(norms[good].min()) if good.any() else None,
+            norm_max=float(norms[good].max()) if good.any() else None,
+            rounding_max=float(rounding[good].max()) if good.any() else 0.0,
+        )
+    return cells
 
 
 def name_of_cell(class_names: tuple[str, ...], group_names: tuple[str, ...], key: str) -> str:

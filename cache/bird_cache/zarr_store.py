@@ -7,7 +7,6 @@ whole or not at all (see files.py), and a receipt with its hash follows. Layout:
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -15,38 +14,32 @@ from typing import Any, final
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
 
 from bird_cache.errors import DamagedCacheError, NotACacheError, StaleCacheError
-from bird_cache.files import (
-    TEMPORARY,
-    canonical_json,
-    digest,
-    file_digest,
-    publish,
-    replace,
-    storage_error,
-    write_lock,
-)
-from bird_cache.manifest import (
-    CellAudit,
-    FileRecord,
-    Layer,
-    Manifest,
-    Plan,
-    Receipt,
-    Summary,
-    open_sealed,
-    seal,
-)
-from bird_cache.numbers import fill_value, from_storage, storage_dtype, to_storage
+from bird_cache.files import TEMPORARY, digest, file_digest, publish, replace, storage_error, write_lock
+from bird_cache.manifest import FileRecord, Manifest, Plan, Receipt, Summary
+from bird_cache.numbers import from_storage, to_storage
 from bird_cache.samples import OK, Samples
-from bird_cache.store import FeatureStore, FeatureWriter, Finding, add_cells
+from bird_cache.store import FeatureStore, FeatureWriter, Finding, add_cells, audit_cells
+from bird_cache.zarr_layout import (
+    COMMITS,
+    MANIFEST,
+    SAMPLES,
+    damaged,
+    describe_array,
+    encode_shard,
+    ids_digest,
+    read_manifest,
+    read_receipts,
+    receipt_name,
+    record_of,
+    render,
+    render_group,
+    same_bytes,
+    shard_name,
+)
 
 __all__ = ["ZarrStore", "ZarrWriter", "open_writer"]
-
-MANIFEST, SAMPLES, COMMITS = "zarr.json", "samples.parquet", "commits"
-ATTRIBUTE = "bird_cache"
 
 
 @final
@@ -73,10 +66,8 @@ class ZarrStore(FeatureStore):
             self._touch(layer, shard)
         # zarr's default pipeline reads the same chunks two to four times slower than zarrs
         with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
-            if layer not in self._arrays:
-                self._arrays[layer] = zarr.open_array(self.path / layer, mode="r")
             try:
-                return np.asarray(self._arrays[layer][start:stop])
+                return np.asarray(self._array(layer)[start:stop])
             except (ValueError, RuntimeError, OSError) as error:
                 raise self._damaged(
                     f"rows {start}..{stop} of {layer} that do not decode ({error})"
@@ -126,6 +117,15 @@ class ZarrStore(FeatureStore):
         ):
             findings.append(f"{MANIFEST}: the summary is not the sum of the receipts")
         return findings
+
+    def _array(self, layer: str) -> Any:
+        if layer not in self._arrays:
+            described = f"{layer}/zarr.json"
+            record = next((record for record in self.manifest.files if record.path == described), None)
+            if record is None or not same_bytes(self.path, record):
+                raise self._damaged(f"{described} altered since it was written")
+            self._arrays[layer] = zarr.open_array(self.path / layer, mode="r")
+        return self._arrays[layer]
 
     def _read_samples(self) -> Samples:
         try:
@@ -221,13 +221,12 @@ class ZarrWriter(FeatureWriter):
         """See FeatureWriter.finish. Damaged shards lose their receipts, so that the next run redoes them."""
         if self.manifest.complete:
             return self.manifest
-        bad = [
-            record.path
-            for receipt in self.receipts.values()
-            for record in receipt.files.values()
-            if not same_bytes(self.path, record)
-            and not (self.path / receipt_name(receipt.shard)).unlink(missing_ok=True)
-        ]
+        bad = []
+        for receipt in self.receipts.values():
+            for record in receipt.files.values():
+                if not same_bytes(self.path, record):
+                    bad.append(record.path)
+                    (self.path / receipt_name(receipt.shard)).unlink(missing_ok=True)
         if bad:
             raise damaged(self.path, f"shards altered since they were committed: {', '.join(bad[:10])}")
         status = self.samples.status.copy()
@@ -261,7 +260,8 @@ def open_writer(path: Path, plan: Plan, samples: Samples) -> Iterator[ZarrWriter
     BusyCacheError while another process writes it.
     """
     try:
-        (path / COMMITS).mkdir(parents=True, exist_ok=True) if is_ours(path) else None
+        refuse_foreign(path)
+        (path / COMMITS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(path, error, 0) from error
     with write_lock(path):
@@ -276,13 +276,13 @@ def open_writer(path: Path, plan: Plan, samples: Samples) -> Iterator[ZarrWriter
                     fix="use the same data set and limit, or write to another folder with --out",
                 )
         else:
-            manifest = start(path, plan, samples)
+            manifest = start_cache(path, plan, samples)
         writer = ZarrWriter(path, plan, samples, manifest)
         remove_uncommitted(path, writer)
         yield writer
 
 
-def start(path: Path, plan: Plan, samples: Samples) -> Manifest:
+def start_cache(path: Path, plan: Plan, samples: Samples) -> Manifest:
     """Write everything that is fixed before the first vector; the manifest (complete = false) comes last."""
     table = samples.to_parquet()
     replace(path / SAMPLES, table)
@@ -303,12 +303,12 @@ def start(path: Path, plan: Plan, samples: Samples) -> Manifest:
     return manifest
 
 
-def is_ours(path: Path) -> bool:
-    """True for an absent or empty folder and for a cache of ours, started or finished. Raises NotACacheError."""
+def refuse_foreign(path: Path) -> None:
+    """Raise NotACacheError unless `path` is absent, an empty folder, or a cache of ours, started or finished."""
     if path.exists() and not path.is_dir():
         found = "a file"
     elif not path.exists() or (path / MANIFEST).exists():
-        return True
+        return
     else:
         foreign = sorted(
             e.name
@@ -322,7 +322,7 @@ def is_ours(path: Path) -> bool:
             if {f.name for f in (path / name).glob("*")} - {"zarr.json"} or (path / name).is_file()
         ]
         if not foreign:
-            return True
+            return
         found = f"a folder with other things in it ({', '.join(foreign[:3])})"
     raise NotACacheError(
         where=str(path),
@@ -333,7 +333,7 @@ def is_ours(path: Path) -> bool:
 
 
 def remove_uncommitted(path: Path, writer: ZarrWriter) -> None:
-    """Delete what an interrupted run left: temporaries, and shards that were published but never committed."""
+    """Delete what an interrupted run left: temporaries, and shards published but never committed."""
     if writer.manifest.complete:
         return
     keep = {path / record.path for receipt in writer.receipts.values() for record in receipt.files.values()}
@@ -343,160 +343,3 @@ def remove_uncommitted(path: Path, writer: ZarrWriter) -> None:
                 file.unlink()
     for file in path.rglob(f"*{TEMPORARY}*"):
         file.unlink()
-
-
-def read_manifest(path: Path) -> Manifest:
-    """The manifest in the group's attributes. Raises NotACacheError, DamagedCacheError."""
-    try:
-        data = (path / MANIFEST).read_bytes()
-    except OSError:
-        raise NotACacheError(
-            where=str(path),
-            found=f"no {MANIFEST}",
-            wanted="a feature cache",
-            fix="make one with `bird precompute --out`",
-        ) from None
-    try:
-        group = json.loads(data)
-        if ATTRIBUTE not in group.get("attributes", {}):
-            raise NotACacheError(
-                where=str(path),
-                found="a Zarr group of another program",
-                wanted="a feature cache",
-                fix="choose another path",
-            )
-        return open_sealed(Manifest, group["attributes"][ATTRIBUTE]).checked()
-    except (ValueError, AttributeError, TypeError) as error:
-        raise damaged(path, f"a manifest that cannot be trusted ({error})") from error
-
-
-def read_receipts(path: Path, plan: Plan, *, strict: bool) -> dict[int, Receipt]:
-    """The valid commit records. With `strict`, one that is missing or invalid raises DamagedCacheError."""
-    receipts = {}
-    for shard in range(plan.shards):
-        try:
-            receipt = open_sealed(Receipt, json.loads((path / receipt_name(shard)).read_bytes()))
-            if (
-                receipt.shard != shard
-                or (receipt.start, receipt.stop) != plan.bounds(shard)
-                or receipt.files.keys() != plan.layers.keys()
-            ):
-                raise ValueError("a receipt for other rows or layers")
-            receipts[shard] = receipt
-        except (OSError, ValueError, AttributeError) as error:
-            if strict:
-                start, stop = plan.bounds(shard)
-                raise damaged(
-                    path, f"{receipt_name(shard)} (rows {start}..{stop - 1}) missing or altered ({error})"
-                ) from error
-    return receipts
-
-
-def encode_shard(stored: NDArray[np.generic], spec: Layer, plan: Plan) -> bytes:
-    """The bytes of one shard file: what zarr would write at that place, made in memory."""
-    memory: dict[str, Any] = {}
-    for write_empty in (False, True):  # a shard of nothing but NaN is a file too
-        array = new_array(memory, spec, plan, plan.shard_rows, write_empty)
-        array[: len(stored)] = stored
-        keys = [key for key in memory if not key.endswith("zarr.json")]
-        if keys:
-            return bytes(memory[keys[0]].to_bytes())
-    raise AssertionError("zarr wrote no chunk")
-
-
-def describe_array(spec: Layer, plan: Plan, rows: int) -> bytes:
-    """The zarr.json of a layer."""
-    memory: dict[str, Any] = {}
-    new_array(memory, spec, plan, rows, False)
-    return bytes(memory["zarr.json"].to_bytes())
-
-
-def new_array(memory: dict[str, Any], spec: Layer, plan: Plan, rows: int, write_empty: bool) -> Any:
-    """An array of a layer's layout in memory: Crc32c on every inner chunk, no compression, NaN where nothing is."""
-    return zarr.create_array(
-        zarr.storage.MemoryStore(store_dict=memory),
-        shape=(rows, plan.views, *spec.shape),
-        chunks=(plan.chunk_rows, plan.views, *spec.shape),
-        shards=(plan.shard_rows, plan.views, *spec.shape),
-        dtype=storage_dtype(spec.dtype),
-        fill_value=fill_value(spec.dtype),
-        compressors=(Crc32cCodec(),),
-        config={"write_empty_chunks": write_empty},
-        attributes={"dtype": spec.dtype, "kind": spec.kind},
-        overwrite=True,
-    )
-
-
-def audit_cells(
-    samples: Samples,
-    start: int,
-    exact: NDArray[np.float32],
-    stored: NDArray[np.float32],
-    skip: NDArray[np.bool_],
-) -> dict[str, CellAudit]:
-    """Rows, failures, norms and rounding error of each (class, group) cell in one shard."""
-    rows = np.arange(start, start + len(exact))
-    flat, rounded = exact.reshape(len(exact), -1).astype(np.float64), stored.reshape(len(exact), -1)
-    norms = np.linalg.norm(flat, axis=1)
-    rounding = np.linalg.norm(flat - rounded, axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)
-    cells: dict[str, CellAudit] = {}
-    for label, group in {*zip(samples.labels[rows].tolist(), samples.groups[rows].tolist(), strict=True)}:
-        mine = (samples.labels[rows] == label) & (samples.groups[rows] == group)
-        good = mine & ~skip
-        cells[f"{label},{group}"] = CellAudit(
-            rows=int(mine.sum()),
-            failed=int((mine & skip).sum()),
-            norm_sum=float(norms[good].sum()),
-            norm_min=float(norms[good].min()) if good.any() else None,
-            norm_max=float(norms[good].max()) if good.any() else None,
-            rounding_max=float(rounding[good].max()) if good.any() else 0.0,
-        )
-    return cells
-
-
-def render(receipt: Receipt) -> bytes:
-    """A receipt's file."""
-    return canonical_json(seal(receipt)) + b"\n"
-
-
-def render_group(manifest: Manifest) -> bytes:
-    """The root zarr.json: a Zarr v3 group whose attributes hold the manifest."""
-    group = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: seal(manifest)}}
-    return json.dumps(group, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-
-
-def shard_name(layer: str, shard: int, plan: Plan) -> str:
-    """Path of a shard file inside the cache: zarr's own chunk key."""
-    zeros = "/0" * (1 + len(plan.layers[layer].shape))
-    return f"{layer}/c/{shard}{zeros}"
-
-
-def receipt_name(shard: int) -> str:
-    """Path of a commit record inside the cache."""
-    return f"{COMMITS}/{shard:06d}.json"
-
-
-def ids_digest(samples: Samples, start: int, stop: int) -> str:
-    """Digest of the ids of rows start..stop, in order."""
-    return digest(canonical_json(samples.ids[start:stop].tolist()))
-
-
-def record_of(path: str, data: bytes) -> FileRecord:
-    """The record of a file that holds `data`."""
-    return FileRecord(path=path, bytes=len(data), xxh3=digest(data))
-
-
-def same_bytes(root: Path, record: FileRecord) -> bool:
-    """Whether a file is there with the bytes that were recorded."""
-    file = root / record.path
-    return file.is_file() and file.stat().st_size == record.bytes and file_digest(file) == record.xxh3
-
-
-def damaged(path: Path, found: str) -> DamagedCacheError:
-    """The error for a cache whose bytes are not what was committed."""
-    return DamagedCacheError(
-        where=str(path),
-        found=found,
-        wanted="the bytes that were committed",
-        fix="run `bird cache verify` for all of it; recompute into a new folder, or restore the file from a copy",
-    )

@@ -1,0 +1,346 @@
+"""The command line. A command parses, calls one function, prints; whatever is heavy is imported inside it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Fair knowledge distillation in two phases: cache a frozen teacher once, then distil with student feedback.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache_app = typer.Typer(help="Look into a feature cache.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set (`bird list datasets` tells the layout).")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that read and decode images.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Keep N samples: a fixed subset with the proportions of split, class and group.")
+]
+Out = Annotated[Path, typer.Option(help="Folder to write; the same command resumes what is there.")]
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code: 0 done, 1 failure, 2 usage or input, 3 cache, 4 teacher, 130
+    interrupted and resumable."""
+    from bird.errors import BirdError
+    from bird_cache.errors import CacheError
+    from bird_pipelines.progress import Interrupted
+
+    debug = "--debug" in sys.argv
+    args = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    # torch's own forward-mode rules still compile themselves with a function it deprecates
+    warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated", category=FutureWarning)
+    try:
+        app(args=args, prog_name="bird")
+    except Interrupted:
+        _panel("Interrupted", {"what is done is kept": "run the same command again to resume"}, "yellow")
+        sys.exit(130)
+    except (BirdError, CacheError) as error:
+        if debug:
+            raise
+        lines = {"where": error.where, "found": error.found, "wanted": error.wanted, "what to do": error.fix}
+        _panel(type(error).__name__, lines, "red")
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        _panel(type(error).__name__, {"unexpected": str(error), "what to do": "run it again with --debug and report it"}, "red")
+        sys.exit(1)
+
+
+@app.command()
+def precompute(
+    teacher: Annotated[str, typer.Option(help="clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`).")],
+    dataset: Annotated[str, typer.Option(help="digits-s, cifar10s, celeba, utkface or table (`bird list datasets`).")],
+    out: Out,
+    data_root: DataRoot = None,
+    weights: Annotated[Path | None, typer.Option(help="Local weights of the teacher.")] = None,
+    dtype: Annotated[str, typer.Option(help="How features are stored: float16, float32 or bfloat16.")] = "float16",
+    precision: Annotated[str, typer.Option(help="How the teacher computes: fp32, bf16 or fp16.")] = "fp32",
+    image_size: Annotated[int | None, typer.Option(min=8, help="Input side in pixels, where the teacher leaves it open.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
+    workers: Workers = 2,
+    device: Device = "auto",
+    limit: Limit = None,
+    setting: Annotated[
+        list[str] | None, typer.Option(help="A setting of the data set, NAME=VALUE (`bird list datasets`); repeat for more.")
+    ] = None,
+    shard_rows: Annotated[int | None, typer.Option(min=16, help="Rows per shard: what a kill may lose. Default by size.")] = None,
+    keep_conflicts: Annotated[bool, typer.Option(help="Keep identical images with different labels.")] = False,
+    max_failed: Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unusable.")] = 0.01,
+    json_: Json = False,
+) -> None:
+    """Phase 1: run the frozen teacher once over a data set and cache its features."""
+    from bird_pipelines.precompute import precompute_command
+
+    info = precompute_command(
+        teacher,
+        dataset,
+        out,
+        data_root=data_root,
+        weights=weights,
+        dtype=dtype,
+        precision=precision,
+        image_size=image_size,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        limit=limit,
+        settings=_settings(setting),
+        shard_rows=shard_rows,
+        keep_conflicts=keep_conflicts,
+        max_failed=max_failed,
+    )
+    _print(info, json_, _show_cache)
+
+
+@app.command()
+def distill(
+    cache: Annotated[Path, typer.Option(help="The cache that `bird precompute` wrote.")],
+    out: Out,
+    student: Annotated[str | None, typer.Option(help="resnet18, resnet34, shufflenetv2 or adapter.")] = None,
+    method: Annotated[str | None, typer.Option(help="baseline, bkd, fitnet, bird, bird-no-meta.")] = None,
+    data_root: DataRoot = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default 10.")] = None,
+    warmup: Annotated[int | None, typer.Option(min=0, help="Epochs before lambda and the gate act. Default half.")] = None,
+    lambda_: Annotated[float | None, typer.Option("--lambda", help="Weight of L_o in the distillation step.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the distance against CE. Default .9 (CIFAR-10S .5).")] = None,
+    tau: Annotated[float | None, typer.Option(help="Temperature of bkd. Default 4 (CIFAR-10S 10).")] = None,
+    mu1: Annotated[float | None, typer.Option(help="Look-ahead step.")] = None,
+    mu2: Annotated[float | None, typer.Option(help="Learning rate of the gate.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Default 128.")] = None,
+    meta_per_cell: Annotated[int | None, typer.Option(min=1, help="Meta samples of each cell a step. Default 8.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Adam's learning rate. Default 1e-3.")] = None,
+    augment: Annotated[bool | None, typer.Option(help="Random crop and flip of the student's images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Train on a fixed subset of N rows; the test split stays whole.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode images.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    json_: Json = False,
+) -> None:
+    """Phase 2: distil a student from a cache. The teacher is never loaded."""
+    flags = {name: value for name, value in locals().items() if name not in ("config", "json_")}
+    from bird_pipelines.config import resolve
+    from bird_pipelines.data import cache_dataset
+    from bird_pipelines.distill import distill as run
+
+    defaults = {"student": "adapter", "method": "bird", "dataset": cache_dataset(cache)}
+    _print(run(resolve(flags, config, defaults)), json_, _show_run)
+
+
+@app.command()
+def train(
+    dataset: Annotated[str, typer.Option(help="digits-s, cifar10s, celeba, utkface or table.")],
+    out: Out,
+    student: Annotated[str, typer.Option(help="resnet18, resnet34 or shufflenetv2.")] = "resnet18",
+    data_root: DataRoot = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default 10.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Default 128.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Adam's learning rate. Default 1e-3.")] = None,
+    augment: Annotated[bool | None, typer.Option(help="Random crop and flip of the images.")] = None,
+    limit: Limit = None,
+    setting: Annotated[list[str] | None, typer.Option(help="A setting of the data set, NAME=VALUE; repeat for more.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode images.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    json_: Json = False,
+) -> None:
+    """The Baseline: a student without a teacher. Its run folder can be the teacher `run:DIR`."""
+    flags = {name: value for name, value in locals().items() if name not in ("config", "json_", "setting")}
+    from bird_pipelines.config import resolve
+    from bird_pipelines.distill import distill as run
+
+    flags |= {"method": "baseline", "dataset_settings": _settings(setting)}
+    _print(run(resolve(flags, config)), json_, _show_run)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    split: Annotated[str, typer.Option(help="train, meta or test.")] = "test",
+    data_root: DataRoot = None,
+    cache: Annotated[Path | None, typer.Option(help="Where the run's cache is now, if it moved.")] = None,
+    json_: Json = False,
+) -> None:
+    """Metrics of a finished run on one split, with intervals and floors."""
+    from bird_pipelines.evaluate import evaluate as run_evaluate
+
+    _print(run_evaluate(run, split, data_root=data_root, cache=cache), json_, _show_metrics)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    json_: Json = False,
+) -> None:
+    """One self-contained HTML page about one or many runs."""
+    from bird_pipelines.report import write_report
+
+    _print({"report": str(write_report(runs, out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("out/demo"),
+    json_: Json = False,
+) -> None:
+    """The whole pipeline on the embedded data set, offline, in a few minutes."""
+    from bird_pipelines.demo import demo as run_demo
+
+    _print({"report": str(run_demo(out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """What this installation can do, found out by doing it."""
+    from bird_pipelines.doctor import diagnose
+
+    found = diagnose()
+    _print(found, json_, lambda info: [_table(part, values) for part, values in info.items()])
+    if any(value != "ok" for value in found["checks"].values()):
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="teachers, students, methods or datasets.")],
+    json_: Json = False,
+) -> None:
+    """What there is to choose from."""
+    from bird_pipelines.catalogue import catalogue
+
+    _print(catalogue(what), json_, lambda info: _table(what, info))
+
+
+@cache_app.command("info")
+def cache_info(cache: Annotated[Path, typer.Argument()], json_: Json = False) -> None:
+    """What a cache holds: fingerprint, rows per class and group, layers, causes."""
+    from bird_cache.store import open_cache
+
+    _print(open_cache(cache).info(), json_, _show_cache)
+
+
+@cache_app.command("verify")
+def cache_verify(cache: Annotated[Path, typer.Argument()], workers: Workers = 2, json_: Json = False) -> None:
+    """Check every byte of a cache against what was committed. Exit code 3 if anything is wrong."""
+    from bird_cache.verify import verify
+
+    result = verify(cache, workers=workers)
+    _print(result._asdict() | {"sound": not result.findings}, json_, _show_verification)
+    if result.findings:
+        raise typer.Exit(3)
+
+
+def _settings(pairs: list[str] | None) -> dict[str, Any]:
+    """["skew=0.9"] -> {"skew": 0.9}. Values are read as TOML where they can be, else as text."""
+    import tomllib
+
+    from bird.errors import UsageError
+
+    settings: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(where="--setting", found=repr(pair), wanted="NAME=VALUE", fix="see `bird list datasets`")
+        try:
+            settings[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[name] = value
+    return settings
+
+
+def _print(value: dict[str, Any], as_json: bool, show: Any) -> None:
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False))
+    else:
+        show(value)
+
+
+def _panel(title: str, lines: dict[str, str], colour: str) -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    text = Text("\n").join(Text.assemble((f"{name}: ", "bold"), value) for name, value in lines.items())
+    Console(stderr=True).print(Panel(text, title=title, title_align="left", border_style=colour))
+
+
+def _table(title: str, values: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    for name, value in values.items():
+        table.add_row(Text(str(name), style="bold"), Text(str(value)))
+    Console().print(table)
+
+
+def _show_cache(info: dict[str, Any]) -> None:
+    state = "complete" if info["complete"] else f"unfinished, {info['shards']['committed']} of {info['shards']['planned']} shards"
+    layers = "; ".join(f"{name} {layer['shape']} {layer['dtype']} ({layer['kind']})" for name, layer in info["layers"].items())
+    head = {
+        "cache": info["path"],
+        "state": state,
+        "fingerprint": info["fingerprint"],
+        "teacher": info["notes"].get("teacher", "unknown"),
+        "rows": f"{info['rows']:,} = {info['written']:,} written + {info['failed']:,} failed",
+        "splits": ", ".join(f"{split} {count:,}" for split, count in info["splits"].items()),
+        "layers": layers,
+    }
+    _table("", head)
+    cells = {
+        name: f"{cell['rows']:>8,} rows {cell['failed']:>6,} failed, mean norm {_number(info['norms'][name]['mean'])}"
+        for name, cell in info["groups"].items()
+    }
+    _table("class, group", cells)
+    if info.get("prepared"):
+        _table("data set", info["prepared"])
+
+
+def _show_run(info: dict[str, Any]) -> None:
+    config = info["config"]
+    _table("", {"run": info["out"], "method": config["method"], "student": config["student"], "seconds": round(info["seconds"], 1)})
+    for split, metrics in info["metrics"].items():
+        typer.echo(f"{split}:")
+        _show_metrics(metrics)
+
+
+def _show_metrics(metrics: dict[str, Any]) -> None:
+    if "error" in metrics:
+        typer.echo(f"  not evaluated: {metrics['error']}")
+        return
+    arrows = {"auroc": "↑", "f1_macro": "↑", "f1_binary": "↑", "accuracy": "↑", "mean_deo": "↓", "max_deo": "↓"}
+    rows = {}
+    for name, arrow in arrows.items():
+        interval = metrics["intervals"].get(name)
+        span = f"  [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
+        floor = metrics["deo_floor"].get(name.removesuffix("_deo")) if name.endswith("_deo") else None
+        chance = f"  floor {floor:.1f}" if floor is not None else ""
+        rows[f"{name} {arrow}"] = f"{_number(metrics[name])}{span}{chance}"
+    _table("x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows)
+
+
+def _show_verification(result: dict[str, Any]) -> None:
+    state = "sound" if result["sound"] else f"{len(result['findings'])} findings"
+    typer.echo(f"{state}: {result['rows']:,} rows in {result['shards']} shards, {result['bytes']:,} bytes")
+    for finding in result["findings"]:
+        typer.echo(f"  {finding}")
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"

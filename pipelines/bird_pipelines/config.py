@@ -1,0 +1,98 @@
+"""One frozen record of everything a training run depends on, from a TOML file and flags. Resolved, printed, saved once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bird.errors import UsageError
+
+__all__ = ["RunConfig", "resolve"]
+
+# Where the paper gives values for one data set (Java et al. 2023, section 4): alpha and tau on CIFAR-10S.
+PRESETS: Mapping[str, Mapping[str, float]] = {"cifar10s": {"alpha": 0.5, "tau": 10.0}}
+
+
+class RunConfig(BaseModel):
+    """A training run. Fields under `PLACE` say where and how fast it runs; all others decide what comes out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    dataset: str
+    student: str
+    method: str
+    seed: int = 0
+    epochs: int = Field(default=10, ge=1)
+    warmup: int = Field(default=-1, ge=-1, description="epochs before lambda and the gate act; -1: half of them")
+    batch_size: int = Field(default=128, ge=2)
+    lr: float = Field(default=1e-3, gt=0)
+    lambda_: float = Field(default=0.03, ge=0, alias="lambda")
+    alpha: float = Field(default=0.9, ge=0, le=1)
+    tau: float = Field(default=4.0, gt=0)
+    mu1: float = Field(default=1e-3, gt=0)
+    mu2: float = Field(default=1e-3, gt=0)
+    fitnet_weight: float = Field(default=0.1, ge=0)
+    meta_per_cell: int = Field(default=8, ge=1, description="meta samples of each (class, group) cell a step")
+    head_epochs: int = Field(default=10, ge=1, description="bkd: epochs of the teacher's head")
+    limit: int | None = Field(default=None, ge=1)
+    augment: bool = True
+    dataset_settings: dict[str, str | int | float | bool] = {}
+
+    cache: Path | None = None
+    data_root: Path | None = None
+    out: Path
+    device: str = "auto"
+    workers: int = Field(default=2, ge=1)
+    checkpoint_seconds: float = Field(default=60.0, gt=0)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a run folder to be resumed: everything that decides the result."""
+        return self.model_dump(mode="json", by_alias=True, exclude=set(PLACE))
+
+
+PLACE = ("cache", "data_root", "out", "device", "workers", "checkpoint_seconds")
+
+
+def resolve(
+    flags: Mapping[str, Any], file: Path | None = None, defaults: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """A run's configuration: defaults, then the data set's preset, then the TOML `file`, then `flags` that are not None.
+
+    Raises UsageError naming every field that is unknown or out of range.
+    """
+    values = dict(defaults or {})
+    if file is not None:
+        values |= _read(file)
+    values |= {name: value for name, value in flags.items() if value is not None}
+    values = {**PRESETS.get(str(values.get("dataset")), {}), **values}
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e.get('input')!r}: {e['msg']}" for e in error.errors())
+        raise UsageError(
+            where=str(file or "options"), found=wrong, wanted="values in range", fix="see `bird distill --help`"
+        ) from None
+    if config.warmup < 0:
+        config = config.model_copy(update={"warmup": config.epochs // 2})
+    if config.warmup > config.epochs:
+        raise UsageError(
+            where="--warmup",
+            found=str(config.warmup),
+            wanted=f"at most --epochs ({config.epochs})",
+            fix="lower it, or train longer",
+        )
+    return config
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        found = error.strerror or str(error)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        found = str(error)
+    raise UsageError(where=f"--config {file}", found=found, wanted="a TOML file of options", fix="one NAME = VALUE a line, names as in `bird distill --help`")

@@ -1,0 +1,239 @@
+"""What a training run reads: labels and groups, the cached features, and the images, joined by id."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bird.datasets import open_dataset
+from bird.datasets.base import Dataset, SampleTable, prepare, subset
+from bird.errors import DataError, ImageError, UsageError
+from bird.methods import Batch
+from bird.students import STUDENTS
+from bird.transforms import apply_views, center_view, unit_range
+from bird_cache.errors import StaleCacheError
+from bird_cache.samples import OK
+from bird_cache.store import FeatureStore, open_cache
+from bird_pipelines.config import RunConfig
+
+__all__ = ["Images", "RunData", "load_data"]
+
+LAYER = "penultimate"
+IMAGES_IN_MEMORY_BYTES = 4 << 30
+
+
+class Images:
+    """The deterministic view of every sample, uint8 (3, size, size), decoded once and held if that fits in memory."""
+
+    def __init__(self, dataset: Dataset, table: SampleTable, size: int, workers: int) -> None:
+        self._dataset, self._table, self._size, self._workers = dataset, table, size, workers
+        hold = len(table) * 3 * size * size <= IMAGES_IN_MEMORY_BYTES
+        self._held = torch.empty((len(table), 3, size, size), dtype=torch.uint8) if hold else None
+        self._ready = np.zeros(len(table), dtype=bool)
+
+    def get(self, rows: NDArray[np.int64]) -> UInt8[Tensor, "batch 3 size size"]:
+        """The images of the given rows. Raises ImageError, OSError, and DataError for an image that is not the one
+        whose features were cached."""
+        if self._held is None:
+            return torch.stack(self._decode(rows))
+        if missing := np.unique(rows[~self._ready[rows]]).tolist():
+            for row, view in zip(missing, self._decode(np.array(missing)), strict=True):
+                self._held[row] = view
+            self._ready[missing] = True
+        return self._held[torch.from_numpy(rows)]
+
+    def failures(self) -> dict[int, str]:
+        """Decode everything once: the rows that cannot be decoded, and why."""
+
+        def attempt(row: int) -> str | None:
+            try:
+                self.get(np.array([row]))
+            except (ImageError, OSError) as error:
+                return str(getattr(error, "found", error))
+            return None
+
+        with ThreadPoolExecutor(self._workers) as pool:
+            reasons = list(pool.map(attempt, range(len(self._table)), chunksize=16))
+        return {row: reason for row, reason in enumerate(reasons) if reason is not None}
+
+    def _decode(self, rows: NDArray[np.int64]) -> list[Tensor]:
+        if len(rows) < 32:
+            return [self._one(row) for row in rows.tolist()]
+        with ThreadPoolExecutor(self._workers) as pool:
+            return list(pool.map(self._one, rows.tolist(), chunksize=16))
+
+    def _one(self, row: int) -> Tensor:
+        id = self._table.ids[row]
+        try:
+            data = self._dataset.read(id)
+        except KeyError:
+            raise self._another_image(id, "no such sample") from None
+        if self._dataset.digest(id, data) != self._table.digests[row]:
+            raise self._another_image(id, "another image")
+        return center_view(self._dataset.decode(id, data), self._size)
+
+    def _another_image(self, id: str, found: str) -> DataError:
+        return DataError(
+            where=f"{self._dataset.name}, sample {id}",
+            found=found,
+            wanted="the image whose features are in the cache",
+            fix="point --data-root at the data set that the cache was made from, or precompute again",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """Rows 0..N-1 of one run, all splits together. `features` are the teacher's raw penultimate vectors (N, d)."""
+
+    table: SampleTable
+    class_names: tuple[str, ...]
+    group_names: tuple[str, ...]
+    image_size: int
+    flip: bool
+    images: Images | None
+    features: Float[Tensor, "rows dim"] | None
+    fingerprint: str | None
+    teacher: str | None
+    failed: Mapping[str, int]
+    """samples left out, by "class, group" """
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """Rows of one split, in order."""
+        return np.flatnonzero(self.table.splits == split)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the train split's features, each (d,); a constant feature has deviation 1."""
+        assert self.features is not None
+        train = self.features[torch.from_numpy(self.rows("train"))].double()
+        std, mean = torch.std_mean(train, dim=0, correction=0)
+        return mean.float(), torch.where(std > 1e-8, std, 1.0).float()
+
+    def batch(
+        self,
+        rows: NDArray[np.int64],
+        device: torch.device,
+        *,
+        views: NDArray[np.int64] | None = None,
+        moments: tuple[Tensor, Tensor] | None = None,
+        teacher_logits: Tensor | None = None,
+    ) -> Batch:
+        """The batch of the given rows: `views` are random views of the images, `moments` standardise the features."""
+        index = torch.from_numpy(rows)
+        teacher = None
+        if self.images is not None:
+            pixels = self.images.get(rows)
+            inputs = unit_range((pixels if views is None else apply_views(pixels, views)).to(device, non_blocking=True))
+        else:
+            assert self.features is not None
+            inputs = self.features[index].to(device)
+        if moments is not None:
+            assert self.features is not None
+            teacher = ((self.features[index] - moments[0]) / moments[1]).to(device)
+        return Batch(
+            inputs=inputs,
+            labels=torch.from_numpy(self.table.labels[rows]).to(device),
+            groups=torch.from_numpy(self.table.groups[rows]).to(device),
+            teacher=teacher,
+            teacher_logits=None if teacher_logits is None else teacher_logits[index].to(device),
+        )
+
+
+def load_data(config: RunConfig) -> RunData:
+    """Everything a run reads: from its cache if it has one (with the images only if the student looks at them), else
+    from the data set.
+
+    Raises the cache's errors, DataError, and UsageError for a student that needs a cache and has none.
+    """
+    if config.cache is not None:
+        return _from_cache(config, open_cache(config.cache))
+    if config.student in STUDENTS and STUDENTS[config.student].input == "features":
+        raise UsageError(
+            where=f"--student {config.student}",
+            found="no cache",
+            wanted="cached features to learn on",
+            fix="use `bird distill --cache CACHE`, or a student that reads images",
+        )
+    dataset = open_dataset(config.dataset, config.data_root, **config.dataset_settings)
+    table = prepare(dataset, limit=config.limit, workers=config.workers)
+    images = Images(dataset, table, dataset.image_size, config.workers)
+    failures = images.failures()
+    if len(failures) > 0.01 * len(table):
+        row, reason = next(iter(failures.items()))
+        raise DataError(
+            where=f"data set {dataset.name}",
+            found=f"{len(failures)} of {len(table)} images undecodable; first: {table.ids[row]}: {reason}",
+            wanted="at most 1 %",
+            fix="repair or remove them",
+        )
+    splits = table.splits.copy()
+    splits[list(failures)] = "failed"
+    return RunData(
+        table=dataclasses.replace(table, splits=splits),
+        class_names=dataset.class_names,
+        group_names=dataset.group_names,
+        image_size=dataset.image_size,
+        flip=dataset.flip,
+        images=images,
+        features=None,
+        fingerprint=None,
+        teacher=None,
+        failed=_count(table, list(failures), dataset.class_names, dataset.group_names),
+    )
+
+
+def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
+    store.require_complete()
+    plan, samples = store.manifest.plan, store.samples
+    described = plan.causes["dataset"]
+    assert isinstance(described, dict)
+    if described["name"] != config.dataset:
+        raise StaleCacheError(
+            where=str(config.cache),
+            found=f"features of {described['name']}",
+            wanted=f"features of {config.dataset}",
+            fix="use the cache of that data set, or leave --dataset out",
+        )
+    whole = SampleTable(samples.ids, samples.labels, samples.groups, samples.splits, samples.digests)
+    usable = samples.status == OK
+    rows = np.flatnonzero(usable)
+    if config.limit is not None:  # thins what is trained on; the test split stays whole
+        kept = rows[subset(whole.take(usable), config.limit)]
+        rows = np.union1d(kept, rows[samples.splits[rows] == "test"])
+    table = whole.take(rows)
+    settings = described["settings"]
+    assert isinstance(settings, dict)
+    reads_images = config.student in STUDENTS and STUDENTS[config.student].input == "image"
+    dataset = open_dataset(config.dataset, config.data_root, **settings) if reads_images else None  # type: ignore[arg-type]
+    return RunData(
+        table=table,
+        class_names=plan.class_names,
+        group_names=plan.group_names,
+        image_size=dataset.image_size if dataset else 0,
+        flip=dataset.flip if dataset else False,
+        images=Images(dataset, table, dataset.image_size, config.workers) if dataset else None,
+        features=torch.from_numpy(store.vectors(LAYER, rows)),
+        fingerprint=store.fingerprint,
+        teacher=plan.notes.get("teacher"),
+        failed=_count(whole, np.flatnonzero(~usable).tolist(), plan.class_names, plan.group_names),
+    )
+
+
+def _count(table: SampleTable, rows: list[int], classes: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, int]:
+    cells = Counter(f"{classes[table.labels[row]]}, {groups[table.groups[row]]}" for row in rows)
+    return dict(sorted(cells.items()))
+
+
+def cache_dataset(cache: Path) -> str:
+    """The name of the data set whose features a cache holds."""
+    described = open_cache(cache).manifest.plan.causes["dataset"]
+    assert isinstance(described, dict)
+    return str(described["name"])

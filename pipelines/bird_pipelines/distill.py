@@ -1,0 +1,295 @@
+"""Phase two: train a student from the cache. The teacher is never loaded, and need not exist any more.
+
+Every random choice is a pure function of (seed, epoch, step), and a checkpoint holds everything else: a run that was
+killed ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bird.errors import EmptyCellError, UsageError
+from bird.methods import Batch, Hyperparameters, Learner, Method, build_method
+from bird.metrics import confusion, mean_deo, recalls
+from bird.students import Student, build_student, student_files
+from bird.transforms import draw_views
+from bird_cache.files import replace, write_lock
+from bird_cache.stream import StratifiedRows, batches, raw, shuffled
+from bird_pipelines import runs
+from bird_pipelines.config import RunConfig
+from bird_pipelines.data import RunData, load_data
+from bird_pipelines.progress import Interrupted, progress, stop_requests
+from bird_pipelines.scoring import logits_of, score
+
+__all__ = ["distill", "fit_teacher_head"]
+
+GATE_BINS = 50
+LIBRARIES = ("bird-distill", "torch", "torchvision", "numpy", "zarr")
+
+
+def distill(config: RunConfig) -> dict[str, Any]:
+    """Train (or finish training) the run that `config` describes in `config.out`, evaluate it, and return run.json
+    with its metrics.
+
+    Raises RunError if the folder holds another run, the cache's and the data set's errors, UsageError for a method
+    that needs what is not there, Interrupted after saving a checkpoint.
+    """
+    data = load_data(config)
+    runs.claim(config, data.fingerprint)
+    with write_lock(config.out):
+        if not (config.out / "run.json").exists():
+            trainer = Trainer(config, data)
+            trainer.run()
+            trainer.conclude()
+    metrics = {split: runs.read_json(config.out / f"metrics-{split}.json") for split in ("meta", "test")}
+    return runs.read_json(config.out / "run.json") | {"out": str(config.out), "metrics": metrics}
+
+
+class Trainer:
+    """One run in progress: what it reads, what it changes, and where it stands."""
+
+    def __init__(self, config: RunConfig, data: RunData) -> None:
+        self.config, self.data = config, data
+        self.device = choose_device(config.device)
+        self.method = make_method(config, data)
+        self.moments = data.moments() if self.method.features else None
+        self.learner = make_learner(config, data, self.device)
+        self.train_rows = data.rows("train")
+        meta = data.rows("meta")
+        table = data.table
+        self.meta_rows = StratifiedRows(
+            meta, table.labels[meta], table.groups[meta], per_cell=config.meta_per_cell, seed=config.seed
+        )
+        self.epoch = self.step = self.consumed = 0
+        self.seconds = 0.0
+        self.sums: dict[str, float] = {}
+        self.curve: list[dict[str, Any]] = []
+        self.teacher_logits: Tensor | None = None
+
+    def run(self) -> None:
+        """All epochs that are left."""
+        self.restore()
+        if self.method.logits and self.epoch < self.config.epochs:
+            self.teacher_logits = fit_teacher_head(self.data, self.config, self.device)
+        total = self.config.epochs * len(self.train_rows)
+        done = self.epoch * len(self.train_rows) + self.consumed
+        what = f"{self.config.method} -> {self.config.student}"
+        with stop_requests() as stop, progress(what, "samples", total, done) as advance:
+            while self.epoch < self.config.epochs:
+                began = saved = time.monotonic()
+                order = shuffled(self.train_rows, self.config.seed, self.epoch)
+                for rows in batches(order, self.config.batch_size, self.consumed):
+                    self.one_step(rows)
+                    advance(len(rows), f"epoch {self.epoch + 1}/{self.config.epochs}")
+                    now = time.monotonic()
+                    if stop() or now - saved > self.config.checkpoint_seconds:
+                        self.seconds, began, saved = self.seconds + now - began, now, now
+                        self.save()
+                    if stop():
+                        raise Interrupted
+                self.seconds += time.monotonic() - began
+                self.end_epoch()
+
+    def one_step(self, rows: NDArray[np.int64]) -> None:
+        """One update of the student from the given train rows."""
+        self.learner.model.train()
+        losses = self.method.step(
+            self.learner,
+            self.batch(rows, self.views(len(rows))),
+            lambda: self.batch(self.meta_rows.draw(self.step)),
+            warm=self.epoch >= self.config.warmup,
+        )
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value) * len(rows)
+        self.step += 1
+        self.consumed += len(rows)
+
+    def views(self, count: int) -> NDArray[np.int64] | None:
+        """The random views of this step's images, or None where the student sees the deterministic one."""
+        if self.data.images is None or not self.config.augment:
+            return None
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.config.seed, 2, self.step])))
+        return draw_views(rng, count, self.data.image_size, self.data.flip)
+
+    def batch(self, rows: NDArray[np.int64], views: NDArray[np.int64] | None = None) -> Batch:
+        """The batch of the given rows, with what the method asks for."""
+        return self.data.batch(
+            rows, self.device, views=views, moments=self.moments, teacher_logits=self.teacher_logits
+        )
+
+    def end_epoch(self) -> None:
+        """Close the epoch's line of the curve and save."""
+        self.epoch += 1
+        line: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "seconds": round(self.seconds, 3)}
+        parts = ("loss", "ce", "distance", "bias", "meta_bias")
+        line |= {name: self.sums[name] / self.consumed if name in self.sums else None for name in parts}
+        line["gate"] = {"counts": gate_histogram(self.learner)} if self.method.gated else None
+        line["meta"] = self.meta_score()
+        self.curve.append(line)
+        self.sums, self.consumed = {}, 0
+        self.save()
+        lines = "".join(json.dumps(each) + "\n" for each in self.curve)
+        replace(self.config.out / "curve.jsonl", lines.encode())
+
+    def meta_score(self) -> dict[str, float] | None:
+        """Accuracy and mean-DEO on the meta split, x100; None where a cell of it is empty."""
+        rows, table = self.data.rows("meta"), self.data.table
+        predictions = logits_of(self.learner.model.student, self.data, rows, self.device).argmax(1).numpy()
+        classes, groups = len(self.data.class_names), len(self.data.group_names)
+        counts = confusion(table.labels[rows], table.groups[rows], predictions, classes, groups)
+        try:
+            return {
+                "accuracy": float(100 * (predictions == table.labels[rows]).mean()),
+                "mean_deo": mean_deo(recalls(counts)),
+            }
+        except EmptyCellError:
+            return None
+
+    def save(self) -> None:
+        """Everything that cannot be derived, in one checkpoint."""
+        learner = self.learner
+        tensors = {f"model.{name}": value for name, value in learner.model.state_dict().items()}
+        tensors |= runs.optimizer_tensors("optimizer", learner.optimizer)
+        if learner.gate is not None and learner.gate_optimizer is not None:
+            tensors["gate.phi"] = learner.gate.phi
+            tensors |= runs.optimizer_tensors("gate_optimizer", learner.gate_optimizer)
+        place = {"epoch": self.epoch, "step": self.step, "consumed": self.consumed, "seconds": self.seconds}
+        state = place | {"sums": self.sums, "curve": self.curve, "fingerprint": self.data.fingerprint}
+        runs.save_checkpoint(self.config.out, self.step, tensors, state)
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint, if there is one."""
+        loaded = runs.load_checkpoint(self.config.out)
+        if loaded is None:
+            return
+        tensors, state = loaded
+        learner = self.learner
+        model = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+        learner.model.load_state_dict(model)
+        runs.restore_optimizer("optimizer", learner.optimizer, tensors)
+        if learner.gate is not None and learner.gate_optimizer is not None:
+            learner.gate.phi.data.copy_(tensors["gate.phi"])
+            runs.restore_optimizer("gate_optimizer", learner.gate_optimizer, tensors)
+        self.epoch, self.step, self.consumed = state["epoch"], state["step"], state["consumed"]
+        self.seconds, self.sums, self.curve = state["seconds"], state["sums"], state["curve"]
+
+    def conclude(self) -> None:
+        """Write the student and its metrics, and run.json last."""
+        out, data, student = self.config.out, self.data, self.learner.model.student
+        for name, content in student_files(student).items():
+            replace(out / name, content)
+        for split in ("meta", "test"):
+            try:
+                metrics: Mapping[str, Any] = score(student, data, split, self.device).as_json()
+            except EmptyCellError as error:
+                metrics = {"error": str(error)}
+            runs.write_json(out / f"metrics-{split}.json", metrics)
+        summary = {
+            "config": self.config.identity() | {"teacher": data.teacher},
+            "fingerprint": data.fingerprint,
+            "class_names": list(data.class_names),
+            "group_names": list(data.group_names),
+            "seconds": self.seconds,
+            "steps": self.step,
+            "rows": {split: len(data.rows(split)) for split in ("train", "meta", "test")},
+            "failed": dict(data.failed),
+            "view_policy": self.view_policy(),
+            "versions": {name: version(name) for name in LIBRARIES},
+        }
+        runs.finish(out, summary)
+
+    def view_policy(self) -> str:
+        """In words: which views the teacher and the student saw."""
+        if self.data.images is None:
+            return "cached features of one deterministic view; the student reads no image"
+        student = "a random crop and flip" if self.config.augment else "the deterministic view"
+        teacher = "the teacher saw one deterministic view" if self.data.features is not None else "no teacher"
+        return f"{teacher}, the student sees {student}"
+
+
+def make_method(config: RunConfig, data: RunData) -> Method:
+    """The run's method. Raises UsageError if it needs a teacher and the run has no cache."""
+    hyper = Hyperparameters(
+        alpha=config.alpha,
+        tau=config.tau,
+        lambda_=config.lambda_,
+        mu1=config.mu1,
+        mu2=config.mu2,
+        fitnet_weight=config.fitnet_weight,
+    )
+    method = build_method(config.method, hyper, len(data.group_names))
+    if data.features is None and (method.features or method.logits):
+        raise UsageError(
+            where=f"--method {config.method}",
+            found="no cache",
+            wanted="a teacher's features",
+            fix="use `bird distill --cache CACHE`, or --method baseline",
+        )
+    return method
+
+
+def make_learner(config: RunConfig, data: RunData, device: torch.device) -> Learner:
+    """The student as the seed draws it, with its optimisers."""
+    mean, std = data.moments() if data.features is not None else (None, None)
+    student: Student = build_student(
+        config.student,
+        classes=len(data.class_names),
+        image_size=data.image_size,
+        feature_mean=mean,
+        feature_std=std,
+        seed=seed_of(config.seed, 3),
+    )
+    dim = None if data.features is None else data.features.shape[1]
+    student = student.to(device)
+    return Learner(student, teacher_dim=dim, lr=config.lr, mu2=config.mu2, seed=seed_of(config.seed, 4))
+
+
+def fit_teacher_head(data: RunData, config: RunConfig, device: torch.device) -> Tensor:
+    """The teacher's logits for bkd, (rows, classes): an adapter and head, trained with CE on the cached train features
+    (the Baseline row of the foundation models). The same for every student seed."""
+    assert data.features is not None
+    head_config = config.model_copy(
+        update={"student": "adapter", "method": "baseline", "seed": 0, "lr": 1e-3, "batch_size": 128}
+    )
+    features_only = RunData(**{**vars(data), "images": None})
+    learner = make_learner(head_config, features_only, device)
+    method = make_method(head_config, features_only)
+    rows = data.rows("train")
+    with progress("teacher head", "samples", config.head_epochs * len(rows)) as advance:
+        for epoch in range(config.head_epochs):
+            for picked in batches(shuffled(rows, 0, epoch), head_config.batch_size):
+                batch = features_only.batch(picked, device)
+                method.step(learner, batch, lambda: batch, warm=False)  # noqa: B023  (baseline draws no meta batch)
+                advance(len(picked))
+    return logits_of(learner.model.student, features_only, np.arange(len(data.table)), device)
+
+
+def gate_histogram(learner: Learner) -> list[int]:
+    """How many gate values fall in each of the bins of [0, 1]."""
+    assert learner.gate is not None
+    values = torch.sigmoid(learner.gate.phi.detach()).cpu().numpy()
+    return [int(count) for count in np.histogram(values, GATE_BINS, (0.0, 1.0))[0]]
+
+
+def choose_device(name: str) -> torch.device:
+    """"auto" is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(where="--device", found=repr(name), wanted="auto, cpu or cuda", fix=str(error)) from None
+
+
+def seed_of(seed: int, purpose: int) -> int:
+    """A seed for torch that differs by purpose."""
+    return int(raw(seed, purpose, count=1)[0] >> np.uint64(1))

@@ -1,0 +1,302 @@
+"""Phase one: run the frozen teacher once over the data set, and write what it says to the cache.
+
+Decoding (threads), the teacher's forward pass (here) and writing (one thread) overlap through bounded queues. A shard
+is a pure function of the plan: batches start at its first row and a failed image keeps its place, so that a resumed
+run computes the very batches that an unbroken one does.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bird.datasets import open_dataset
+from bird.datasets.base import Dataset, SampleTable, prepare
+from bird.errors import DataError, ImageError, TeacherError, UsageError
+from bird.teachers import Teacher, load_teacher
+from bird_cache.errors import StorageError
+from bird_cache.manifest import Layer, Manifest, Plan, Receipt
+from bird_cache.numbers import DTYPES, Dtype, storage_dtype
+from bird_cache.samples import PENDING, Samples
+from bird_cache.store import FeatureWriter, name_of_cell, open_cache
+from bird_cache.zarr_store import open_writer
+from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
+
+__all__ = ["make_plan", "precompute", "precompute_command", "samples_of"]
+
+LAYER = "penultimate"
+WRITES_IN_FLIGHT = 2
+SMALL_CACHE = 20_000  # rows; below, smaller chunks waste less of the last one
+
+
+class Job(NamedTuple):
+    """A batch to decode: rows start..stop of one shard."""
+
+    shard: int
+    start: int
+    stop: int
+    last: bool
+
+
+class Decoded(NamedTuple):
+    """A decoded batch, and which of its rows (numbered in the whole cache) could not be decoded, and why."""
+
+    job: Job
+    pixels: Tensor
+    failed: dict[int, str]
+
+
+def precompute(
+    teacher: Teacher,
+    dataset: Dataset,
+    table: SampleTable,
+    out: Path,
+    *,
+    dtype: Dtype = "float16",
+    precision: str = "fp32",
+    batch_size: int = 64,
+    workers: int = 2,
+    shard_rows: int | None = None,
+    max_failed: float = 0.01,
+) -> Manifest:
+    """Write (or finish writing) the cache of `teacher` over `table` in folder `out`, and return its manifest.
+
+    Raises what `bird_cache.zarr_store.open_writer` raises; DataError once more than the share `max_failed` of the rows
+    cannot be decoded; TeacherError or FeatureError for unusable vectors; StorageError; Interrupted. What is committed
+    is kept, and the same call goes on from there.
+    """
+    plan = make_plan(teacher, dataset, table, dtype=dtype, precision=precision, batch_size=batch_size, shard_rows=shard_rows)
+    samples = samples_of(table)
+    with open_writer(out, plan, samples) as writer, stop_requests() as stop:
+        jobs = plan_jobs(plan, writer.pending(), batch_size)
+        waiting = sum(job.stop - job.start for job in jobs)
+        need_room(out, plan, waiting)
+        with progress(f"precompute {teacher.name}", "images", plan.rows, plan.rows - waiting) as advance:
+            run_jobs(teacher, dataset, samples, plan, jobs, writer, workers, max_failed, advance, stop)
+        return writer.finish()
+
+
+def precompute_command(
+    teacher: str,
+    dataset: str,
+    out: Path,
+    *,
+    data_root: Path | None,
+    weights: Path | None,
+    dtype: str,
+    precision: str,
+    image_size: int | None,
+    batch_size: int,
+    workers: int,
+    device: str,
+    limit: int | None,
+    settings: Mapping[str, Any],
+    shard_rows: int | None,
+    keep_conflicts: bool,
+    max_failed: float,
+) -> dict[str, Any]:
+    """`bird precompute`: open the data set and the teacher, write the cache, say what it holds (see `FeatureStore.info`)."""
+    if dtype not in DTYPES:
+        raise UsageError(where="--dtype", found=repr(dtype), wanted=f"one of {', '.join(DTYPES)}", fix="choose one")
+    data = open_dataset(dataset, data_root, **settings)
+    table = prepare(
+        data, limit=limit, keep_conflicts=keep_conflicts, max_problem_share=max_failed, workers=workers
+    )
+    loaded = load_teacher(teacher, weights=weights, device=device, precision=precision, image_size=image_size)
+    precompute(
+        loaded,
+        data,
+        table,
+        out,
+        dtype=dtype,
+        precision=precision,
+        batch_size=batch_size,
+        workers=workers,
+        shard_rows=shard_rows,
+        max_failed=max_failed,
+    )
+    unusable = {problem.id: problem.reason for problem in table.problems}
+    return open_cache(out).info() | {"prepared": dict(table.notes), "left_out": unusable}
+
+
+def run_jobs(
+    teacher: Teacher,
+    dataset: Dataset,
+    samples: Samples,
+    plan: Plan,
+    jobs: Sequence[Job],
+    writer: FeatureWriter,
+    workers: int,
+    max_failed: float,
+    advance: Advance,
+    stop: Callable[[], bool],
+) -> None:
+    """Decode, run the teacher and write, overlapping, until all jobs are done."""
+    failures: dict[int, str] = {}
+    parts: list[np.ndarray] = []
+    writes: deque[Future[Receipt]] = deque()
+    with ThreadPoolExecutor(workers, "decode") as decoders, ThreadPoolExecutor(1, "write") as writers:
+        for job, pixels, failed in decode_ahead(decoders, teacher, dataset, samples, jobs, depth=workers + 2):
+            if stop():
+                raise Interrupted
+            failures |= failed
+            refuse_too_many(plan, samples, failures, max_failed)
+            vectors = teacher.features(pixels).numpy()
+            if vectors.shape != (job.stop - job.start, teacher.dim):
+                raise wrong_shape(teacher, vectors.shape, (job.stop - job.start, teacher.dim))
+            parts.append(vectors)
+            if job.last:
+                start, end = plan.bounds(job.shard)
+                lost = {row: reason for row, reason in failures.items() if start <= row < end}
+                features = np.concatenate(parts)[:, None, :]  # one view
+                writes.append(writers.submit(writer.write_shard, job.shard, {LAYER: features}, lost))
+                parts = []
+            while len(writes) > (0 if job is jobs[-1] else WRITES_IN_FLIGHT):
+                writes.popleft().result()
+            advance(job.stop - job.start)
+
+
+def decode_ahead(
+    pool: ThreadPoolExecutor, teacher: Teacher, dataset: Dataset, samples: Samples, jobs: Sequence[Job], depth: int
+) -> Iterator[Decoded]:
+    """The decoded batches in order, at most `depth` of them ahead of the one in use."""
+    queue: deque[Future[Decoded]] = deque()
+    upcoming = iter(jobs)
+    for job in upcoming:
+        queue.append(pool.submit(decode, teacher, dataset, samples, job))
+        if len(queue) >= depth:
+            break
+    while queue:
+        yield queue.popleft().result()
+        for job in upcoming:
+            queue.append(pool.submit(decode, teacher, dataset, samples, job))
+            break
+
+
+def decode(teacher: Teacher, dataset: Dataset, samples: Samples, job: Job) -> Decoded:
+    """Read, decode and preprocess one batch; a row that fails is left as zeros and keeps its place."""
+    views: dict[int, Tensor] = {}
+    failed: dict[int, str] = {}
+    for row in range(job.start, job.stop):
+        id = samples.ids[row]
+        try:
+            data = dataset.read(id)
+            if dataset.digest(id, data) != samples.digests[row]:
+                raise DataError(
+                    where=f"{dataset.name}, sample {id}",
+                    found="an image that changed while the cache was being written",
+                    wanted="the bytes that were planned",
+                    fix="restore it, or start another cache for the changed data set",
+                )
+            views[row] = teacher.preprocess(dataset.decode(id, data))
+        except ImageError as error:
+            failed[row] = error.found
+        except OSError as error:
+            failed[row] = f"unreadable: {error.strerror or error}"
+    if not views:
+        blank = np.zeros((64, 64, 3), np.uint8)
+        views = {job.start: torch.zeros_like(teacher.preprocess(blank))}
+    shape = next(iter(views.values())).shape
+    pixels = torch.zeros(job.stop - job.start, *shape)
+    for row, view in views.items():
+        pixels[row - job.start] = view
+    return Decoded(job, pixels, failed)
+
+
+def make_plan(
+    teacher: Teacher,
+    dataset: Dataset,
+    table: SampleTable,
+    *,
+    dtype: Dtype,
+    precision: str,
+    batch_size: int,
+    shard_rows: int | None,
+) -> Plan:
+    """Everything the cache's vectors follow from, and its layout."""
+    chunk_rows = 1024 if len(table) >= SMALL_CACHE else 256
+    if shard_rows is None:
+        # About 64 shards, so that a kill costs under 2 % of the work; 65,536 rows at most, so that files stay few.
+        shard_rows = min(max(1024, 1 << (len(table) // 64).bit_length()), 65_536)
+    chunk_rows = min(chunk_rows, shard_rows)
+    return Plan(
+        causes={
+            "teacher": {"weights": teacher.weights_digest, "dim": teacher.dim, "kind": teacher.feature_kind},
+            "preprocessing": dict(teacher.preprocessing),
+            "precision": precision,
+            "dtype": dtype,
+            "layers": [LAYER],
+            "views": "none",
+            "dataset": {
+                "name": dataset.name,
+                "settings": dict(dataset.settings),
+                "rows": len(table),
+                "identity": samples_of(table).identity(),
+            },
+        },
+        layers={LAYER: Layer(shape=(teacher.dim,), dtype=dtype, kind=teacher.feature_kind)},
+        rows=len(table),
+        shard_rows=shard_rows - shard_rows % chunk_rows,
+        chunk_rows=chunk_rows,
+        class_names=dataset.class_names,
+        group_names=dataset.group_names,
+        notes={"teacher": teacher.name, "batch_size": str(batch_size)},
+    )
+
+
+def samples_of(table: SampleTable) -> Samples:
+    """The cache's sample table, before any row is written."""
+    status = np.full(len(table), PENDING, dtype=object)
+    return Samples(table.ids, table.labels, table.groups, table.splits, table.digests, status)
+
+
+def plan_jobs(plan: Plan, shards: Sequence[int], batch_size: int) -> list[Job]:
+    """The batches of the given shards, in order. None spans two shards."""
+    return [
+        Job(shard, start, min(start + batch_size, plan.bounds(shard)[1]), start + batch_size >= plan.bounds(shard)[1])
+        for shard in shards
+        for start in range(*plan.bounds(shard), batch_size)
+    ]
+
+
+def need_room(out: Path, plan: Plan, rows: int) -> None:
+    """Raise StorageError before any work if the disk cannot hold what is still to be written."""
+    row_bytes = sum(int(np.prod(spec.shape)) * storage_dtype(spec.dtype).itemsize for spec in plan.layers.values())
+    needed, free = rows * row_bytes * plan.views, shutil.disk_usage(out).free
+    if needed > free:
+        raise StorageError(
+            where=str(out),
+            found=f"{free:,} bytes free",
+            wanted=f"{needed:,} bytes for {rows:,} rows",
+            fix="make room, or choose another --out",
+        )
+
+
+def refuse_too_many(plan: Plan, samples: Samples, failures: dict[int, str], max_failed: float) -> None:
+    """Raise DataError, with the counts per cell, once too many rows have failed."""
+    if len(failures) <= max_failed * plan.rows:
+        return
+    cells = Counter(f"{samples.labels[row]},{samples.groups[row]}" for row in failures)
+    counts = "; ".join(f"{name_of_cell(plan.class_names, plan.group_names, key)}: {n}" for key, n in sorted(cells.items()))
+    row, reason = next(iter(failures.items()))
+    raise DataError(
+        where="precompute",
+        found=f"{len(failures)} of {plan.rows} images undecodable ({counts}); first: {samples.ids[row]}: {reason}",
+        wanted=f"at most {max_failed:.1%}",
+        fix="repair the images, or allow more with --max-failed; committed shards are kept",
+    )
+
+
+def wrong_shape(teacher: Teacher, found: tuple[int, ...], wanted: tuple[int, ...]) -> TeacherError:
+    """The error for a teacher that answers with another shape than it promised."""
+    return TeacherError(
+        where=f"teacher {teacher.name}", found=f"an answer of shape {found}", wanted=f"{wanted}", fix="check the model file"
+    )

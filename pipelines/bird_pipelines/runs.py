@@ -1,0 +1,125 @@
+"""A run folder: its configuration, its checkpoints, its curve, and what it ended as.
+
+    config.json            what the run is, written first: a folder is resumed only by the same configuration
+    checkpoint.json        where training stands, naming checkpoint-N.safetensors and its sha256
+    curve.jsonl            one line an epoch
+    student.safetensors, student.json, metrics-SPLIT.json
+    run.json               the last word, written last: a folder without it is unfinished
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from bird.errors import RunError
+from bird_cache.files import replace
+from bird_cache.manifest import flatten
+from bird_pipelines.config import RunConfig
+
+__all__ = ["claim", "finish", "load_checkpoint", "read_json", "save_checkpoint", "write_json"]
+
+
+def claim(config: RunConfig, fingerprint: str | None) -> None:
+    """Start a run in `config.out`, or check that the one there is this one.
+
+    Raises RunError, naming the field, if the folder holds another run or something else.
+    """
+    folder = config.out
+    asked = {"identity": config.identity(), "fingerprint": fingerprint}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refuse(folder, error.strerror or str(error), "a folder that can be written", "choose another --out") from None
+    if (folder / "config.json").exists():
+        found = read_json(folder / "config.json")
+        there, here = flatten(found.get("identity", {})), flatten(asked["identity"])  # type: ignore[arg-type]
+        there, here = there | {"fingerprint": found.get("fingerprint")}, here | {"fingerprint": fingerprint}
+        for field in sorted({*there, *here}):
+            if there.get(field) != here.get(field):
+                raise _refuse(
+                    folder,
+                    f"a run with {field} = {there.get(field)}",
+                    f"{field} = {here.get(field)}",
+                    "choose another --out, or repeat the old settings to resume it",
+                )
+        return
+    if foreign := [entry.name for entry in folder.iterdir() if entry.name != ".lock"]:
+        raise _refuse(folder, f"other files ({', '.join(sorted(foreign)[:3])})", "an empty folder", "choose another --out")
+    place = {"cache": config.cache, "data_root": config.data_root}
+    where = {name: str(path.resolve()) if path else None for name, path in place.items()}
+    write_json(folder / "config.json", asked | {"place": where})
+
+
+def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Tensors and state, replaced together: the JSON names the tensor file and is written second."""
+    data = save_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    name = f"checkpoint-{step}.safetensors"
+    replace(folder / name, data)
+    write_json(folder / "checkpoint.json", {**state, "tensors": name, "sha256": hashlib.sha256(data).hexdigest()})
+    for old in folder.glob("checkpoint-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `save_checkpoint` saved last, or None. Raises RunError if it is damaged."""
+    if not (folder / "checkpoint.json").exists():
+        return None
+    state = read_json(folder / "checkpoint.json")
+    try:
+        data = (folder / state["tensors"]).read_bytes()
+        if hashlib.sha256(data).hexdigest() != state["sha256"]:
+            raise ValueError("another sha256")
+        return load_tensors(data), state
+    except (OSError, ValueError, KeyError) as error:
+        raise _refuse(folder, f"a damaged checkpoint ({error})", "the bytes that were saved", "delete the folder and start again") from None
+
+
+def write_json(path: Path, value: object) -> None:
+    """A JSON file, replaced atomically."""
+    replace(path, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a run folder. Raises RunError where there is none."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _refuse(path.parent, f"{path.name} that cannot be read ({error})", "a run folder", "check the path") from None
+    if not isinstance(value, dict):
+        raise _refuse(path.parent, f"{path.name} that is no JSON object", "a run folder", "check the path")
+    return value
+
+
+def finish(folder: Path, summary: Mapping[str, Any]) -> None:
+    """The last word: run.json with complete = true."""
+    write_json(folder / "run.json", {"complete": True, **summary})
+
+
+def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's state as named tensors."""
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}.{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+
+
+def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(f"{prefix}."):
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _refuse(folder: Path, found: str, wanted: str, fix: str) -> RunError:
+    return RunError(where=f"run {folder}", found=found, wanted=wanted, fix=fix)
