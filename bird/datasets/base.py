@@ -52,6 +52,7 @@ class Listing:
     @staticmethod
     def of(rows: Iterable[tuple[str, int, int, str]], problems: Sequence[Problem] = ()) -> Listing:
         """From (id, label, group, split) rows. Raises DataError for a repeated id."""
+        rows = list(rows)
         ids, labels, groups, splits = ([*column] for column in zip(*rows, strict=True)) if rows else ([], [], [], [])
         twice = [name for name, count in Counter(ids).items() if count > 1]
         if twice:
@@ -156,6 +157,13 @@ def prepare(
     notes |= copies
     splits = dataset.assign_splits(table)
     table = dataclasses.replace(table, splits=splits).take(splits != "")
+    if len(table) == 0:
+        raise DataError(
+            where=f"data set {dataset.name}",
+            found=f"no sample left of {notes['listed']} ({notes})",
+            wanted="at least one in a split",
+            fix="look at the split settings and at the conflicting copies",
+        )
     if limit is not None:
         table = table.take(subset(table, limit))
     if "meta" not in table.splits:
@@ -177,6 +185,7 @@ def subset(table: SampleTable, limit: int) -> Ints:
     strata: dict[tuple[str, int, int], list[int]] = {}
     for row, key in enumerate(zip(table.splits, table.labels.tolist(), table.groups.tolist(), strict=True)):
         strata.setdefault(key, []).append(row)
+    strata = dict(sorted(strata.items()))  # equal remainders: the first stratum by name, not by position, gets the sample
     quota = np.array([limit * len(rows) / len(table) for rows in strata.values()])
     counts = np.floor(quota).astype(int)
     if limit >= len(strata):
@@ -210,7 +219,7 @@ def carve_meta(table: SampleTable, fraction: float, at_least: int, seed: int) ->
 
 def _rank(table: SampleTable, row: int, seed: int) -> tuple[int, str]:
     """Pseudo-random but content-addressed order; byte-identical samples are neighbours."""
-    return xxhash.xxh3_64_intdigest(table.digests[row], seed), table.ids[row]
+    return xxhash.xxh3_64_intdigest(table.digests[row].encode(), seed), table.ids[row]
 
 
 def _with_digests(dataset: Dataset, found: Listing, workers: int) -> SampleTable:

@@ -1,0 +1,135 @@
+"""The data sets by name. `DATASETS` is the list; `open_dataset` opens one; `bird.datasets.base` says what they share."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from bird.datasets.base import Dataset
+from bird.datasets.celeba import CelebA
+from bird.datasets.cifar10s import Cifar10S
+from bird.datasets.digits_s import DigitsS
+from bird.datasets.table import TableDataset
+from bird.datasets.utkface import UTKFace
+from bird.errors import DataError, UsageError
+
+__all__ = ["DATASETS", "DatasetKind", "Scalar", "open_dataset"]
+
+Scalar = str | int | float | bool
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetKind:
+    """One kind of data set: what it is, what its folder has to hold, and how it is opened."""
+
+    description: str
+    layout: str
+    open: Callable[..., Dataset]
+    needs_root: bool = True
+
+    @property
+    def defaults(self) -> dict[str, Scalar]:
+        """The settings it knows and their defaults: the keyword arguments of `open`."""
+        parameters = inspect.signature(self.open).parameters.values()
+        return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+
+DATASETS: dict[str, DatasetKind] = {
+    "digits-s": DatasetKind(
+        description="handwritten digits, coloured or gray with a 95 % skew by class; the embedded default",
+        layout="nothing: the images come with scikit-learn",
+        open=DigitsS,
+        needs_root=False,
+    ),
+    "cifar10s": DatasetKind(
+        description="CIFAR-10, colour or gray with a 95 % skew by class (Wang et al. 2020)",
+        layout=(
+            "cifar-10-batches-bin/ (the binary version) or cifar-10-batches-py/ (as torchvision unpacks it), both"
+            " from Alex Krizhevsky's CIFAR page at the University of Toronto; or train.parquet and test.parquet"
+            " with columns id, image (encoded bytes), label"
+        ),
+        open=Cifar10S,
+    ),
+    "celeba": DatasetKind(
+        description="CelebA faces: Attractive by Male, official partition, test cells of equal size",
+        layout=(
+            "img_align_celeba/*.jpg, list_attr_celeba.txt and list_eval_partition.txt, directly or in celeba/, from"
+            " the CelebA page of the Chinese University of Hong Kong (torchvision.datasets.CelebA downloads them)"
+        ),
+        open=CelebA,
+    ),
+    "utkface": DatasetKind(
+        description="UTKFace: three age classes by four race groups, balanced test cells",
+        layout=(
+            "files named age_gender_race_timestamp.jpg or .jpg.chip.jpg, in any subfolders, from the UTKFace page"
+            " (the aligned and cropped faces)"
+        ),
+        open=UTKFace,
+    ),
+    "table": DatasetKind(
+        description="your own images: a folder with a CSV or Parquet table of path, label and group",
+        layout="samples.csv or samples.parquet with columns path, label, group and, if wanted, split and id",
+        open=TableDataset,
+    ),
+}
+
+
+def open_dataset(name: str, root: Path | None = None, **settings: Scalar) -> Dataset:
+    """Open the data set `name` under the folder `root`.
+
+    The result's `settings` are complete, so `open_dataset(d.name, root, **d.settings)` opens the same set again.
+    Raises UsageError for an unknown name or setting, DataError for a folder that does not hold the data set.
+    """
+    if name not in DATASETS:
+        raise _unknown("data set", name, list(DATASETS))
+    kind = DATASETS[name]
+    values = _checked(name, settings, kind.defaults)
+    if not kind.needs_root:
+        return kind.open(root, **values)
+    if root is None:
+        raise UsageError(
+            where=f"data set {name}",
+            found="no folder",
+            wanted=f"a folder with {kind.layout}",
+            fix="name it with --data-root",
+        )
+    if not root.is_dir():
+        raise DataError(
+            where=f"data set {name}, {root}",
+            found="no such folder",
+            wanted=f"a folder with {kind.layout}",
+            fix="correct --data-root",
+        )
+    return kind.open(root, **values)
+
+
+def _checked(name: str, settings: dict[str, Scalar], defaults: dict[str, Scalar]) -> dict[str, Scalar]:
+    values: dict[str, Scalar] = {}
+    for key, value in settings.items():
+        if key not in defaults:
+            raise _unknown(f"setting of data set {name}", key, list(defaults))
+        kind = type(defaults[key])
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise UsageError(
+                where=f"data set {name}, setting {key}",
+                found=f"{value!r} ({type(value).__name__})",
+                wanted=f"a value of type {kind.__name__}, such as {defaults[key]!r}",
+                fix="correct the setting",
+            )
+        values[key] = value
+    return values
+
+
+def _unknown(what: str, name: str, known: list[str]) -> UsageError:
+    close = difflib.get_close_matches(name, known, n=1)
+    return UsageError(
+        where=what,
+        found=repr(name),
+        wanted=f"one of {', '.join(known)}",
+        fix=f"did you mean {close[0]}?" if close else "choose one of these",
+    )

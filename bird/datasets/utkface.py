@@ -1,0 +1,131 @@
+"""UTKFace (Zhang et al., "Age Progression/Regression by Conditional Adversarial Autoencoder", CVPR 2017): age by race.
+
+Three age classes (below 20, 20 to 39, 40 and above) by four groups, with test cells of equal size: the set-up of Jung
+et al., "Fair Feature Distillation for Visual Recognition" (MFD, CVPR 2021) and of Java, Jandial and Agarwal (2023).
+Age and race are estimates by a program and annotators, in the data set's own words; they are not facts about people.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from bird.datasets.base import Dataset, Listing, Problem, SampleTable
+from bird.errors import DataError, UsageError
+
+__all__ = ["TEST_PER_CELL", "UTKFace"]
+
+TEST_PER_CELL = {"paper": 201, "mfd": 100}
+_NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+)\.jpg(\.chip\.jpg)?", re.ASCII)
+_IMAGES = (".jpg", ".jpeg", ".png")
+_RACE_LEFT_OUT = 4  # "others": not a group of the published set-up
+
+
+@final
+class UTKFace(Dataset):
+    """All images below a folder, named `age_gender_race_timestamp.jpg` (or `.jpg.chip.jpg`).
+
+    `preset` sets the test samples a (race, age) cell: "paper" 201, "mfd" 100. Content hashes with `split_seed`
+    decide which, so that every training seed is tested on the same images. Hidden files are not looked at.
+    """
+
+    name = "utkface"
+    class_names = ("below 20", "20 to 39", "40 and above")
+    group_names = ("White", "Black", "Asian", "Indian")
+    image_size = 176
+    flip = True
+
+    def __init__(self, root: Path, *, preset: str = "paper", split_seed: int = 0) -> None:
+        if preset not in TEST_PER_CELL:
+            raise UsageError(
+                where="data set utkface, setting preset",
+                found=repr(preset),
+                wanted=f"one of {', '.join(TEST_PER_CELL)}",
+                fix="choose one of these",
+            )
+        if split_seed < 0:
+            raise UsageError(
+                where="data set utkface, setting split_seed",
+                found=str(split_seed),
+                wanted="a number from 0 up",
+                fix="correct the setting",
+            )
+        self.settings = {"preset": preset, "split_seed": split_seed}
+        self._root, self._seed, self._test_per_cell = root, split_seed, TEST_PER_CELL[preset]
+        rows: list[tuple[str, int, int, str]] = []
+        problems: list[Problem] = []
+        for id in _images_below(root):
+            match = _NAME.fullmatch(id.rsplit("/", 1)[-1])
+            if match is None:
+                problems.append(Problem(id, "name is not age_gender_race_timestamp.jpg"))
+            elif int(match[3]) != _RACE_LEFT_OUT:
+                age = int(match[1])
+                rows.append((id, int(age >= 20) + int(age >= 40), int(match[3]), ""))
+        self._ids = {row[0] for row in rows}
+        self._listing = Listing.of(rows, problems)
+
+    def listing(self) -> Listing:
+        """All images with a name that parses, sorted by path; the others as problems."""
+        return self._listing
+
+    def read(self, id: str) -> bytes:
+        """The JPEG file."""
+        if id not in self._ids:
+            raise KeyError(id)
+        return (self._root / id).read_bytes()
+
+    def decode(self, id: str, data: bytes) -> NDArray[np.uint8]:
+        """RGB pixels."""
+        from bird.images import decode_image
+
+        return decode_image(data, id)
+
+    def assign_splits(self, table: SampleTable) -> NDArray[np.object_]:
+        """Test cells of equal size, the rest train. Raises DataError naming a cell that is too small."""
+        splits = np.full(len(table), "train", dtype=object)
+        for label, class_name in enumerate(self.class_names):
+            for group, group_name in enumerate(self.group_names):
+                rows = np.flatnonzero((table.labels == label) & (table.groups == group)).tolist()
+                # A byte-identical copy is no second test sample: the first of each content stands for all.
+                first = {str(table.digests[row]): row for row in reversed(rows)}
+                if len(first) < self._test_per_cell + 1:
+                    raise DataError(
+                        where=f"data set utkface, cell {class_name} / {group_name}",
+                        found=f"{len(first)} different images",
+                        wanted=f"{self._test_per_cell} for test and at least one for training",
+                        fix="complete the data set, or choose the preset mfd (100 a cell)",
+                    )
+                order = sorted(
+                    first, key=lambda digest: xxhash.xxh3_64_intdigest(digest.encode(), self._seed)
+                )
+                splits[[first[digest] for digest in order[: self._test_per_cell]]] = "test"
+        return splits
+
+
+def _stop(error: OSError) -> None:
+    raise DataError(
+        where=f"data set utkface, {error.filename}",
+        found=error.strerror or str(error),
+        wanted="a readable folder",
+        fix="correct its permissions: skipping it would change the data set unnoticed",
+    ) from error
+
+
+def _images_below(root: Path) -> list[str]:
+    """Paths of all image files below `root`, relative to it, with forward slashes, sorted."""
+    found: list[str] = []
+    for folder, folders, files in os.walk(root, onerror=_stop):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        base = Path(folder).relative_to(root)
+        found += [
+            (base / name).as_posix()
+            for name in files
+            if name.lower().endswith(_IMAGES) and not name.startswith(".")
+        ]
+    return sorted(found)

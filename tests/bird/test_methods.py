@@ -1,0 +1,130 @@
+"""What each method does to a student in one step."""
+
+import pytest
+import torch
+
+from bird.errors import RunError, UsageError
+from bird.losses import bias_loss, cross_entropy, feature_mse
+from bird.methods import DESCRIPTIONS, METHODS, Batch, Hyperparameters, Learner, build_method
+from bird.students import STUDENTS, build_student, load_student, student_files
+
+CLASSES, GROUPS, DIM = 3, 2, 8
+
+
+def batch_of(student, count=12, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, DIM) if student == "adapter" else (count, 3, 32, 32)
+    return Batch(
+        inputs=torch.rand(shape, generator=generator),
+        labels=torch.arange(count) // 2 % CLASSES,
+        groups=torch.arange(count) % GROUPS,
+        teacher=torch.randn(count, DIM, generator=generator),
+        teacher_logits=torch.randn(count, CLASSES, generator=generator),
+    )
+
+
+def learner_of(student):
+    built = build_student(
+        student, classes=CLASSES, image_size=32, feature_mean=torch.zeros(DIM), feature_std=torch.ones(DIM), seed=0
+    )
+    return Learner(built, teacher_dim=DIM, lr=1e-3, mu2=1e-2, seed=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("student", ["adapter", "shufflenetv2"])
+def test_steps_lower_their_own_loss(method, student):
+    learner, batch = learner_of(student), batch_of(student)
+    meta = batch_of(student, seed=1)
+    step = build_method(method, Hyperparameters(lambda_=0.01), GROUPS)
+    learner.model.train()
+    losses = [step.step(learner, batch, lambda: meta, warm=True)["loss"].item() for _ in range(15)]
+    assert losses[-1] < losses[0]
+
+
+def test_every_method_and_student_is_described():
+    assert METHODS.keys() == DESCRIPTIONS.keys()
+    assert all(kind.description for kind in STUDENTS.values())
+    with pytest.raises(UsageError, match="one of baseline"):
+        build_method("brid", Hyperparameters(), 2)
+    with pytest.raises(UsageError, match="one of resnet18"):
+        build_student("resnet81", classes=2)
+
+
+def test_gate_moves_only_after_warmup_and_only_in_bird():
+    for method, warm, moves in (("bird", False, False), ("bird", True, True), ("bird-no-meta", True, False)):
+        learner, batch = learner_of("adapter"), batch_of("adapter")
+        before = learner.gate.phi.detach().clone()
+        build_method(method, Hyperparameters(), GROUPS).step(learner, batch, lambda: batch_of("adapter", seed=1), warm=warm)
+        assert (not torch.equal(before, learner.gate.phi)) == moves
+
+
+def test_bird_step_is_the_formula():
+    """L_j = alpha D(h, sigmoid(phi_new) h_T) + (1 - alpha) CE + lambda L_o, its gradient taken at the original theta."""
+    hyper = Hyperparameters(lambda_=0.3)
+    learner, batch, meta = learner_of("adapter"), batch_of("adapter"), batch_of("adapter", seed=1)
+    start = {name: value.detach().clone() for name, value in learner.model.named_parameters()}
+    losses = build_method("bird", hyper, GROUPS).step(learner, batch, lambda: meta, warm=True)
+    other = learner_of("adapter")
+    other.model.load_state_dict({**other.model.state_dict(), **start})
+    features, logits = other.model(batch.inputs)
+    target = torch.sigmoid(learner.gate.phi.detach()) * batch.teacher  # the new phi
+    expected = hyper.alpha * feature_mse(features, target) + (1 - hyper.alpha) * cross_entropy(logits, batch.labels)
+    expected = expected + 0.3 * bias_loss(logits, batch.labels, batch.groups, GROUPS)
+    torch.testing.assert_close(losses["loss"], expected.detach())
+    other.descend(expected)
+    for name, value in other.model.named_parameters():
+        torch.testing.assert_close(value, dict(learner.model.named_parameters())[name])
+
+
+@pytest.mark.parametrize("student", ["resnet18", "shufflenetv2"])
+def test_running_statistics_change_once_a_step(student):
+    """After a BIRD step they are what one plain forward pass of the train batch leaves."""
+    learner, plain = learner_of(student), learner_of(student)
+    batch = batch_of(student)
+    learner.model.train()
+    plain.model.train()
+    plain.model(batch.inputs)
+    build_method("bird", Hyperparameters(), GROUPS).step(learner, batch, lambda: batch_of(student, seed=1), warm=True)
+    for name, value in plain.model.named_buffers():
+        torch.testing.assert_close(dict(learner.model.named_buffers())[name], value, msg=name)
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_students_travel_through_files(tmp_path, student):
+    built = learner_of(student).model.student.eval()
+    for name, data in student_files(built).items():
+        (tmp_path / name).write_bytes(data)
+    loaded = load_student(tmp_path)
+    inputs = batch_of(student).inputs
+    for one, two in zip(built(inputs), loaded(inputs), strict=True):
+        assert torch.equal(one, two)
+    weights = tmp_path / "student.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(RunError, match="sha256"):
+        load_student(tmp_path)
+
+
+def test_small_images_keep_their_resolution():
+    """Below 64 pixels: 3x3 stem of stride 1, no max-pool."""
+    for name in ("resnet18", "resnet34", "shufflenetv2"):
+        backbone = build_student(name, classes=2, image_size=32).backbone
+        stem = backbone.conv1 if name.startswith("resnet") else backbone.conv1[0]
+        assert (stem.kernel_size, stem.stride) == ((3, 3), (1, 1))
+        assert isinstance(backbone.maxpool, torch.nn.Identity)
+
+
+def test_a_seed_fixes_the_student_and_leaves_the_global_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one, two = (build_student("shufflenetv2", classes=2, image_size=32, seed=1) for _ in range(2))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_adapter_starts_as_the_identity():
+    learner = learner_of("adapter")
+    inputs = torch.randn(4, DIM)
+    torch.testing.assert_close(learner.model(inputs).features, inputs)
