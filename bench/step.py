@@ -105,7 +105,9 @@ def main():
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     results = [measure(student, options.size, options.batch, options.rounds) for student in options.students]
-    text = json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "results": results}, indent=1)
+    text = json.dumps(
+        {"torch": torch.__version__, "threads": torch.get_num_threads(), "results": results}, indent=1
+    )
     if options.out:
         options.out.write_text(text + "\n")
     sys.stdout.write(text + "\n")

@@ -29,6 +29,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad, grad
 from torch.func import functional_call
 
+# torch leaves these two untyped
+make_dual: Callable[[Tensor, Tensor], Tensor] = forward_ad.make_dual
+unpack_dual: Callable[[Tensor], Any] = forward_ad.unpack_dual
+
 __all__ = ["Distance", "Output", "Parameters", "feedback", "jvp", "look_ahead", "probe"]
 
 Parameters = dict[str, Tensor]
@@ -58,7 +62,7 @@ def feedback(
     own backward pass can follow. `teacher` (batch, d) are the raw features of `inputs`; `meta_loss` maps the student's
     answer on `meta_inputs` to L_o. No buffer of the student changes and no `.grad` is touched.
     """
-    theta = {name: value for name, value in student.named_parameters() if value.requires_grad}
+    theta: Parameters = {name: value for name, value in student.named_parameters() if value.requires_grad}
 
     ahead = look_ahead(theta, inner_loss, mu1)  # theta' = theta - mu1 dL_in/dtheta
     bias = meta_loss(probe(student, ahead, meta_inputs))  # L_o(theta')
@@ -88,9 +92,9 @@ def look_ahead(theta: Parameters, loss: Tensor, mu1: float) -> Parameters:
 def jvp(student: nn.Module, theta: Parameters, direction: Parameters, inputs: Tensor) -> Output:
     """(dh/dtheta) v: the student's answer on `inputs`, differentiated along `direction` in one forward-mode pass."""
     with torch.no_grad(), forward_ad.dual_level():
-        dual = {name: forward_ad.make_dual(value.detach(), direction[name]) for name, value in theta.items()}
+        dual = {name: make_dual(value.detach(), direction[name]) for name, value in theta.items()}
         output = probe(student, dual, inputs)
-        tangents = [forward_ad.unpack_dual(tensor).tangent for tensor in output]
+        tangents = [unpack_dual(tensor).tangent for tensor in output]
         zeros = (
             torch.zeros_like(tensor) for tensor in output
         )  # a part that theta does not reach has no tangent

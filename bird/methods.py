@@ -20,7 +20,16 @@ from bird.losses import bias_loss, cross_entropy, distillation_kl, feature_mse
 from bird.meta import feedback
 from bird.students import Student, StudentOutput
 
-__all__ = ["DESCRIPTIONS", "METHODS", "Batch", "Hyperparameters", "Learner", "Losses", "Method", "build_method"]
+__all__ = [
+    "DESCRIPTIONS",
+    "METHODS",
+    "Batch",
+    "Hyperparameters",
+    "Learner",
+    "Losses",
+    "Method",
+    "build_method",
+]
 
 Losses = dict[str, Tensor]
 """Named scalar losses of one step, detached."""
@@ -34,7 +43,7 @@ class Batch:
     `teacher` the standardised penultimate features (batch, d); `teacher_logits` (batch, classes).
     """
 
-    inputs: Float[Tensor, batch *shape]
+    inputs: Float[Tensor, batch * shape]
     labels: Int[Tensor, batch]
     groups: Int[Tensor, batch]
     teacher: Float[Tensor, "batch dim"] | None = None
@@ -67,7 +76,7 @@ class Regressed(nn.Module):
         self.student = student
         self.regressor = nn.Identity() if dim is None or dim == student.dim else nn.Linear(student.dim, dim)
 
-    def forward(self, inputs: Float[Tensor, batch *shape]) -> StudentOutput:
+    def forward(self, inputs: Float[Tensor, batch * shape]) -> StudentOutput:
         """Features at the teacher's width, and logits."""
         features, logits = self.student(inputs)
         return StudentOutput(self.regressor(features), logits)
@@ -92,7 +101,7 @@ class Learner:
     def descend(self, loss: Tensor) -> None:
         """One Adam step of the student on `loss`."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.step()
 
 

@@ -68,7 +68,7 @@ class Student(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
-    def forward(self, x: Float[Tensor, batch *shape]) -> StudentOutput:
+    def forward(self, x: Float[Tensor, batch * shape]) -> StudentOutput:
         """Features and logits of a batch."""
         features = self.backbone((x - self.mean) / self.std)
         return StudentOutput(features, self.head(self.activation(features)))

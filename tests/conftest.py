@@ -1,4 +1,4 @@
-"""Shared by all rooms: hypothesis without deadlines (machines differ), shapes checked at run time, real data if it is there."""
+"""Shared by all rooms: hypothesis without deadlines (machines differ), shapes checked at run time, real data where it is."""
 
 from pathlib import Path
 
@@ -8,7 +8,9 @@ from jaxtyping import install_import_hook
 
 settings.register_profile("bird", deadline=None)
 settings.load_profile("bird")
-install_import_hook(["bird.gate", "bird.losses", "bird.students", "bird.transforms", "bird.methods"], "beartype.beartype")
+install_import_hook(
+    ["bird.gate", "bird.losses", "bird.students", "bird.transforms", "bird.methods"], "beartype.beartype"
+)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

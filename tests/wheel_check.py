@@ -30,25 +30,55 @@ def main():
         unexpected = {root for root in roots - PACKAGES if not root.endswith(".dist-info")}
         assert not unexpected, f"unexpected in the wheel: {sorted(unexpected)}"
         assert roots >= PACKAGES, f"missing from the wheel: {sorted(PACKAGES - roots)}"
-        assert "bird_pipelines/templates/report.html.j2" in data, "the report's template is missing from the wheel"
+        assert "bird_pipelines/templates/report.html.j2" in data, (
+            "the report's template is missing from the wheel"
+        )
 
         venv.create(box / "env", with_pip=True)
         python = box / "env" / "bin" / "python"
         subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True, cwd=box)
-        site = Path(subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True).strip())
+        site = Path(
+            subprocess.check_output(
+                [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+            ).strip()
+        )
         (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
         def bird(*args):
             command = [str(box / "env" / "bin" / "bird"), *args]
-            return subprocess.run(command, check=True, cwd=box, env=environment, capture_output=True, text=True).stdout
+            return subprocess.run(
+                command, check=True, cwd=box, env=environment, capture_output=True, text=True
+            ).stdout
 
         where = "import bird, bird_cache, bird_pipelines; print(bird.__file__, bird_cache.__file__, bird_pipelines.__file__)"
         found = subprocess.check_output([python, "-c", where], text=True, cwd=box, env=environment).split()
         assert all(str(box) in path for path in found), f"imported from elsewhere: {found}"
         assert json.loads(bird("doctor", "--json"))["checks"] == {"cache": "ok", "feedback": "ok"}
-        bird("train", "--dataset", "digits-s", "--student", "shufflenetv2", "--limit", "400", "--epochs", "1", "--out", "teacher")
-        bird("precompute", "--teacher", "run:teacher", "--dataset", "digits-s", "--limit", "400", "--out", "cache")
+        bird(
+            "train",
+            "--dataset",
+            "digits-s",
+            "--student",
+            "shufflenetv2",
+            "--limit",
+            "400",
+            "--epochs",
+            "1",
+            "--out",
+            "teacher",
+        )
+        bird(
+            "precompute",
+            "--teacher",
+            "run:teacher",
+            "--dataset",
+            "digits-s",
+            "--limit",
+            "400",
+            "--out",
+            "cache",
+        )
         bird("distill", "--cache", "cache", "--epochs", "2", "--out", "run", "--json")
         bird("report", "run", "--out", "report.html")
         assert (box / "report.html").stat().st_size > 10_000

@@ -22,7 +22,17 @@ from numpy.typing import NDArray
 
 from bird.errors import DataError
 
-__all__ = ["SPLITS", "Dataset", "Listing", "Problem", "SampleTable", "carve_meta", "prepare", "subset"]
+__all__ = [
+    "SPLITS",
+    "Dataset",
+    "Listing",
+    "Problem",
+    "SampleTable",
+    "carve_meta",
+    "prepare",
+    "require_test_cells",
+    "subset",
+]
 
 SPLITS = ("train", "meta", "test")
 Strings = NDArray[np.object_]
@@ -53,7 +63,9 @@ class Listing:
     def of(rows: Iterable[tuple[str, int, int, str]], problems: Sequence[Problem] = ()) -> Listing:
         """From (id, label, group, split) rows. Raises DataError for a repeated id."""
         rows = list(rows)
-        ids, labels, groups, splits = ([*column] for column in zip(*rows, strict=True)) if rows else ([], [], [], [])
+        ids, labels, groups, splits = (
+            ([*column] for column in zip(*rows, strict=True)) if rows else ([], [], [], [])
+        )
         twice = [name for name, count in Counter(ids).items() if count > 1]
         if twice:
             raise DataError(
@@ -62,7 +74,8 @@ class Listing:
                 wanted="every id once",
                 fix="rename or remove the copies",
             )
-        return Listing(_strings(ids), np.array(labels, np.int64), np.array(groups, np.int64), _strings(splits), tuple(problems))
+        numbers = np.array(labels, np.int64), np.array(groups, np.int64)
+        return Listing(_strings(ids), *numbers, _strings(splits), tuple(problems))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +103,9 @@ class SampleTable:
 
     def cells(self, classes: int, groups: int) -> Ints:
         """Samples per (class, group), shape (classes, groups)."""
-        return np.bincount(self.labels * groups + self.groups, minlength=classes * groups).reshape(classes, groups)
+        return np.bincount(self.labels * groups + self.groups, minlength=classes * groups).reshape(
+            classes, groups
+        )
 
 
 class Dataset(ABC):
@@ -185,7 +200,9 @@ def subset(table: SampleTable, limit: int) -> Ints:
     strata: dict[tuple[str, int, int], list[int]] = {}
     for row, key in enumerate(zip(table.splits, table.labels.tolist(), table.groups.tolist(), strict=True)):
         strata.setdefault(key, []).append(row)
-    strata = dict(sorted(strata.items()))  # equal remainders: the first stratum by name, not by position, gets the sample
+    strata = dict(
+        sorted(strata.items())
+    )  # equal remainders: the first stratum by name, not by position, gets the sample
     quota = np.array([limit * len(rows) / len(table) for rows in strata.values()])
     counts = np.floor(quota).astype(int)
     if limit >= len(strata):
@@ -247,16 +264,28 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
     if len(table) == 0:
         reason = f"; first: {table.problems[0].id}: {table.problems[0].reason}" if table.problems else ""
         raise DataError(
-            where=where, found=f"no usable sample{reason}", wanted="images", fix="check --data-root (bird list datasets tells the layout)"
+            where=where,
+            found=f"no usable sample{reason}",
+            wanted="images",
+            fix="check --data-root (bird list datasets tells the layout)",
         )
-    for kind, values, size in (("label", table.labels, len(dataset.class_names)), ("group", table.groups, len(dataset.group_names))):
+    for kind, values, size in (
+        ("label", table.labels, len(dataset.class_names)),
+        ("group", table.groups, len(dataset.group_names)),
+    ):
         if values.min() < 0 or values.max() >= size:
             raise DataError(
-                where=where, found=f"{kind}s {values.min()}..{values.max()}", wanted=f"0..{size - 1}", fix=f"correct the {kind} column"
+                where=where,
+                found=f"{kind}s {values.min()}..{values.max()}",
+                wanted=f"0..{size - 1}",
+                fix=f"correct the {kind} column",
             )
     if len(table.problems) > max_problem_share * total:
         groups = Counter((problem.label, problem.group) for problem in table.problems)
-        per_cell = ", ".join(f"class {c} group {g}: {n}" if c >= 0 else f"unknown cell: {n}" for (c, g), n in sorted(groups.items()))
+        per_cell = ", ".join(
+            f"class {c} group {g}: {n}" if c >= 0 else f"unknown cell: {n}"
+            for (c, g), n in sorted(groups.items())
+        )
         first = "; ".join(f"{problem.id}: {problem.reason}" for problem in table.problems[:3])
         raise DataError(
             where=where,
@@ -266,20 +295,49 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
         )
 
 
+def require_test_cells(dataset: Dataset, table: SampleTable) -> None:
+    """Raise DataError, naming them, if (class, group) cells have no test sample: a recall without samples does not exist,
+    which is better said before a teacher has run for hours than after."""
+    test = table.take(table.splits == "test")
+    counts = test.cells(len(dataset.class_names), len(dataset.group_names))
+    empty = [f"{dataset.class_names[c]} x {dataset.group_names[g]}" for c, g in np.argwhere(counts == 0)]
+    if empty:
+        raise DataError(
+            where=f"data set {dataset.name}",
+            found=f"no test sample for {', '.join(empty[:10])}",
+            wanted="at least one test sample of every class in every group",
+            fix="add samples, merge groups, or raise --limit",
+        )
+
+
 def _drop_conflicts(table: SampleTable, keep: bool) -> tuple[SampleTable, dict[str, int]]:
     """Byte-identical samples that disagree on label or group carry no usable label: none of them is kept."""
     copies: dict[str, list[int]] = {}
     for row, digest in enumerate(table.digests):
         copies.setdefault(digest, []).append(row)
     groups = [rows for rows in copies.values() if len(rows) > 1]
-    conflicts = [rows for rows in groups if len({(int(table.labels[row]), int(table.groups[row])) for row in rows}) > 1]
+    conflicts = [
+        rows for rows in groups if len({(int(table.labels[row]), int(table.groups[row])) for row in rows}) > 1
+    ]
     drop = np.zeros(len(table), dtype=bool)
     problems = list(table.problems)
     for rows in [] if keep else conflicts:
         drop[rows] = True
         others = " = ".join(table.ids[row] for row in rows)
-        problems += [Problem(table.ids[row], f"identical images, different labels: {others}", int(table.labels[row]), int(table.groups[row])) for row in rows]
-    notes = {"identical_groups": len(groups), "conflicting_groups": len(conflicts), "conflicting_dropped": int(drop.sum())}
+        problems += [
+            Problem(
+                table.ids[row],
+                f"identical images, different labels: {others}",
+                int(table.labels[row]),
+                int(table.groups[row]),
+            )
+            for row in rows
+        ]
+    notes = {
+        "identical_groups": len(groups),
+        "conflicting_groups": len(conflicts),
+        "conflicting_dropped": int(drop.sum()),
+    }
     return dataclasses.replace(table.take(~drop), problems=tuple(problems)), notes
 
 
@@ -289,7 +347,9 @@ def _one_side_only(table: SampleTable) -> tuple[SampleTable, int]:
     for split in ("test", "meta", "train"):
         for digest in table.digests[table.splits == split]:
             side.setdefault(digest, split)
-    keep = np.array([side[digest] == split for digest, split in zip(table.digests, table.splits, strict=True)], dtype=bool)
+    keep = np.array(
+        [side[digest] == split for digest, split in zip(table.digests, table.splits, strict=True)], dtype=bool
+    )
     return table.take(keep), int((~keep).sum())
 
 

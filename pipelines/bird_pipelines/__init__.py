@@ -1,1 +1,1 @@
-"""The two phases and what surrounds them. Data flows one way: data set -> precompute -> cache -> distill -> run -> report."""
+"""The two phases and what surrounds them: data set -> precompute -> cache -> distill -> run -> evaluate -> report."""

@@ -21,11 +21,16 @@ cache_app = typer.Typer(help="Look into a feature cache.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set (`bird list datasets` tells the layout).")]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Folder of the data set (`bird list datasets` tells the layout).")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read and decode images.")]
 Limit = Annotated[
-    int | None, typer.Option(min=1, help="Keep N samples: a fixed subset with the proportions of split, class and group.")
+    int | None,
+    typer.Option(
+        min=1, help="Keep N samples: a fixed subset with the proportions of split, class and group."
+    ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write; the same command resumes what is there.")]
 
@@ -55,30 +60,49 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        _panel(type(error).__name__, {"unexpected": str(error), "what to do": "run it again with --debug and report it"}, "red")
+        _panel(
+            type(error).__name__,
+            {"unexpected": str(error), "what to do": "run it again with --debug and report it"},
+            "red",
+        )
         sys.exit(1)
 
 
 @app.command()
 def precompute(
-    teacher: Annotated[str, typer.Option(help="clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`).")],
-    dataset: Annotated[str, typer.Option(help="digits-s, cifar10s, celeba, utkface or table (`bird list datasets`).")],
+    teacher: Annotated[
+        str, typer.Option(help="clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`).")
+    ],
+    dataset: Annotated[
+        str, typer.Option(help="digits-s, cifar10s, celeba, utkface or table (`bird list datasets`).")
+    ],
     out: Out,
     data_root: DataRoot = None,
     weights: Annotated[Path | None, typer.Option(help="Local weights of the teacher.")] = None,
-    dtype: Annotated[str, typer.Option(help="How features are stored: float16, float32 or bfloat16.")] = "float16",
+    dtype: Annotated[
+        str, typer.Option(help="How features are stored: float16, float32 or bfloat16.")
+    ] = "float16",
     precision: Annotated[str, typer.Option(help="How the teacher computes: fp32, bf16 or fp16.")] = "fp32",
-    image_size: Annotated[int | None, typer.Option(min=8, help="Input side in pixels, where the teacher leaves it open.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Input side in pixels, where the teacher leaves it open.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
     workers: Workers = 2,
     device: Device = "auto",
     limit: Limit = None,
     setting: Annotated[
-        list[str] | None, typer.Option(help="A setting of the data set, NAME=VALUE (`bird list datasets`); repeat for more.")
+        list[str] | None,
+        typer.Option(help="A setting of the data set, NAME=VALUE (`bird list datasets`); repeat for more."),
     ] = None,
-    shard_rows: Annotated[int | None, typer.Option(min=16, help="Rows per shard: what a kill may lose. Default by size.")] = None,
-    keep_conflicts: Annotated[bool, typer.Option(help="Keep identical images with different labels.")] = False,
-    max_failed: Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unusable.")] = 0.01,
+    shard_rows: Annotated[
+        int | None, typer.Option(min=16, help="Rows per shard: what a kill may lose. Default by size.")
+    ] = None,
+    keep_conflicts: Annotated[
+        bool, typer.Option(help="Keep identical images with different labels.")
+    ] = False,
+    max_failed: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of samples that may be unusable.")
+    ] = 0.01,
     json_: Json = False,
 ) -> None:
     """Phase 1: run the frozen teacher once over a data set and cache its features."""
@@ -114,17 +138,29 @@ def distill(
     data_root: DataRoot = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default 10.")] = None,
-    warmup: Annotated[int | None, typer.Option(min=0, help="Epochs before lambda and the gate act. Default half.")] = None,
-    lambda_: Annotated[float | None, typer.Option("--lambda", help="Weight of L_o in the distillation step.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Weight of the distance against CE. Default .9 (CIFAR-10S .5).")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(min=0, help="Epochs before lambda and the gate act. Default half.")
+    ] = None,
+    lambda_: Annotated[
+        float | None, typer.Option("--lambda", help="Weight of L_o in the distillation step.")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the distance against CE. Default .9 (CIFAR-10S .5).")
+    ] = None,
     tau: Annotated[float | None, typer.Option(help="Temperature of bkd. Default 4 (CIFAR-10S 10).")] = None,
     mu1: Annotated[float | None, typer.Option(help="Look-ahead step.")] = None,
     mu2: Annotated[float | None, typer.Option(help="Learning rate of the gate.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Default 128.")] = None,
-    meta_per_cell: Annotated[int | None, typer.Option(min=1, help="Meta samples of each cell a step. Default 8.")] = None,
+    meta_per_cell: Annotated[
+        int | None, typer.Option(min=1, help="Meta samples of each cell a step. Default 8.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Adam's learning rate. Default 1e-3.")] = None,
-    augment: Annotated[bool | None, typer.Option(help="Random crop and flip of the student's images.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Train on a fixed subset of N rows; the test split stays whole.")] = None,
+    augment: Annotated[
+        bool | None, typer.Option(help="Random crop and flip of the student's images.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Train on a fixed subset of N rows; the test split stays whole.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode images.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
@@ -152,7 +188,9 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Adam's learning rate. Default 1e-3.")] = None,
     augment: Annotated[bool | None, typer.Option(help="Random crop and flip of the images.")] = None,
     limit: Limit = None,
-    setting: Annotated[list[str] | None, typer.Option(help="A setting of the data set, NAME=VALUE; repeat for more.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option(help="A setting of the data set, NAME=VALUE; repeat for more.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode images.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
@@ -190,7 +228,9 @@ def report(
     """One self-contained HTML page about one or many runs."""
     from bird_pipelines.report import write_report
 
-    _print({"report": str(write_report(runs, out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
+    _print(
+        {"report": str(write_report(runs, out))}, json_, lambda info: typer.echo(f"report: {info['report']}")
+    )
 
 
 @app.command()
@@ -210,7 +250,7 @@ def doctor(json_: Json = False) -> None:
     from bird_pipelines.doctor import diagnose
 
     found = diagnose()
-    _print(found, json_, lambda info: [_table(part, values) for part, values in info.items()])
+    _print(found, json_, _show_parts)
     if any(value != "ok" for value in found["checks"].values()):
         raise typer.Exit(1)
 
@@ -255,7 +295,9 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
     for pair in pairs or []:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise UsageError(where="--setting", found=repr(pair), wanted="NAME=VALUE", fix="see `bird list datasets`")
+            raise UsageError(
+                where="--setting", found=repr(pair), wanted="NAME=VALUE", fix="see `bird list datasets`"
+            )
         try:
             settings[name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
@@ -290,9 +332,21 @@ def _table(title: str, values: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def _show_parts(info: dict[str, Any]) -> None:
+    for part, values in info.items():
+        _table(part, values)
+
+
 def _show_cache(info: dict[str, Any]) -> None:
-    state = "complete" if info["complete"] else f"unfinished, {info['shards']['committed']} of {info['shards']['planned']} shards"
-    layers = "; ".join(f"{name} {layer['shape']} {layer['dtype']} ({layer['kind']})" for name, layer in info["layers"].items())
+    state = (
+        "complete"
+        if info["complete"]
+        else f"unfinished, {info['shards']['committed']} of {info['shards']['planned']} shards"
+    )
+    layers = "; ".join(
+        f"{name} {layer['shape']} {layer['dtype']} ({layer['kind']})"
+        for name, layer in info["layers"].items()
+    )
     head = {
         "cache": info["path"],
         "state": state,
@@ -314,7 +368,15 @@ def _show_cache(info: dict[str, Any]) -> None:
 
 def _show_run(info: dict[str, Any]) -> None:
     config = info["config"]
-    _table("", {"run": info["out"], "method": config["method"], "student": config["student"], "seconds": round(info["seconds"], 1)})
+    _table(
+        "",
+        {
+            "run": info["out"],
+            "method": config["method"],
+            "student": config["student"],
+            "seconds": round(info["seconds"], 1),
+        },
+    )
     for split, metrics in info["metrics"].items():
         typer.echo(f"{split}:")
         _show_metrics(metrics)
@@ -324,7 +386,14 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
     if "error" in metrics:
         typer.echo(f"  not evaluated: {metrics['error']}")
         return
-    arrows = {"auroc": "↑", "f1_macro": "↑", "f1_binary": "↑", "accuracy": "↑", "mean_deo": "↓", "max_deo": "↓"}
+    arrows = {
+        "auroc": "↑",
+        "f1_macro": "↑",
+        "f1_binary": "↑",
+        "accuracy": "↑",
+        "mean_deo": "↓",
+        "max_deo": "↓",
+    }
     rows = {}
     for name, arrow in arrows.items():
         interval = metrics["intervals"].get(name)
@@ -332,7 +401,9 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
         floor = metrics["deo_floor"].get(name.removesuffix("_deo")) if name.endswith("_deo") else None
         chance = f"  floor {floor:.1f}" if floor is not None else ""
         rows[f"{name} {arrow}"] = f"{_number(metrics[name])}{span}{chance}"
-    _table("x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows)
+    _table(
+        "x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows
+    )
 
 
 def _show_verification(result: dict[str, Any]) -> None:

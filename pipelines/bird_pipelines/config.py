@@ -27,7 +27,9 @@ class RunConfig(BaseModel):
     method: str
     seed: int = 0
     epochs: int = Field(default=10, ge=1)
-    warmup: int = Field(default=-1, ge=-1, description="epochs before lambda and the gate act; -1: half of them")
+    warmup: int = Field(
+        default=-1, ge=-1, description="epochs before lambda and the gate act; -1: half of them"
+    )
     batch_size: int = Field(default=128, ge=2)
     lr: float = Field(default=1e-3, gt=0)
     lambda_: float = Field(default=0.03, ge=0, alias="lambda")
@@ -72,9 +74,14 @@ def resolve(
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e.get('input')!r}: {e['msg']}" for e in error.errors())
+        wrong = "; ".join(
+            f"{'.'.join(map(str, e['loc']))} = {e.get('input')!r}: {e['msg']}" for e in error.errors()
+        )
         raise UsageError(
-            where=str(file or "options"), found=wrong, wanted="values in range", fix="see `bird distill --help`"
+            where=str(file or "options"),
+            found=wrong,
+            wanted="values in range",
+            fix="see `bird distill --help`",
         ) from None
     if config.warmup < 0:
         config = config.model_copy(update={"warmup": config.epochs // 2})
@@ -95,4 +102,9 @@ def _read(file: Path) -> dict[str, Any]:
         found = error.strerror or str(error)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         found = str(error)
-    raise UsageError(where=f"--config {file}", found=found, wanted="a TOML file of options", fix="one NAME = VALUE a line, names as in `bird distill --help`")
+    raise UsageError(
+        where=f"--config {file}",
+        found=found,
+        wanted="a TOML file of options",
+        fix="one NAME = VALUE a line, names as in `bird distill --help`",
+    )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.datasets import open_dataset
-from bird.datasets.base import Dataset, SampleTable, prepare, subset
+from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells, subset
 from bird.errors import DataError, ImageError, UsageError
 from bird.methods import Batch
 from bird.students import STUDENTS
@@ -41,8 +41,8 @@ class Images:
         self._ready = np.zeros(len(table), dtype=bool)
 
     def get(self, rows: NDArray[np.int64]) -> UInt8[Tensor, "batch 3 size size"]:
-        """The images of the given rows. Raises ImageError, OSError, and DataError for an image that is not the one
-        whose features were cached."""
+        """The images of the given rows. Raises ImageError, OSError, and StaleCacheError for an image that is not
+        the one whose features were cached."""
         if self._held is None:
             return torch.stack(self._decode(rows))
         if missing := np.unique(rows[~self._ready[rows]]).tolist():
@@ -81,8 +81,8 @@ class Images:
             raise self._another_image(id, "another image")
         return center_view(self._dataset.decode(id, data), self._size)
 
-    def _another_image(self, id: str, found: str) -> DataError:
-        return DataError(
+    def _another_image(self, id: str, found: str) -> StaleCacheError:
+        return StaleCacheError(
             where=f"{self._dataset.name}, sample {id}",
             found=found,
             wanted="the image whose features are in the cache",
@@ -131,7 +131,9 @@ class RunData:
         teacher = None
         if self.images is not None:
             pixels = self.images.get(rows)
-            inputs = unit_range((pixels if views is None else apply_views(pixels, views)).to(device, non_blocking=True))
+            inputs = unit_range(
+                (pixels if views is None else apply_views(pixels, views)).to(device, non_blocking=True)
+            )
         else:
             assert self.features is not None
             inputs = self.features[index].to(device)
@@ -164,6 +166,7 @@ def load_data(config: RunConfig) -> RunData:
         )
     dataset = open_dataset(config.dataset, config.data_root, **config.dataset_settings)
     table = prepare(dataset, limit=config.limit, workers=config.workers)
+    require_test_cells(dataset, table)
     images = Images(dataset, table, dataset.image_size, config.workers)
     failures = images.failures()
     if len(failures) > 0.01 * len(table):
@@ -227,7 +230,9 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
     )
 
 
-def _count(table: SampleTable, rows: list[int], classes: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, int]:
+def _count(
+    table: SampleTable, rows: list[int], classes: tuple[str, ...], groups: tuple[str, ...]
+) -> dict[str, int]:
     cells = Counter(f"{classes[table.labels[row]]}, {groups[table.groups[row]]}" for row in rows)
     return dict(sorted(cells.items()))
 

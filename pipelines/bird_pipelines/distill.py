@@ -173,7 +173,9 @@ class Trainer:
             return
         tensors, state = loaded
         learner = self.learner
-        model = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+        model = {
+            name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")
+        }
         learner.model.load_state_dict(model)
         runs.restore_optimizer("optimizer", learner.optimizer, tensors)
         if learner.gate is not None and learner.gate_optimizer is not None:
@@ -281,13 +283,15 @@ def gate_histogram(learner: Learner) -> list[int]:
 
 
 def choose_device(name: str) -> torch.device:
-    """"auto" is CUDA where there is one."""
+    """ "auto" is CUDA where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise UsageError(where="--device", found=repr(name), wanted="auto, cpu or cuda", fix=str(error)) from None
+        raise UsageError(
+            where="--device", found=repr(name), wanted="auto, cpu or cuda", fix=str(error)
+        ) from None
 
 
 def seed_of(seed: int, purpose: int) -> int:

@@ -11,12 +11,25 @@ import numpy as np
 
 __all__ = ["diagnose"]
 
-PACKAGES = ("bird-distill", "torch", "torchvision", "transformers", "open_clip_torch", "onnxruntime", "zarr", "zarrs")
+PACKAGES = (
+    "bird-distill",
+    "torch",
+    "torchvision",
+    "transformers",
+    "open_clip_torch",
+    "onnxruntime",
+    "zarr",
+    "zarrs",
+)
 
 
 def diagnose() -> dict[str, dict[str, str]]:
     """{"versions": ..., "machine": ..., "checks": name -> "ok" or what is wrong}."""
-    return {"versions": {name: _version(name) for name in PACKAGES}, "machine": _machine(), "checks": _checks()}
+    return {
+        "versions": {name: _version(name) for name in PACKAGES},
+        "machine": _machine(),
+        "checks": _checks(),
+    }
 
 
 def _version(package: str) -> str:
@@ -61,9 +74,24 @@ def _cache() -> None:
     rows = 300
     names = np.array([f"sample-{row}" for row in range(rows)], dtype=object)
     same = np.full(rows, "train", dtype=object)
-    samples = Samples(names, np.zeros(rows, np.int64), np.zeros(rows, np.int64), same, names, np.full(rows, PENDING, dtype=object))
+    samples = Samples(
+        names,
+        np.zeros(rows, np.int64),
+        np.zeros(rows, np.int64),
+        same,
+        names,
+        np.full(rows, PENDING, dtype=object),
+    )
     layers = {"penultimate": Layer(shape=(8,), dtype="float16", kind="penultimate")}
-    plan = Plan(causes={}, layers=layers, rows=rows, shard_rows=128, chunk_rows=64, class_names=("a",), group_names=("b",))
+    plan = Plan(
+        causes={},
+        layers=layers,
+        rows=rows,
+        shard_rows=128,
+        chunk_rows=64,
+        class_names=("a",),
+        group_names=("b",),
+    )
     vectors = np.random.default_rng(0).standard_normal((rows, 1, 8)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cache"
@@ -86,7 +114,9 @@ def _feedback() -> None:
     from bird.methods import Batch, Hyperparameters, Learner, build_method
     from bird.students import build_student
 
-    student = build_student("adapter", classes=2, feature_mean=torch.zeros(8), feature_std=torch.ones(8), seed=0)
+    student = build_student(
+        "adapter", classes=2, feature_mean=torch.zeros(8), feature_std=torch.ones(8), seed=0
+    )
     learner = Learner(student, teacher_dim=8, lr=1e-3, mu2=1e-3, seed=0)
     features = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
     batch = Batch(features, torch.arange(8) % 2, torch.arange(8) // 4, features)

@@ -17,7 +17,9 @@ from bird_pipelines.scoring import score
 __all__ = ["evaluate", "run_config"]
 
 
-def evaluate(run: Path, split: str = "test", *, data_root: Path | None = None, cache: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    run: Path, split: str = "test", *, data_root: Path | None = None, cache: Path | None = None
+) -> dict[str, Any]:
     """The metrics of `run` on `split`, also written to RUN/metrics-SPLIT.json.
 
     `data_root` and `cache` replace the places that the run remembers. Raises RunError for a folder without a finished
@@ -39,10 +41,14 @@ def evaluate(run: Path, split: str = "test", *, data_root: Path | None = None, c
     return metrics
 
 
-def run_config(run: Path, *, data_root: Path | None = None, cache: Path | None = None) -> tuple[RunConfig, str | None]:
+def run_config(
+    run: Path, *, data_root: Path | None = None, cache: Path | None = None
+) -> tuple[RunConfig, str | None]:
     """The configuration a run was started with, and its cache's fingerprint. Raises RunError."""
     if not (run / "config.json").exists():
-        raise RunError(where=str(run), found="no config.json", wanted="a run folder", fix="give the --out of a run")
+        raise RunError(
+            where=str(run), found="no config.json", wanted="a run folder", fix="give the --out of a run"
+        )
     found = runs.read_json(run / "config.json")
     try:
         place = {name: Path(value) for name, value in found["place"].items() if value}
@@ -50,5 +56,8 @@ def run_config(run: Path, *, data_root: Path | None = None, cache: Path | None =
         return RunConfig.model_validate({**found["identity"], **place, "out": run}), found["fingerprint"]
     except (KeyError, ValueError, AttributeError) as error:
         raise RunError(
-            where=str(run), found=f"a config.json that does not fit ({error})", wanted="a run of this version", fix="run it again"
+            where=str(run),
+            found=f"a config.json that does not fit ({error})",
+            wanted="a run of this version",
+            fix="run it again",
         ) from None

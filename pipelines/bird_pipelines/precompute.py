@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bird.datasets import open_dataset
-from bird.datasets.base import Dataset, SampleTable, prepare
+from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells
 from bird.errors import DataError, ImageError, TeacherError, UsageError
 from bird.teachers import Teacher, load_teacher
 from bird_cache.errors import StorageError
@@ -73,7 +73,15 @@ def precompute(
     cannot be decoded; TeacherError or FeatureError for unusable vectors; StorageError; Interrupted. What is committed
     is kept, and the same call goes on from there.
     """
-    plan = make_plan(teacher, dataset, table, dtype=dtype, precision=precision, batch_size=batch_size, shard_rows=shard_rows)
+    plan = make_plan(
+        teacher,
+        dataset,
+        table,
+        dtype=dtype,
+        precision=precision,
+        batch_size=batch_size,
+        shard_rows=shard_rows,
+    )
     samples = samples_of(table)
     with open_writer(out, plan, samples) as writer, stop_requests() as stop:
         jobs = plan_jobs(plan, writer.pending(), batch_size)
@@ -105,11 +113,14 @@ def precompute_command(
 ) -> dict[str, Any]:
     """`bird precompute`: open the data set and the teacher, write the cache, say what it holds (see `FeatureStore.info`)."""
     if dtype not in DTYPES:
-        raise UsageError(where="--dtype", found=repr(dtype), wanted=f"one of {', '.join(DTYPES)}", fix="choose one")
+        raise UsageError(
+            where="--dtype", found=repr(dtype), wanted=f"one of {', '.join(DTYPES)}", fix="choose one"
+        )
     data = open_dataset(dataset, data_root, **settings)
     table = prepare(
         data, limit=limit, keep_conflicts=keep_conflicts, max_problem_share=max_failed, workers=workers
     )
+    require_test_cells(data, table)
     loaded = load_teacher(teacher, weights=weights, device=device, precision=precision, image_size=image_size)
     precompute(
         loaded,
@@ -165,7 +176,12 @@ def run_jobs(
 
 
 def decode_ahead(
-    pool: ThreadPoolExecutor, teacher: Teacher, dataset: Dataset, samples: Samples, jobs: Sequence[Job], depth: int
+    pool: ThreadPoolExecutor,
+    teacher: Teacher,
+    dataset: Dataset,
+    samples: Samples,
+    jobs: Sequence[Job],
+    depth: int,
 ) -> Iterator[Decoded]:
     """The decoded batches in order, at most `depth` of them ahead of the one in use."""
     queue: deque[Future[Decoded]] = deque()
@@ -261,7 +277,12 @@ def samples_of(table: SampleTable) -> Samples:
 def plan_jobs(plan: Plan, shards: Sequence[int], batch_size: int) -> list[Job]:
     """The batches of the given shards, in order. None spans two shards."""
     return [
-        Job(shard, start, min(start + batch_size, plan.bounds(shard)[1]), start + batch_size >= plan.bounds(shard)[1])
+        Job(
+            shard,
+            start,
+            min(start + batch_size, plan.bounds(shard)[1]),
+            start + batch_size >= plan.bounds(shard)[1],
+        )
         for shard in shards
         for start in range(*plan.bounds(shard), batch_size)
     ]
@@ -269,7 +290,9 @@ def plan_jobs(plan: Plan, shards: Sequence[int], batch_size: int) -> list[Job]:
 
 def need_room(out: Path, plan: Plan, rows: int) -> None:
     """Raise StorageError before any work if the disk cannot hold what is still to be written."""
-    row_bytes = sum(int(np.prod(spec.shape)) * storage_dtype(spec.dtype).itemsize for spec in plan.layers.values())
+    row_bytes = sum(
+        int(np.prod(spec.shape)) * storage_dtype(spec.dtype).itemsize for spec in plan.layers.values()
+    )
     needed, free = rows * row_bytes * plan.views, shutil.disk_usage(out).free
     if needed > free:
         raise StorageError(
@@ -285,7 +308,9 @@ def refuse_too_many(plan: Plan, samples: Samples, failures: dict[int, str], max_
     if len(failures) <= max_failed * plan.rows:
         return
     cells = Counter(f"{samples.labels[row]},{samples.groups[row]}" for row in failures)
-    counts = "; ".join(f"{name_of_cell(plan.class_names, plan.group_names, key)}: {n}" for key, n in sorted(cells.items()))
+    counts = "; ".join(
+        f"{name_of_cell(plan.class_names, plan.group_names, key)}: {n}" for key, n in sorted(cells.items())
+    )
     row, reason = next(iter(failures.items()))
     raise DataError(
         where="precompute",
@@ -298,5 +323,8 @@ def refuse_too_many(plan: Plan, samples: Samples, failures: dict[int, str], max_
 def wrong_shape(teacher: Teacher, found: tuple[int, ...], wanted: tuple[int, ...]) -> TeacherError:
     """The error for a teacher that answers with another shape than it promised."""
     return TeacherError(
-        where=f"teacher {teacher.name}", found=f"an answer of shape {found}", wanted=f"{wanted}", fix="check the model file"
+        where=f"teacher {teacher.name}",
+        found=f"an answer of shape {found}",
+        wanted=f"{wanted}",
+        fix="check the model file",
     )

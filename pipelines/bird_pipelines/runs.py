@@ -1,10 +1,10 @@
 """A run folder: its configuration, its checkpoints, its curve, and what it ended as.
 
-    config.json            what the run is, written first: a folder is resumed only by the same configuration
-    checkpoint.json        where training stands, naming checkpoint-N.safetensors and its sha256
-    curve.jsonl            one line an epoch
-    student.safetensors, student.json, metrics-SPLIT.json
-    run.json               the last word, written last: a folder without it is unfinished
+config.json            what the run is, written first: a folder is resumed only by the same configuration
+checkpoint.json        where training stands, naming checkpoint-N.safetensors and its sha256
+curve.jsonl            one line an epoch
+student.safetensors, student.json, metrics-SPLIT.json
+run.json               the last word, written last: a folder without it is unfinished
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _refuse(folder, error.strerror or str(error), "a folder that can be written", "choose another --out") from None
+        raise _refuse(
+            folder, error.strerror or str(error), "a folder that can be written", "choose another --out"
+        ) from None
     if (folder / "config.json").exists():
         found = read_json(folder / "config.json")
-        there, here = flatten(found.get("identity", {})), flatten(asked["identity"])  # type: ignore[arg-type]
+        there, here = flatten(found.get("identity", {})), flatten(asked["identity"])
         there, here = there | {"fingerprint": found.get("fingerprint")}, here | {"fingerprint": fingerprint}
         for field in sorted({*there, *here}):
             if there.get(field) != here.get(field):
@@ -53,7 +55,12 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
                 )
         return
     if foreign := [entry.name for entry in folder.iterdir() if entry.name != ".lock"]:
-        raise _refuse(folder, f"other files ({', '.join(sorted(foreign)[:3])})", "an empty folder", "choose another --out")
+        raise _refuse(
+            folder,
+            f"other files ({', '.join(sorted(foreign)[:3])})",
+            "an empty folder",
+            "choose another --out",
+        )
     place = {"cache": config.cache, "data_root": config.data_root}
     where = {name: str(path.resolve()) if path else None for name, path in place.items()}
     write_json(folder / "config.json", asked | {"place": where})
@@ -64,7 +71,9 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     data = save_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     name = f"checkpoint-{step}.safetensors"
     replace(folder / name, data)
-    write_json(folder / "checkpoint.json", {**state, "tensors": name, "sha256": hashlib.sha256(data).hexdigest()})
+    write_json(
+        folder / "checkpoint.json", {**state, "tensors": name, "sha256": hashlib.sha256(data).hexdigest()}
+    )
     for old in folder.glob("checkpoint-*.safetensors"):
         if old.name != name:
             old.unlink()
@@ -81,7 +90,12 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
             raise ValueError("another sha256")
         return load_tensors(data), state
     except (OSError, ValueError, KeyError) as error:
-        raise _refuse(folder, f"a damaged checkpoint ({error})", "the bytes that were saved", "delete the folder and start again") from None
+        raise _refuse(
+            folder,
+            f"a damaged checkpoint ({error})",
+            "the bytes that were saved",
+            "delete the folder and start again",
+        ) from None
 
 
 def write_json(path: Path, value: object) -> None:
@@ -94,7 +108,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise _refuse(path.parent, f"{path.name} that cannot be read ({error})", "a run folder", "check the path") from None
+        raise _refuse(
+            path.parent, f"{path.name} that cannot be read ({error})", "a run folder", "check the path"
+        ) from None
     if not isinstance(value, dict):
         raise _refuse(path.parent, f"{path.name} that is no JSON object", "a run folder", "check the path")
     return value
@@ -108,7 +124,9 @@ def finish(folder: Path, summary: Mapping[str, Any]) -> None:
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Adam's state as named tensors."""
     state = optimizer.state_dict()["state"]
-    return {f"{prefix}.{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+    return {
+        f"{prefix}.{index}.{name}": value for index, values in state.items() for name, value in values.items()
+    }
 
 
 def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -40,7 +40,12 @@ def score(student: Student, data: RunData, split: str, device: torch.device) -> 
     rows = data.rows(split)
     if len(rows) == 0:
         known = sorted({*data.table.splits})
-        raise DataError(where="--split", found=repr(split), wanted=f"one of {', '.join(known)}", fix="choose another split")
+        raise DataError(
+            where="--split",
+            found=repr(split),
+            wanted=f"one of {', '.join(known)}",
+            fix="choose another split",
+        )
     logits = logits_of(student, data, rows, device)
     return assess(
         data.table.labels[rows],

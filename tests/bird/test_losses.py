@@ -29,7 +29,10 @@ def test_bias_loss_and_its_gradient_equal_the_definition(count, classes, groups,
     logits = torch.randn(count, classes, dtype=torch.float64, generator=generator).requires_grad_()
     labels = torch.randint(classes, (count,), generator=generator)
     protected = torch.randint(groups, (count,), generator=generator)
-    got, expected = bias_loss(logits, labels, protected, groups), bias_from_definition(logits, labels, protected, groups)
+    got, expected = (
+        bias_loss(logits, labels, protected, groups),
+        bias_from_definition(logits, labels, protected, groups),
+    )
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     if expected.requires_grad:
         one, two = (torch.autograd.grad(value, logits)[0] for value in (got, expected))

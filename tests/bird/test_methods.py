@@ -25,7 +25,12 @@ def batch_of(student, count=12, seed=0):
 
 def learner_of(student):
     built = build_student(
-        student, classes=CLASSES, image_size=32, feature_mean=torch.zeros(DIM), feature_std=torch.ones(DIM), seed=0
+        student,
+        classes=CLASSES,
+        image_size=32,
+        feature_mean=torch.zeros(DIM),
+        feature_std=torch.ones(DIM),
+        seed=0,
     )
     return Learner(built, teacher_dim=DIM, lr=1e-3, mu2=1e-2, seed=0)
 
@@ -54,7 +59,9 @@ def test_gate_moves_only_after_warmup_and_only_in_bird():
     for method, warm, moves in (("bird", False, False), ("bird", True, True), ("bird-no-meta", True, False)):
         learner, batch = learner_of("adapter"), batch_of("adapter")
         before = learner.gate.phi.detach().clone()
-        build_method(method, Hyperparameters(), GROUPS).step(learner, batch, lambda: batch_of("adapter", seed=1), warm=warm)
+        build_method(method, Hyperparameters(), GROUPS).step(
+            learner, batch, lambda: batch_of("adapter", seed=1), warm=warm
+        )
         assert (not torch.equal(before, learner.gate.phi)) == moves
 
 
@@ -68,7 +75,9 @@ def test_bird_step_is_the_formula():
     other.model.load_state_dict({**other.model.state_dict(), **start})
     features, logits = other.model(batch.inputs)
     target = torch.sigmoid(learner.gate.phi.detach()) * batch.teacher  # the new phi
-    expected = hyper.alpha * feature_mse(features, target) + (1 - hyper.alpha) * cross_entropy(logits, batch.labels)
+    expected = hyper.alpha * feature_mse(features, target) + (1 - hyper.alpha) * cross_entropy(
+        logits, batch.labels
+    )
     expected = expected + 0.3 * bias_loss(logits, batch.labels, batch.groups, GROUPS)
     torch.testing.assert_close(losses["loss"], expected.detach())
     other.descend(expected)
@@ -84,7 +93,9 @@ def test_running_statistics_change_once_a_step(student):
     learner.model.train()
     plain.model.train()
     plain.model(batch.inputs)
-    build_method("bird", Hyperparameters(), GROUPS).step(learner, batch, lambda: batch_of(student, seed=1), warm=True)
+    build_method("bird", Hyperparameters(), GROUPS).step(
+        learner, batch, lambda: batch_of(student, seed=1), warm=True
+    )
     for name, value in plain.model.named_buffers():
         torch.testing.assert_close(dict(learner.model.named_buffers())[name], value, msg=name)
 

@@ -26,12 +26,24 @@ def samples(rows=ROWS):
     number = np.arange(rows)
     splits = strings([("train", "meta", "test")[i % 3] for i in range(rows)])
     ids = strings([f"sample-{i}" for i in range(rows)])
-    return Samples(ids, number % 3, number % 2, splits, strings([f"{i:032x}" for i in range(rows)]), strings([PENDING] * rows))
+    return Samples(
+        ids,
+        number % 3,
+        number % 2,
+        splits,
+        strings([f"{i:032x}" for i in range(rows)]),
+        strings([PENDING] * rows),
+    )
 
 
 def plan(rows=ROWS, dtype="float16", shard_rows=SHARD, chunk_rows=CHUNK, **causes):
     return Plan(
-        causes={"teacher": {"weights": "sha256:1"}, "preprocessing": {"size": 32, "mean": [0.5]}, "dtype": dtype, **causes},
+        causes={
+            "teacher": {"weights": "sha256:1"},
+            "preprocessing": {"size": 32, "mean": [0.5]},
+            "dtype": dtype,
+            **causes,
+        },
         layers={"penultimate": Layer(shape=(DIM,), dtype=dtype, kind="penultimate")},
         rows=rows,
         shard_rows=shard_rows,

@@ -1,0 +1,264 @@
+"""The report's plots as SVG strings, drawn off-screen and the same to the byte for the same numbers.
+
+Text stays text (the browser's own font draws it), ids carry a prefix so that many plots fit in one page, and nothing
+in a plot points outside it. Colours: Okabe and Ito's palette and single-hue ramps, which the colour-blind can tell.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+__all__ = ["curve_plot", "gate_plot", "recall_plot", "scatter_plot"]
+
+Floats = NDArray[np.float64]
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+INK, MUTED, GRID = "#22262c", "#68707c", "#e4e7ec"
+GAP = "#D55E00"
+WIDTH = 9.2  # inches: the page's text column
+
+# Any: matplotlib lists every known name in its type, another list each release.
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "bird",
+    "text.parse_math": False,  # a class may be called $5
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": "#b9c0ca",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 3.5,
+}
+
+LOSSES = {
+    "loss": ("total", INK),
+    "ce": ("cross-entropy", PALETTE[0]),
+    "distance": ("distance D", PALETTE[2]),
+    "bias": ("bias, train batch", PALETTE[1]),
+    "meta_bias": ("bias, meta batch", PALETTE[3]),
+}
+META = {"accuracy": ("accuracy ↑", PALETTE[0]), "mean_deo": ("mean-DEO ↓", PALETTE[1])}
+
+
+def recall_plot(
+    recalls: Sequence[Sequence[float]],
+    class_names: Sequence[str],
+    group_names: Sequence[str],
+    floor: float,
+    name: str,
+) -> str:
+    """Recall per cell, (C, M) shares in 0..1, as an annotated map, beside each class's gap (x100) as a bar.
+
+    `floor` is the mean-DEO (x100) that equal recalls would show with so few samples.
+    """
+    shares = np.asarray(recalls, dtype=np.float64)
+    classes, groups = shares.shape
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.15 + 0.3 * max(classes, 2)), layout="constrained")
+        cells, bars = figure.subplots(1, 2, sharey=True, width_ratios=(min(groups, 8) + 1.5, 6))
+        cells.pcolormesh(100 * shares, cmap="Blues", vmin=0, vmax=115, edgecolors="white", linewidth=1.5)
+        for c, g in np.ndindex(classes, groups):
+            ink = "white" if shares[c, g] > 0.62 else INK
+            cells.text(g + 0.5, c + 0.5, f"{100 * shares[c, g]:.1f}", ha="center", va="center", color=ink)
+        cells.set_title("Recall ×100 per class and group")
+        cells.set_xticks(np.arange(groups) + 0.5, [_short(each) for each in group_names])
+        cells.set_yticks(np.arange(classes) + 0.5, [_short(each) for each in class_names])
+        cells.tick_params(length=0, colors=INK)
+        cells.spines[:].set_visible(False)
+        cells.invert_yaxis()
+        _gap_bars(bars, 100 * np.ptp(shares, axis=1), floor)
+        return _svg(figure, name, "recall per class and group, and the gap between groups per class")
+
+
+def _gap_bars(axes: Axes, gaps: Floats, floor: float) -> None:
+    axes.barh(np.arange(len(gaps)) + 0.5, gaps, height=0.62, color=GAP, alpha=0.85)
+    for row, gap in enumerate(gaps):
+        axes.annotate(
+            f"{gap:.1f}", (gap, row + 0.5), (4, 0), textcoords="offset points", va="center", color=INK
+        )
+    axes.axvline(float(gaps.mean()), color=INK, linewidth=1.2, label=f"mean-DEO {gaps.mean():.1f}")
+    axes.axvline(floor, color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)), label=f"its floor {floor:.1f}")
+    axes.set_xlim(0, 1.14 * max(float(gaps.max()), floor, 1.0))
+    axes.set_title("Gap between groups ×100 (lower is better)")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0, labelleft=False)
+    axes.grid(axis="x")
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(0, -0.32 / max(len(gaps), 2) - 0.04), ncols=2, borderaxespad=0.4
+    )
+
+
+def curve_plot(curve: Sequence[Mapping[str, Any]], warmup: int | None, name: str) -> str:
+    """The parts of the loss (log scale) and the meta split's accuracy and mean-DEO (x100) by epoch.
+
+    `curve` holds one mapping an epoch; a part that is None there leaves a gap. `warmup` epochs are shaded.
+    """
+    epochs = [line["epoch"] for line in curve]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+        losses, meta = figure.subplots(1, 2)
+        for key, (label, colour) in LOSSES.items():
+            values = _series([line.get(key) for line in curve])
+            values[~(values > 0)] = np.nan
+            _line(losses, epochs, values, label, colour)
+        losses.set_yscale("log")
+        _frame(losses, "Loss and its parts (log scale)", warmup)
+        for key, (label, colour) in META.items():
+            values = _series([(line.get("meta") or {}).get(key) for line in curve])
+            _line(meta, epochs, values, label, colour)
+        meta.set_ylim(0, 100)
+        _frame(meta, "Meta split ×100", warmup)
+        return _svg(figure, name, "training curves: loss parts, and accuracy and mean-DEO on the meta split")
+
+
+def _line(axes: Axes, epochs: Sequence[int], values: Floats, label: str, colour: str) -> None:
+    if np.isfinite(values).any():
+        axes.plot(epochs, values, color=colour, label=label, marker="o" if len(epochs) <= 40 else None)
+
+
+def _frame(axes: Axes, title: str, warmup: int | None) -> None:
+    axes.set_title(title, pad=26)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y")
+    if warmup:
+        axes.axvspan(0.5, warmup + 0.5, color="#f0f2f5", zorder=0, linewidth=0, label="warmup")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=6,
+            columnspacing=1.1,
+            borderaxespad=0.2,
+            fontsize=8.5,
+        )
+    else:
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=MUTED)
+
+
+def gate_plot(curve: Sequence[Mapping[str, Any]], name: str) -> str | None:
+    """The gate's histogram over [0, 1] by epoch as an image, and its last one as a line; None without a gate."""
+    lines = [line for line in curve if line.get("gate")]
+    if not lines:
+        return None
+    counts = np.array([line["gate"]["counts"] for line in lines], dtype=np.float64)
+    shares = 100 * counts / counts.sum(1, keepdims=True).clip(1)
+    first, last = lines[0]["epoch"], lines[-1]["epoch"]
+    edges = np.linspace(0, 1, counts.shape[1] + 1)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+        image, final = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+        extent = (first - 0.5, last + 0.5, 0, 1)
+        image.imshow(
+            shares.T, aspect="auto", origin="lower", extent=extent, cmap="Blues", interpolation="none"
+        )
+        image.set_title(f"Gate values by epoch (darkest: {shares.max():.0f} % of features)")
+        image.set_xlabel("epoch")
+        image.set_ylabel("gate, sigmoid(φ)")
+        image.xaxis.set_major_locator(MaxNLocator(integer=True))
+        final.stairs(shares[-1], edges, orientation="horizontal", fill=True, color=PALETTE[0], alpha=0.85)
+        final.set_title(f"Epoch {last}")
+        final.set_xlabel("% of features")
+        return _svg(figure, name, "histogram of the gate's values by epoch")
+
+
+def scatter_plot(points: Sequence[tuple[str, str, float, float]], floor: float, name: str) -> str:
+    """AUROC against mean-DEO (both x100). `points` are runs: (method, configuration, mean-DEO, AUROC).
+
+    Small marks are runs, a large one is the mean of a configuration's runs; one colour and mark a method.
+    """
+    methods = list(dict.fromkeys(point[0] for point in points))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(
+            floor, color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)), zorder=1, label="floor of mean-DEO"
+        )
+        for index, method in enumerate(methods):
+            colour, marker = (
+                PALETTE[index % len(PALETTE)],
+                MARKERS[(index + index // len(PALETTE)) % len(MARKERS)],
+            )
+            mine = [point for point in points if point[0] == method]
+            axes.scatter(
+                [p[2] for p in mine],
+                [p[3] for p in mine],
+                s=22,
+                color=colour,
+                marker=marker,
+                alpha=0.45,
+                linewidths=0,
+            )
+            means = [
+                np.mean([p[2:] for p in mine if p[1] == each], axis=0)
+                for each in dict.fromkeys(p[1] for p in mine)
+            ]
+            x, y = np.array(means).T
+            axes.scatter(
+                x,
+                y,
+                s=95,
+                color=colour,
+                marker=marker,
+                edgecolors="white",
+                linewidths=1.2,
+                label=method,
+                zorder=3,
+            )
+        axes.set_xlim(left=0)
+        axes.margins(0.08)
+        axes.set_xlabel("mean-DEO ×100  (← lower is better)")
+        axes.set_ylabel("AUROC ×100  (higher is better →)")
+        axes.grid()
+        figure.legend(loc="outside right upper", labelspacing=0.9)
+        return _svg(figure, name, "AUROC against mean-DEO, one mark a run")
+
+
+def _series(values: Sequence[float | None]) -> Floats:
+    return np.array([math.nan if value is None else float(value) for value in values])
+
+
+def _short(name: str, most: int = 22) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an <svg> element for inlining: no prolog, no namespaces, no fixed size, ids that start with `name`."""
+    buffer = io.StringIO()
+    with warnings.catch_warnings():
+        # matplotlib's font lacks the glyph; the browser's will not
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = buffer.getvalue()
+    head, _, body = svg[svg.index("<svg") :].partition(">")
+    view = re.search(r'viewBox="[^"]*"', head)
+    assert view is not None
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
+    return f'<svg {view[0]} role="img" aria-label="{description}">{body}'

@@ -1,0 +1,198 @@
+"""Phase two: what a run is, that it resumes to the bit, and that no teacher is near it."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers.shell import ENVIRONMENT, bird, bird_json, exists, panel, stopped
+
+from bird.methods import METHODS
+
+QUICK = ("--epochs", 2, "--warmup", 1, "--batch-size", 32)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_the_adapter(cache, tmp_path, method):
+    info = bird_json("distill", "--cache", cache, "--method", method, *QUICK, "--out", tmp_path / "run")
+    assert info["complete"]
+    assert info["fingerprint"] == bird_json("cache", "info", cache)["fingerprint"]
+    metrics = info["metrics"]["test"]
+    assert 0 <= metrics["mean_deo"] <= metrics["max_deo"] <= 100
+    lines = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert (lines[-1]["meta_bias"] is not None) == (method == "bird")
+    assert lines[0]["meta_bias"] is None, "no meta step during warmup"
+    again = bird_json("evaluate", tmp_path / "run")
+    assert again == metrics
+
+
+@pytest.mark.slow
+def test_an_image_student_learns_from_images_and_features(cache, tmp_path):
+    flags = (
+        "--student",
+        "shufflenetv2",
+        "--method",
+        "bird",
+        "--limit",
+        120,
+        "--epochs",
+        2,
+        "--warmup",
+        1,
+        "--meta-per-cell",
+        1,
+    )
+    info = bird_json("distill", "--cache", cache, *flags, "--out", tmp_path / "run")
+    assert info["rows"]["train"] < 120
+    assert "random crop" in info["view_policy"]
+    assert bird_json("evaluate", tmp_path / "run", "--split", "meta") == info["metrics"]["meta"]
+
+
+def killed_twice(cache, folder, flags):
+    """Run, killed at two points of its way, then to the end."""
+    for step in (1, 2):
+        config = folder / "often.toml"
+        config.write_text("checkpoint_seconds = 0.01\n")
+        seen = {path.name for path in (folder / "killed").glob("checkpoint-*")}
+        code, _ = stopped(
+            *("distill", "--cache", cache, *flags, "--config", config, "--out", folder / "killed"),
+            when=lambda seen=seen: (
+                {path.name for path in (folder / "killed").glob("checkpoint-*.safetensors")} - seen
+            ),
+        )
+        assert code == -signal.SIGKILL, f"stop {step}"
+    bird("distill", "--cache", cache, *flags, "--config", config, "--out", folder / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--student", "adapter", "--method", "bird", "--epochs", 30, "--warmup", 1, "--batch-size", 8),
+        (
+            "--student",
+            "shufflenetv2",
+            "--method",
+            "bird",
+            "--limit",
+            120,
+            "--epochs",
+            2,
+            "--warmup",
+            1,
+            "--batch-size",
+            16,
+            "--meta-per-cell",
+            1,
+        ),
+    ],
+    ids=["adapter", "shufflenetv2"],
+)
+def test_killed_runs_end_bit_equal(cache, tmp_path, flags):
+    bird("distill", "--cache", cache, *flags, "--out", tmp_path / "unbroken")
+    killed_twice(cache, tmp_path, flags)
+    one, two = tmp_path / "unbroken", tmp_path / "killed"
+    assert (one / "student.safetensors").read_bytes() == (two / "student.safetensors").read_bytes()
+    assert (one / "metrics-test.json").read_bytes() == (two / "metrics-test.json").read_bytes()
+    curves = [
+        [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()] for run in (one, two)
+    ]
+    for a, b in zip(*curves, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_resumes(cache, tmp_path):
+    flags = ("--epochs", 200, "--batch-size", 8)
+    out = tmp_path / "run"
+    code, message = stopped(
+        "distill",
+        "--cache",
+        cache,
+        *flags,
+        "--out",
+        out,
+        when=exists(out / "checkpoint.json"),
+        by=signal.SIGINT,
+    )
+    assert code == 130
+    assert "run the same command again to resume" in message
+    assert json.loads((out / "checkpoint.json").read_text())["step"] > 0
+    assert not (out / "run.json").exists()
+
+
+def test_a_run_folder_belongs_to_one_configuration(cache, tmp_path):
+    bird("distill", "--cache", cache, *QUICK, "--out", tmp_path / "run")
+    before = (tmp_path / "run" / "student.safetensors").read_bytes()
+    done = bird("distill", "--cache", cache, *QUICK, "--lambda", 0.5, "--out", tmp_path / "run", code=1)
+    assert "lambda = 0.03" in panel(done)
+    assert "lambda = 0.5" in panel(done)
+    bird("distill", "--cache", cache, *QUICK, "--out", tmp_path / "run")  # the same again: done already
+    assert (tmp_path / "run" / "student.safetensors").read_bytes() == before
+
+
+def test_no_teacher_is_imported(cache, tmp_path):
+    """After a distil run in a fresh process: no teacher, transformers, open_clip or onnxruntime module is loaded."""
+    program = f"""
+import sys
+sys.argv = ["bird", "distill", "--cache", {str(cache)!r}, "--epochs", "1", "--out", {str(tmp_path / "run")!r}, "--json"]
+from bird_pipelines.cli import main
+main()
+"""
+    check = """
+import atexit, sys
+def report():
+    names = ("transformers", "open_clip", "onnxruntime", "bird.teachers", "bird_pipelines.precompute")
+    loaded = [name for name in sys.modules if name.startswith(names)]
+    assert "bird.meta" in sys.modules
+    print("LOADED", loaded, file=sys.stderr)
+atexit.register(report)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", check + program],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=True,
+        timeout=120,
+    )
+    assert "LOADED []" in done.stderr
+
+
+def test_the_seed_decides(cache, tmp_path):
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        bird("distill", "--cache", cache, *QUICK, "--seed", seed, "--out", tmp_path / name)
+        weights.append((tmp_path / name / "student.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_settings_come_from_toml_and_flags_win(cache, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('method = "fitnet"\nepochs = 1\nlambda = 0.2\n')
+    config = bird_json(
+        "distill", "--cache", cache, "--config", file, "--lambda", 0.3, "--out", tmp_path / "run"
+    )["config"]
+    assert (config["method"], config["epochs"], config["lambda"], config["warmup"]) == ("fitnet", 1, 0.3, 0)
+    file.write_text("lamda = 0.2\n")
+    assert "lamda" in panel(
+        bird("distill", "--cache", cache, "--config", file, "--out", tmp_path / "other", code=2)
+    )
+
+
+def test_a_damaged_cache_is_refused(cache, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(cache, copy)
+    shard = copy / "penultimate" / "c" / "2" / "0" / "0"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 4
+    shard.write_bytes(data)
+    assert "shard 2" in panel(bird("distill", "--cache", copy, "--out", tmp_path / "run", code=3))
+    found = bird_json("cache", "verify", copy, code=3)
+    assert len(found["findings"]) == 1
+    assert np.isfinite(found["rows"])

@@ -1,0 +1,370 @@
+"""The report: what it says, what it refuses, that it loads nothing, and that a real browser draws it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from bird.errors import RunError
+from bird.metrics import assess
+from bird_cache.errors import StorageError
+from bird_pipelines.report import write_report
+
+CLASSES = [
+    "plane",
+    "car",
+    "<script>alert(1)</script>",
+    "cat $x_",
+    "日本",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "a very long class name indeed",
+]
+GROUPS = ["colour", "gray & 50 %"]
+HEADINGS = ("How to read this", "What ran", "Results", "AUROC against mean-DEO", "Configurations in detail")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+EPOCHS, WARMUP = 15, 5
+
+
+def metrics(seed, accuracy, gap, classes=len(CLASSES), rows=2000):
+    """Metrics of a classifier with the given accuracy and gap between the two groups."""
+    rng = np.random.default_rng(seed)
+    cell = np.concatenate([np.arange(2 * classes), rng.integers(2 * classes, size=rows)])
+    labels, groups = cell // 2, cell % 2
+    right = rng.random(len(cell)) < accuracy - gap * (labels + 1) / classes * groups
+    predictions = np.where(right, labels, rng.integers(classes, size=len(cell)))
+    scores = rng.random((len(cell), classes))
+    scores[np.arange(len(cell)), predictions] += 0.5
+    return assess(labels, groups, predictions, scores, classes, 2, replicates=200).as_json()
+
+
+def curve(gated, seed=0):
+    """One line an epoch, as `bird distill` writes them."""
+    rng = np.random.default_rng(seed)
+    for epoch in range(1, EPOCHS + 1):
+        warm, fade = epoch <= WARMUP, np.exp(-epoch / 6)
+        line = {"epoch": epoch, "step": 100 * epoch, "seconds": 2.5 * epoch, "gate": None}
+        line |= {
+            "loss": 1 + fade,
+            "ce": 0.8 + fade,
+            "distance": 0.5 * fade + 0.1,
+            "bias": None,
+            "meta_bias": None,
+        }
+        line["meta"] = {"accuracy": 70 - 40 * fade + rng.normal(), "mean_deo": 30 - epoch + rng.normal()}
+        if gated:
+            values = 1 / (1 + np.exp(-rng.normal(0.5, 0.1 + 0.1 * epoch, 512)))
+            line["gate"] = {"counts": np.histogram(values, 50, (0, 1))[0].tolist()}
+            line |= {} if warm else {"bias": 3 * fade + 0.5, "meta_bias": 3 * fade + 0.7}
+        yield line
+
+
+def make_run(folder, method="bird", seed=0, *, accuracy=0.7, gap=0.25, complete=True, test=True, **changes):
+    """A synthetic run folder."""
+    folder.mkdir(parents=True)
+    config = {
+        "method": method,
+        "student": "adapter",
+        "seed": seed,
+        "dataset": "cifar10s",
+        "teacher": "clip-vit-b32",
+    }
+    config |= {
+        "lambda": 0.03,
+        "alpha": 0.9,
+        "epochs": EPOCHS,
+        "warmup": WARMUP,
+        "batch_size": 128,
+        "lr": 1e-3,
+    }
+    config |= {"limit": None, "dataset_settings": {}, **changes}
+    info = {
+        "complete": complete,
+        "config": config,
+        "fingerprint": "3f1c9a7be2d04c55",
+        "class_names": CLASSES,
+        "group_names": GROUPS,
+        "seconds": 37.4,
+        "rows": {"train": 45000, "meta": 5000, "test": 2020},
+        "failed": {"plane x colour": 3},
+        "view_policy": "cached features of one deterministic view; the student reads no image",
+        "versions": {"torch": "2.14.1", "numpy": "2.4.6"},
+    }
+    (folder / "run.json").write_text(json.dumps(info))
+    lines = [json.dumps(line) + "\n" for line in curve(method == "bird", seed)]
+    (folder / "curve.jsonl").write_text("".join(lines))
+    (folder / "metrics-meta.json").write_text(json.dumps({"error": "no rows of class 3 x group 1"}))
+    if test:
+        (folder / "metrics-test.json").write_text(json.dumps(metrics(seed, accuracy, gap)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Three methods, one of them with two lambdas, three seeds each; one run unfinished, one not evaluated."""
+    root = tmp_path_factory.mktemp("runs")
+    kinds = {
+        "baseline": {"method": "baseline", "accuracy": 0.68, "gap": 0.45},
+        "fitnet": {"method": "fitnet", "accuracy": 0.70, "gap": 0.4},
+        "bird-01": {"method": "bird", "lambda": 0.01, "accuracy": 0.71, "gap": 0.25},
+        "bird-03": {"method": "bird", "lambda": 0.03, "accuracy": 0.7, "gap": 0.15},
+    }
+    made = [
+        make_run(root / f"{name}-{seed}", seed=seed, **kind)
+        for name, kind in kinds.items()
+        for seed in range(3)
+    ]
+    made.append(make_run(root / "<script>", method="at", complete=False))
+    made.append(make_run(root / "unscored", method="<b>mfd", test=False))
+    return made
+
+
+@pytest.fixture(scope="session")
+def page(runs, tmp_path_factory):
+    """The report on `runs`."""
+    return write_report(
+        runs, tmp_path_factory.mktemp("out") / "deep" / "report.html", title="Ours & <theirs>"
+    )
+
+
+class Reader(HTMLParser):
+    """Text, headings and links of a page; fails where a tag is closed that is not open."""
+
+    VOID = frozenset({"meta", "br", "link", "img", "input", "hr"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text, self.links, self.ids, self.tags = [], [], [], [], set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        values = dict(attrs)
+        self.links += [
+            values[name] for name in ("src", "href", "xlink:href", "srcset", "action") if name in values
+        ]
+        self.ids += [values["id"]] if "id" in values else []
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text.append(data)
+
+
+def read(page):
+    reader = Reader()
+    reader.feed(page.read_text())
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def text_of(page):
+    return re.sub(r"\s+", " ", " ".join(read(page).text))
+
+
+def test_is_well_formed_and_loads_nothing(page):
+    reader = read(page)
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in reader.links)
+    assert not reader.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    html = page.read_text()
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", html)
+    assert len(reader.ids) == len({*reader.ids})
+    references = {link[1:] for link in reader.links if link.startswith("#")} | {
+        *re.findall(r"url\(#([^)]+)\)", html)
+    }
+    assert references <= {*reader.ids}
+
+
+def test_says_what_ran_and_what_came_out(page, runs):
+    text = text_of(page)
+    for wanted in (
+        *HEADINGS,
+        "Ours & <theirs>",
+        "13 finished runs of 5 configurations",
+        "3f1c9a7be2d04c55",
+        "45,000",
+    ):
+        assert wanted in text
+    for wanted in (
+        "plane x colour: 3",
+        "torch",
+        "2.14.1",
+        "clip-vit-b32",
+        "bird · lambda 0.01",
+        "gray & 50 %",
+        "日本",
+    ):
+        assert wanted in text
+    assert "runs0/<script>: unfinished after 15 epochs" in text
+    assert "not evaluated: no metrics-test.json" in text
+    assert "not evaluated: no rows of class 3 x group 1" in text
+    assert "Fewer than 8 seeds: effect and interval only; no significance claim is made." in text
+    assert "baseline: 3; fitnet: 3; bird · lambda 0.01: 3" in text
+    baseline = [json.loads((run / "metrics-test.json").read_text()) for run in runs[:3]]
+    for name in ("auroc", "f1_macro", "accuracy", "mean_deo", "max_deo"):
+        values = [each[name] for each in baseline]
+        assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in text
+    assert f"{np.mean([each['deo_floor']['mean'] for each in baseline]):.1f}" in text
+    assert "F1 of class 1" not in text
+
+
+def test_promises_nothing(page):
+    assert not re.search(r"\b(fair|debias\w*|unbiased|solved)\b", text_of(page), re.I)
+
+
+def test_escapes_what_it_is_given(page):
+    html = page.read_text()
+    assert "<script" not in html
+    assert "<b>" not in html
+    assert "&lt;script&gt;alert(1)" in html
+
+
+def test_same_runs_same_bytes(page, runs, tmp_path):
+    again = write_report(runs, tmp_path / "again.html", title="Ours & <theirs>")
+    assert again.read_bytes() == page.read_bytes()
+    write_report(runs[:1], again)
+    assert again.read_bytes() != page.read_bytes()
+    assert [each.name for each in tmp_path.iterdir()] == ["again.html"]
+
+
+def test_one_seed_has_its_own_interval_and_two_classes_their_f1(tmp_path):
+    run = make_run(tmp_path / "one")
+    got = metrics(0, 0.8, 0.1, classes=2)
+    info = json.loads((run / "run.json").read_text()) | {"class_names": ["no", "yes"]}
+    (run / "run.json").write_text(json.dumps(info))
+    (run / "metrics-test.json").write_text(json.dumps(got))
+    text = text_of(write_report([run], tmp_path / "report.html"))
+    assert "F1 of class 1 ↑" in text
+    assert (
+        f"{got['auroc']:.1f} {got['intervals']['auroc'][0]:.1f} – {got['intervals']['auroc'][1]:.1f}" in text
+    )
+    assert " ± " not in text
+    assert "1 finished run of 1 configuration," in text
+
+
+def test_eight_seeds_need_no_warning_and_a_repeated_one_is_left_out(tmp_path):
+    made = [make_run(tmp_path / f"r{seed}", method="fitnet", seed=seed) for seed in range(8)]
+    copy = make_run(tmp_path / "copy", method="fitnet", seed=3)
+    text = text_of(write_report([*made, copy, made[0]], tmp_path / "report.html"))
+    assert "Fewer than" not in text
+    assert "8 finished runs of 1 configuration," in text
+    assert re.search(r"/copy: the same configuration and seed as \S+/r3, left out", text)
+
+
+def test_a_run_with_nothing_but_run_json_and_one_without_it(tmp_path):
+    bare, begun = make_run(tmp_path / "bare", test=False), tmp_path / "begun"
+    for name in ("curve.jsonl", "metrics-meta.json"):
+        (bare / name).unlink()
+    begun.mkdir()
+    (begun / "config.json").write_text("{}")
+    text = text_of(write_report([bare, begun], tmp_path / "report.html"))
+    assert "No curve recorded." in text
+    assert "no run has metrics on the test split" in text
+    assert "begun: unfinished after 0 epochs" in text
+
+
+def test_a_curve_of_nulls_and_one_epoch(tmp_path):
+    run = make_run(tmp_path / "run")
+    parts = dict.fromkeys(("loss", "ce", "distance", "bias", "meta_bias", "gate", "meta"))
+    (run / "curve.jsonl").write_text(
+        json.dumps({"epoch": 1, "step": 1, "seconds": 0.1, **parts, "loss": float("nan")})
+    )
+    assert "not recorded" in text_of(write_report([run], tmp_path / "report.html"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (lambda run: shutil.rmtree(run), "no such folder"),
+        (lambda run: (run / "run.json").unlink(), "no run.json"),
+        (lambda run: (run / "run.json").write_text("{"), "run.json"),
+        (lambda run: (run / "run.json").write_text("[]"), "a list"),
+        (
+            lambda run: (run / "run.json").write_text('{"complete": true, "config": {}}'),
+            "without class_names",
+        ),
+        (lambda run: (run / "curve.jsonl").write_text('{"epoch": 1}\nhalf'), "curve.jsonl"),
+        (lambda run: (run / "metrics-test.json").write_text('{"auroc": 1}'), "no f1_macro"),
+    ],
+)
+def test_what_is_no_run_is_refused(tmp_path, spoil, found):
+    run = make_run(tmp_path / "run")
+    spoil(run)
+    with pytest.raises(RunError, match=found):
+        write_report([run], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_no_finished_run_is_an_error(tmp_path):
+    run = make_run(tmp_path / "run", complete=False)
+    with pytest.raises(RunError, match="none that is finished .*unfinished after 15 epochs"):
+        write_report([run], tmp_path / "report.html")
+    with pytest.raises(RunError, match="none given"):
+        write_report([], tmp_path / "report.html")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    run = make_run(tmp_path / "run")
+    with pytest.raises(StorageError, match="run.json"):
+        write_report([run], run / "run.json" / "report.html")
+
+
+def browser():
+    """A headless browser on this machine, or skip (fail if BIRD_REQUIRE_BROWSER=1)."""
+    for name in BROWSERS:
+        if found := shutil.which(name):
+            return found
+    say = pytest.fail if os.environ.get("BIRD_REQUIRE_BROWSER") == "1" else pytest.skip
+    return say(f"no browser: none of {', '.join(BROWSERS)} on PATH")
+
+
+def browse(page, profile, *arguments):
+    """Open `page` in a fresh headless browser that has no network, and return what it prints."""
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--hide-scrollbars",
+    ]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    flags += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}"]
+    command = [browser(), *flags, *arguments, page.as_uri()]
+    return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout.decode()
+
+
+@pytest.mark.slow
+def test_a_browser_draws_it(page, tmp_path):
+    from PIL import Image
+
+    shot = tmp_path / "report.png"
+    browse(page, tmp_path / "profile", "--window-size=1200,5200", f"--screenshot={shot}")
+    with Image.open(shot) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert pixels.shape[1] == 1200
+    colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+    assert len(colours) > 200
+    assert counts.max() < 0.97 * counts.sum()
+    for part in np.array_split(pixels[:4800], 6):  # something is drawn all the way down
+        assert len(np.unique(part.reshape(-1, 3), axis=0)) > 20
+    dom = browse(page, tmp_path / "profile2", "--dump-dom")
+    assert dom.count("</svg>") == page.read_text().count("</svg>") > 8
+    for heading in HEADINGS:
+        assert f"<h2>{heading}</h2>" in dom
