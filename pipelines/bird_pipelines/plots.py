@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 __all__ = ["curve_plot", "gate_plot", "recall_plot", "scatter_plot"]
@@ -87,7 +87,7 @@ def recall_plot(
         for c, g in np.ndindex(classes, groups):
             ink = "white" if shares[c, g] > 0.62 else INK
             cells.text(g + 0.5, c + 0.5, f"{100 * shares[c, g]:.1f}", ha="center", va="center", color=ink)
-        cells.set_title("Recall ×100 per class and group")
+        cells.set_title("Recall ×100 per class and group", pad=24)
         cells.set_xticks(np.arange(groups) + 0.5, [_short(each) for each in group_names])
         cells.set_yticks(np.arange(classes) + 0.5, [_short(each) for each in class_names])
         cells.tick_params(length=0, colors=INK)
@@ -99,20 +99,21 @@ def recall_plot(
 
 def _gap_bars(axes: Axes, gaps: Floats, floor: float) -> None:
     axes.barh(np.arange(len(gaps)) + 0.5, gaps, height=0.62, color=GAP, alpha=0.85)
+    label: dict[str, Any] = {
+        "va": "center",
+        "color": INK,
+        "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+    }
     for row, gap in enumerate(gaps):
-        axes.annotate(
-            f"{gap:.1f}", (gap, row + 0.5), (4, 0), textcoords="offset points", va="center", color=INK
-        )
+        axes.annotate(f"{gap:.1f}", (gap, row + 0.5), (4, 0), textcoords="offset points", **label)
     axes.axvline(float(gaps.mean()), color=INK, linewidth=1.2, label=f"mean-DEO {gaps.mean():.1f}")
     axes.axvline(floor, color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)), label=f"its floor {floor:.1f}")
     axes.set_xlim(0, 1.14 * max(float(gaps.max()), floor, 1.0))
-    axes.set_title("Gap between groups ×100 (lower is better)")
+    axes.set_title("Gap between groups ×100 (lower is better)", pad=24)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0, labelleft=False)
     axes.grid(axis="x")
-    axes.legend(
-        loc="upper left", bbox_to_anchor=(0, -0.32 / max(len(gaps), 2) - 0.04), ncols=2, borderaxespad=0.4
-    )
+    _legend(axes)
 
 
 def curve_plot(curve: Sequence[Mapping[str, Any]], warmup: int | None, name: str) -> str:
@@ -129,12 +130,15 @@ def curve_plot(curve: Sequence[Mapping[str, Any]], warmup: int | None, name: str
             values[~(values > 0)] = np.nan
             _line(losses, epochs, values, label, colour)
         losses.set_yscale("log")
-        _frame(losses, "Loss and its parts (log scale)", warmup)
+        losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        losses.yaxis.set_major_formatter("{x:g}")
+        losses.yaxis.set_minor_locator(NullLocator())
+        _frame(losses, "Loss and its parts (log scale)", epochs[-1], warmup)
         for key, (label, colour) in META.items():
             values = _series([(line.get("meta") or {}).get(key) for line in curve])
             _line(meta, epochs, values, label, colour)
         meta.set_ylim(0, 100)
-        _frame(meta, "Meta split ×100", warmup)
+        _frame(meta, "Meta split ×100", epochs[-1], warmup)
         return _svg(figure, name, "training curves: loss parts, and accuracy and mean-DEO on the meta split")
 
 
@@ -143,24 +147,25 @@ def _line(axes: Axes, epochs: Sequence[int], values: Floats, label: str, colour:
         axes.plot(epochs, values, color=colour, label=label, marker="o" if len(epochs) <= 40 else None)
 
 
-def _frame(axes: Axes, title: str, warmup: int | None) -> None:
-    axes.set_title(title, pad=26)
+def _frame(axes: Axes, title: str, epochs: int, warmup: int | None) -> None:
+    axes.set_title(title, pad=38 if warmup else 24)
     axes.set_xlabel("epoch")
+    axes.set_xlim(0.5, epochs + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y")
     if warmup:
         axes.axvspan(0.5, warmup + 0.5, color="#f0f2f5", zorder=0, linewidth=0, label="warmup")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1.0),
-            ncols=6,
-            columnspacing=1.1,
-            borderaxespad=0.2,
-            fontsize=8.5,
-        )
+        _legend(axes)
     else:
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=MUTED)
+
+
+def _legend(axes: Axes) -> None:
+    """The legend between the title and the axes, three names a row."""
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, columnspacing=1.2, borderaxespad=0.2, fontsize=8.5
+    )
 
 
 def gate_plot(curve: Sequence[Mapping[str, Any]], name: str) -> str | None:
@@ -189,12 +194,14 @@ def gate_plot(curve: Sequence[Mapping[str, Any]], name: str) -> str | None:
         return _svg(figure, name, "histogram of the gate's values by epoch")
 
 
-def scatter_plot(points: Sequence[tuple[str, str, float, float]], floor: float, name: str) -> str:
+def scatter_plot(
+    points: Sequence[tuple[str, str, float, float]], floor: float, methods: Sequence[str], name: str
+) -> str:
     """AUROC against mean-DEO (both x100). `points` are runs: (method, configuration, mean-DEO, AUROC).
 
-    Small marks are runs, a large one is the mean of a configuration's runs; one colour and mark a method.
+    Small marks are runs, a large one is the mean of a configuration's runs; one colour and mark a method,
+    by its place in `methods`.
     """
-    methods = list(dict.fromkeys(point[0] for point in points))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
         axes = figure.subplots()
@@ -207,6 +214,8 @@ def scatter_plot(points: Sequence[tuple[str, str, float, float]], floor: float, 
                 MARKERS[(index + index // len(PALETTE)) % len(MARKERS)],
             )
             mine = [point for point in points if point[0] == method]
+            if not mine:
+                continue
             axes.scatter(
                 [p[2] for p in mine],
                 [p[3] for p in mine],
@@ -216,22 +225,7 @@ def scatter_plot(points: Sequence[tuple[str, str, float, float]], floor: float, 
                 alpha=0.45,
                 linewidths=0,
             )
-            means = [
-                np.mean([p[2:] for p in mine if p[1] == each], axis=0)
-                for each in dict.fromkeys(p[1] for p in mine)
-            ]
-            x, y = np.array(means).T
-            axes.scatter(
-                x,
-                y,
-                s=95,
-                color=colour,
-                marker=marker,
-                edgecolors="white",
-                linewidths=1.2,
-                label=method,
-                zorder=3,
-            )
+            _means(axes, mine, colour, marker)
         axes.set_xlim(left=0)
         axes.margins(0.08)
         axes.set_xlabel("mean-DEO ×100  (← lower is better)")
@@ -239,6 +233,22 @@ def scatter_plot(points: Sequence[tuple[str, str, float, float]], floor: float, 
         axes.grid()
         figure.legend(loc="outside right upper", labelspacing=0.9)
         return _svg(figure, name, "AUROC against mean-DEO, one mark a run")
+
+
+def _means(axes: Axes, runs: Sequence[tuple[str, str, float, float]], colour: str, marker: str) -> None:
+    """A method's configurations, each the mean of its runs; where there are several, each with what tells it apart."""
+    method = runs[0][0]
+    labels = list(dict.fromkeys(run[1] for run in runs))
+    means = np.array([np.mean([run[2:] for run in runs if run[1] == label], axis=0) for label in labels])
+    style: dict[str, Any] = {"edgecolors": "white", "linewidths": 1.2, "label": method, "zorder": 3}
+    axes.scatter(means[:, 0], means[:, 1], s=110, color=colour, marker=marker, **style)
+    common = set.intersection(*({*label.split(" · ")} for label in labels))
+    if len(labels) > 1:
+        for label, mean in zip(labels, means, strict=True):
+            text = " · ".join(part for part in label.split(" · ") if part not in common)
+            axes.annotate(
+                text, mean, (8, 0), textcoords="offset points", va="center", color=MUTED, fontsize=8
+            )
 
 
 def _series(values: Sequence[float | None]) -> Floats:

@@ -117,11 +117,11 @@ def precompute_command(
             where="--dtype", found=repr(dtype), wanted=f"one of {', '.join(DTYPES)}", fix="choose one"
         )
     data = open_dataset(dataset, data_root, **settings)
+    loaded = load_teacher(teacher, weights=weights, device=device, precision=precision, image_size=image_size)
     table = prepare(
         data, limit=limit, keep_conflicts=keep_conflicts, max_problem_share=max_failed, workers=workers
     )
     require_test_cells(data, table)
-    loaded = load_teacher(teacher, weights=weights, device=device, precision=precision, image_size=image_size)
     precompute(
         loaded,
         data,

@@ -26,6 +26,8 @@ ENOUGH_SEEDS = 8
 REPLICATES = 2000
 # What a configuration is called by, beside its method, where it differs between configurations.
 SOURCE = ("dataset", "teacher", "student")
+# Settings that the page shows elsewhere than among the settings.
+SHOWN = ("method", "seed", "fingerprint")
 COLUMNS = {
     "auroc": "AUROC ↑",
     "f1_macro": "F1 macro ↑",
@@ -139,7 +141,7 @@ def render(
 ) -> str:
     """The page."""
     names = list(dict.fromkeys(name for each in configurations for name in each.runs[0].settings))
-    shared = [name for name in names if name != "seed" and len(_values(configurations, name)) == 1]
+    shared = [name for name in names if name not in SHOWN and len(_values(configurations, name)) == 1]
     few = [f"{each.label}: {len(each.runs)}" for each in configurations if len(each.runs) < ENOUGH_SEEDS]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -211,6 +213,7 @@ def _result(configuration: Configuration, split: str) -> dict[str, Any]:
 def _scatters(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
     """AUROC against mean-DEO on the test split, one plot a data set."""
     scatters = []
+    methods = list(dict.fromkeys(str(each.setting("method")) for each in configurations))
     for index, dataset in enumerate(dict.fromkeys(str(each.setting("dataset")) for each in configurations)):
         points, floors = [], []
         for each in configurations:
@@ -222,7 +225,7 @@ def _scatters(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
                     )
                     floors.append(metrics["deo_floor"]["mean"])
         if points:
-            svg = plots.scatter_plot(points, float(np.mean(floors)), f"scatter{index}")
+            svg = plots.scatter_plot(points, float(np.mean(floors)), methods, f"scatter{index}")
             scatters.append({"dataset": dataset, "plot": Markup(svg)})
     return scatters
 
@@ -246,9 +249,7 @@ def _detail(index: int, configuration: Configuration, shared: Sequence[str]) -> 
         "seeds": [each.settings["seed"] for each in configuration.runs],
         "seconds": float(np.mean([each.info.get("seconds", 0.0) for each in configuration.runs])),
         "views": run.info.get("view_policy", "not recorded"),
-        "settings": [
-            (name, run.settings[name]) for name in run.settings if name not in shared and name != "seed"
-        ],
+        "settings": [(name, value) for name, value in run.settings.items() if name not in (*shared, *SHOWN)],
         "run": run.name,
         "seed": run.settings["seed"],
         "split": shown,

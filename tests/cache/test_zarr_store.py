@@ -26,7 +26,7 @@ from bird_cache.verify import verify
 from bird_cache.zarr_store import open_writer
 
 
-@pytest.fixture()
+@pytest.fixture
 def cache(tmp_path):
     write(tmp_path / "cache")
     return tmp_path / "cache"

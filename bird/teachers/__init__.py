@@ -1,0 +1,82 @@
+"""The teachers by name. `TEACHERS` is the list; `load_teacher` loads one; `bird.teachers.base` says what they share.
+
+Nothing in a weights file is executed: safetensors, or torch's tensors-only reader.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from bird.errors import UsageError
+from bird.teachers.base import Teacher, choose_device
+from bird.teachers.models import Options, clip, flava, hugging_face, own_run, torchvision_model
+from bird.teachers.onnx import OnnxTeacher
+
+__all__ = ["TEACHERS", "Teacher", "TeacherKind", "load_teacher"]
+
+
+def _onnx(name: str, spec: str, options: Options) -> Teacher:
+    return OnnxTeacher(Path(spec), device=options.device, image_size=options.image_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherKind:
+    """One kind of teacher: what it is, where its weights come from, how it is loaded, and what `load` is told (None: the
+    part of the name after the colon)."""
+
+    description: str
+    weights: str
+    load: Callable[[str, str, Options], Teacher]
+    spec: str | None = None
+
+
+OPEN_CLIP = "downloaded by open_clip, or --weights FILE (a state dict)"
+STATE_DICT = "--weights FILE (a state dict)"
+TRANSFORMERS = "downloaded by transformers, or --weights FOLDER (config.json, model.safetensors)"
+
+TEACHERS: dict[str, TeacherKind] = {
+    "clip-vit-b32": TeacherKind(
+        "OpenAI CLIP ViT-B/32, projected image embedding, 512", OPEN_CLIP, clip, "ViT-B-32-quickgelu/openai"
+    ),
+    "clip-rn50": TeacherKind(
+        "OpenAI CLIP RN50, projected image embedding, 1024", OPEN_CLIP, clip, "RN50-quickgelu/openai"
+    ),
+    "flava": TeacherKind("FLAVA image encoder, CLS token, 768", TRANSFORMERS, flava, "facebook/flava-full"),
+    "open_clip:": TeacherKind("any open_clip model, open_clip:MODEL/PRETRAINED", OPEN_CLIP, clip),
+    "hf:": TeacherKind("a vision model of transformers, hf:REPO[@REVISION]", TRANSFORMERS, hugging_face),
+    "torchvision:": TeacherKind("a torchvision classifier, torchvision:ARCH", STATE_DICT, torchvision_model),
+    "run:": TeacherKind("a student of `bird train`, run:DIR", "in the run folder", own_run),
+    "onnx:": TeacherKind("a black box, onnx:FILE", "in the file", _onnx),
+}
+
+
+def load_teacher(
+    spec: str,
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    image_size: int | None = None,
+) -> Teacher:
+    """The teacher that `spec` names, ready to use.
+
+    `weights` is a local file or folder instead of a download; `precision` is fp32, bf16 or fp16 (autocast); `image_size`
+    is the input side in pixels where the model leaves it open. Raises UsageError for an unknown name, TeacherError for
+    weights that are missing, damaged or do not fit.
+    """
+    name, colon, rest = spec.partition(":")
+    kind = TEACHERS.get(f"{name}{colon}")
+    if kind is None or (kind.spec is None and not rest):
+        close = difflib.get_close_matches(spec, TEACHERS, n=1) or difflib.get_close_matches(
+            f"{name}:", TEACHERS, n=1
+        )
+        raise UsageError(
+            where="--teacher",
+            found=repr(spec),
+            wanted=f"one of {', '.join(TEACHERS)}",
+            fix=f"did you mean {close[0]}?" if close else "see `bird list teachers`",
+        )
+    return kind.load(spec, kind.spec or rest, Options(weights, choose_device(device), precision, image_size))

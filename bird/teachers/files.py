@@ -1,0 +1,89 @@
+"""Weights from files, without executing anything in them."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor, nn
+
+from bird.errors import TeacherError
+
+__all__ = ["fill", "missing_weights", "offline_if_unreachable", "read_state"]
+
+
+def read_state(path: Path, name: str) -> dict[str, Tensor]:
+    """A state dict from .safetensors, or from a .pt/.pth file of tensors only (weights_only). Raises TeacherError."""
+
+    def refuse(found: str) -> TeacherError:
+        return TeacherError(
+            where=f"teacher {name}, --weights {path}",
+            found=found,
+            wanted="a state dict: .safetensors, or a .pt/.pth file that holds nothing but tensors",
+            fix="load it where you trust it and save model.state_dict() with safetensors",
+        )
+
+    if not path.is_file():
+        raise refuse("no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+        raise refuse(f"a file that cannot be read safely ({str(error).splitlines()[0][:120]})") from None
+    except Exception as error:  # safetensors raises a type of its own
+        raise refuse(f"a damaged file ({error})") from None
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise refuse("something else than tensors")
+    return {str(key).removeprefix("module."): value for key, value in loaded.items()}
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load a state dict, all of it and nothing else. Raises TeacherError naming the first keys that do not fit."""
+    own = module.state_dict()
+    missing, extra = sorted({*own} - {*state}), sorted({*state} - {*own})
+    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or extra or shapes:
+        parts = {"missing": missing, "unexpected": extra, "of another shape": shapes}
+        found = "; ".join(
+            f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in parts.items() if keys
+        )
+        raise TeacherError(
+            where=f"teacher {name}",
+            found=f"weights that do not fit: {found}",
+            wanted="every key once",
+            fix="check the file",
+        )
+    module.load_state_dict(dict(state))
+
+
+def offline_if_unreachable() -> None:
+    """Tell the hub's client to be offline if its host has no address here: else it retries for a minute, aloud."""
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname or ""
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def missing_weights(name: str, what: str, error: Exception | None = None) -> TeacherError:
+    """The error for weights that are neither here nor downloadable; `what` says which file to fetch."""
+    reason = f" ({type(error).__name__}: {str(error).splitlines()[0][:160]})" if error else ""
+    return TeacherError(
+        where=f"teacher {name}",
+        found=f"no weights here, and none could be downloaded{reason}",
+        wanted=what,
+        fix="fetch them on a machine with a network and give them with --weights PATH",
+    )

@@ -1,0 +1,95 @@
+"""A black box: an ONNX file that takes pixels and answers with a vector."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bird.errors import TeacherError
+from bird.teachers.base import Teacher, View
+
+__all__ = ["OnnxTeacher"]
+
+DEFAULT_SIZE = 128  # where neither the graph nor the person says
+
+
+@final
+class OnnxTeacher(Teacher):
+    """RGB in [0, 1], float32 (N, 3, H, W), in; the first output of one vector an image, out. The file brings its own
+    normalisation. The side is the graph's if that is fixed, else `image_size`, else 128."""
+
+    feature_kind = "penultimate"
+
+    def __init__(self, path: Path, *, device: torch.device, image_size: int | None) -> None:
+        if not path.is_file():
+            raise self._refuse(path, "no such file", "an ONNX file", "check the path")
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        available = ort.get_available_providers()
+        providers = (
+            ["CUDAExecutionProvider"]
+            if device.type == "cuda" and "CUDAExecutionProvider" in available
+            else []
+        )
+        try:
+            self._session: Any = ort.InferenceSession(
+                str(path), options, providers=[*providers, "CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise self._refuse(
+                path, f"a file it cannot load ({str(error)[:160]})", "an ONNX model", "check it"
+            ) from None
+        self._input = self._session.get_inputs()[0]
+        shape = self._input.shape
+        if len(shape) != 4 or shape[1] not in (3, None) or self._input.type != "tensor(float)":
+            raise self._refuse(
+                path, f"an input {self._input.type} {shape}", "float32 (N, 3, H, W)", "export it so"
+            )
+        side = shape[2] if isinstance(shape[2], int) else image_size or DEFAULT_SIZE
+        self.name = f"onnx:{path.stem}"
+        self.weights_digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        self._view = View((side, side))
+        self._output, self.dim = self._probe(path, side)
+        self.preprocessing = {**self._view.canonical(), "reading": f"output {self._output}"}
+
+    def preprocess(self, image: NDArray[np.uint8]) -> Float[Tensor, "3 height width"]:
+        """See Teacher.preprocess."""
+        return self._view(image)
+
+    def features(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """See Teacher.features."""
+        try:
+            (vectors,) = self._session.run([self._output], {self._input.name: pixels.numpy()})
+        except Exception as error:
+            raise TeacherError(
+                where=f"teacher {self.name}",
+                found=f"a failure in the model ({str(error)[:160]})",
+                wanted=f"vectors for a batch of {tuple(pixels.shape)}",
+                fix="export it with a dynamic batch axis, or use --batch-size 1",
+            ) from None
+        return torch.from_numpy(vectors.reshape(len(vectors), -1))
+
+    def _probe(self, path: Path, side: int) -> tuple[str, int]:
+        """Name and width of the first output that is one vector an image."""
+        names = [output.name for output in self._session.get_outputs()]
+        answers = self._session.run(None, {self._input.name: np.zeros((1, 3, side, side), np.float32)})
+        shapes = {name: answer.shape for name, answer in zip(names, answers, strict=True)}
+        for name, shape in shapes.items():
+            if len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1)):
+                return name, int(shape[1])
+        raise self._refuse(
+            path, f"outputs of shape {shapes}", "one vector an image: (N, d)", "pool inside the graph"
+        )
+
+    @staticmethod
+    def _refuse(path: Path, found: str, wanted: str, fix: str) -> TeacherError:
+        return TeacherError(where=f"--teacher onnx:{path}", found=found, wanted=wanted, fix=fix)
