@@ -128,9 +128,13 @@ def torchvision_model(name: str, spec: str, options: Options) -> Teacher:
     if options.weights is None:
         raise missing_weights(name, f"a state dict of torchvision's {spec}")
     state = read_state(options.weights, name)
-    model = models.get_model(spec, weights=None, **_classes_of(state))
+    model = models.get_model(spec, weights=None)
+    head = _head(model, name)
+    if (weight := state.get(f"{head}.weight")) is not None:  # trained for another number of classes
+        model = models.get_model(spec, weights=None, num_classes=len(weight))
     fill(model, state, name)
-    _cut_head(model, name)
+    parent, _, last = head.rpartition(".")
+    setattr(model.get_submodule(parent), last, nn.Identity())
     side = options.image_size or 224
     view = View(side * 256 // 224, side, "bilinear", "pillow", IMAGENET_MEAN, IMAGENET_STD)
     return _teacher(name, model, view, "penultimate", options, reading="input of the last linear layer")
@@ -265,21 +269,11 @@ def _processor_view(folder: Path | None, default: View) -> View:
     )
 
 
-def _classes_of(state: dict[str, Tensor]) -> dict[str, int]:
-    """num_classes of a classifier's state dict: the length of its last bias."""
-    biases = [value for key, value in state.items() if key.endswith("bias") and value.ndim == 1]
-    return {"num_classes": len(biases[-1])} if biases else {}
-
-
-def _cut_head(model: nn.Module, name: str) -> None:
-    """Replace the last linear layer by the identity."""
+def _head(model: nn.Module, name: str) -> str:
+    """The path of the last linear layer."""
     linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise TeacherError(
-            where=f"teacher {name}",
-            found="no linear layer",
-            wanted="a classifier with a linear head",
-            fix="choose another model",
+            where=f"teacher {name}", found="no linear layer", wanted="a linear head", fix="choose another model"
         )
-    parent, _, last = linear[-1].rpartition(".")
-    setattr(model.get_submodule(parent), last, nn.Identity())
+    return linear[-1]
