@@ -12,15 +12,16 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
-from torchvision.transforms.v2 import functional as F
 
-__all__ = ["apply_views", "center_view", "draw_views"]
+__all__ = ["apply_views", "center_view", "draw_views", "unit_range"]
 
 PADDING = 4  # pixels a side before the random crop, at 32 pixels; scaled with the image (He et al. 2016, section 4.2)
 
 
 def center_view(image: NDArray[np.uint8], size: int) -> UInt8[Tensor, "3 size size"]:
     """The deterministic view: short side resized to `size` (bilinear, antialiased), centre crop. `image` is HWC RGB."""
+    from torchvision.transforms.v2 import functional as F  # seconds to import, and an adapter never needs it
+
     # from_numpy wants a writable array; decoders hand out read-only views
     pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
     if pixels.shape[1:] != (size, size):

@@ -271,9 +271,12 @@ def _processor_view(folder: Path | None, default: View) -> View:
 
 def _head(model: nn.Module, name: str) -> str:
     """The path of the last linear layer."""
-    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear: list[str] = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise TeacherError(
-            where=f"teacher {name}", found="no linear layer", wanted="a linear head", fix="choose another model"
+            where=f"teacher {name}",
+            found="no linear layer",
+            wanted="a linear head",
+            fix="choose another model",
         )
     return linear[-1]

@@ -54,4 +54,6 @@ def score(student: Student, data: RunData, split: str, device: torch.device) -> 
         torch.softmax(logits.double(), 1).numpy(),
         len(data.class_names),
         len(data.group_names),
+        class_names=data.class_names,
+        group_names=data.group_names,
     )

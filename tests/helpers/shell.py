@@ -62,3 +62,12 @@ def exists(pattern):
     """A `when` for `stopped`: some file matches the absolute glob pattern."""
     path = Path(pattern)
     return lambda: any(path.parent.glob(path.name))
+
+
+def distilled(cache, out, **flags):
+    """`bird distill` without a process of its own; returns what it prints as JSON."""
+    from bird_pipelines.config import resolve
+    from bird_pipelines.distill import distill
+
+    defaults = {"dataset": "digits-s", "student": "adapter", "method": "bird"}
+    return distill(resolve({"cache": cache, "out": out, **flags}, None, defaults))

@@ -7,48 +7,46 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.shell import ENVIRONMENT, bird, bird_json, exists, panel, stopped
+from helpers.shell import ENVIRONMENT, bird, bird_json, distilled, exists, panel, stopped
 
 from bird.methods import METHODS
+from bird_cache.store import open_cache
+from bird_pipelines.config import resolve
+from bird_pipelines.evaluate import evaluate
 
 QUICK = ("--epochs", 2, "--warmup", 1, "--batch-size", 32)
+SHORT = {"epochs": 2, "warmup": 1, "batch_size": 32}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_the_adapter(cache, tmp_path, method):
-    info = bird_json("distill", "--cache", cache, "--method", method, *QUICK, "--out", tmp_path / "run")
+    info = distilled(cache, tmp_path / "run", method=method, **SHORT)
     assert info["complete"]
-    assert info["fingerprint"] == bird_json("cache", "info", cache)["fingerprint"]
+    assert info["fingerprint"] == open_cache(cache).fingerprint
     metrics = info["metrics"]["test"]
     assert 0 <= metrics["mean_deo"] <= metrics["max_deo"] <= 100
     lines = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[0]["meta_bias"] is None, "a meta step during warmup"
     assert (lines[-1]["meta_bias"] is not None) == (method == "bird")
-    assert lines[0]["meta_bias"] is None, "no meta step during warmup"
-    again = bird_json("evaluate", tmp_path / "run")
-    assert again == metrics
+    assert evaluate(tmp_path / "run") == metrics
 
 
 @pytest.mark.slow
 def test_an_image_student_learns_from_images_and_features(cache, tmp_path):
-    flags = (
-        "--student",
-        "shufflenetv2",
-        "--method",
-        "bird",
-        "--limit",
-        120,
-        "--epochs",
-        2,
-        "--warmup",
-        1,
-        "--meta-per-cell",
-        1,
-    )
-    info = bird_json("distill", "--cache", cache, *flags, "--out", tmp_path / "run")
+    flags = {
+        "student": "shufflenetv2",
+        "limit": 120,
+        "epochs": 2,
+        "warmup": 1,
+        "meta_per_cell": 1,
+        "batch_size": 32,
+    }
+    info = distilled(cache, tmp_path / "run", **flags)
     assert info["rows"]["train"] < 120
+    assert info["rows"]["test"] == (open_cache(cache).samples.splits == "test").sum()
     assert "random crop" in info["view_policy"]
-    assert bird_json("evaluate", tmp_path / "run", "--split", "meta") == info["metrics"]["meta"]
+    assert evaluate(tmp_path / "run") == info["metrics"]["test"]
 
 
 def killed_twice(cache, folder, flags):
@@ -165,7 +163,7 @@ atexit.register(report)
 def test_the_seed_decides(cache, tmp_path):
     weights = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        bird("distill", "--cache", cache, *QUICK, "--seed", seed, "--out", tmp_path / name)
+        distilled(cache, tmp_path / name, seed=seed, **SHORT)
         weights.append((tmp_path / name / "student.safetensors").read_bytes())
     assert weights[0] == weights[1] != weights[2]
 
@@ -173,10 +171,9 @@ def test_the_seed_decides(cache, tmp_path):
 def test_settings_come_from_toml_and_flags_win(cache, tmp_path):
     file = tmp_path / "run.toml"
     file.write_text('method = "fitnet"\nepochs = 1\nlambda = 0.2\n')
-    config = bird_json(
-        "distill", "--cache", cache, "--config", file, "--lambda", 0.3, "--out", tmp_path / "run"
-    )["config"]
-    assert (config["method"], config["epochs"], config["lambda"], config["warmup"]) == ("fitnet", 1, 0.3, 0)
+    config = resolve({"dataset": "cifar10s", "student": "adapter", "lambda_": 0.3, "out": tmp_path}, file)
+    assert (config.method, config.epochs, config.lambda_, config.warmup) == ("fitnet", 1, 0.3, 0)
+    assert (config.alpha, config.tau) == (0.5, 10), "the paper's values for this data set"
     file.write_text("lamda = 0.2\n")
     assert "lamda" in panel(
         bird("distill", "--cache", cache, "--config", file, "--out", tmp_path / "other", code=2)
