@@ -19,6 +19,13 @@ __all__ = ["TEACHERS", "Teacher", "TeacherKind", "load_teacher"]
 
 
 def _onnx(name: str, spec: str, options: Options) -> Teacher:
+    if options.precision != "fp32":
+        raise UsageError(
+            where="--precision",
+            found=repr(options.precision),
+            wanted="fp32: an ONNX file computes in its own precision",
+            fix="leave --precision out, or export the file in the precision you want",
+        )
     return OnnxTeacher(Path(spec), device=options.device, image_size=options.image_size)
 
 

@@ -115,7 +115,15 @@ class TorchTeacher(Teacher):
         self._view, self._read, self._device, self._dtype = view, read, device, PRECISIONS[precision]
         self._module = module.eval().requires_grad_(False).to(device)
         side = view.crop or (view.resize if isinstance(view.resize, int) else view.resize[0])
-        self.dim = self.features(torch.zeros(1, 3, side, side)).shape[1]
+        try:
+            self.dim = self.features(torch.zeros(1, 3, side, side)).shape[1]
+        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+            raise TeacherError(
+                where=f"teacher {name}",
+                found=f"a failure on one blank {side} x {side} image ({(str(error) or repr(error)).splitlines()[0][:160]})",
+                wanted="a model of images alone, that takes this size and answers with a vector",
+                fix="choose another model, or another --image-size",
+            ) from error
 
     def preprocess(self, image: NDArray[np.uint8]) -> Float[Tensor, "3 height width"]:
         """See Teacher.preprocess."""

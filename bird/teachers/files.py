@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import Tensor, nn
 
 from bird.errors import TeacherError
 
-__all__ = ["fill", "missing_weights", "offline_if_unreachable", "read_state"]
+__all__ = ["fill", "first_line", "missing_weights", "offline_if_unreachable", "read_state"]
 
 
 def read_state(path: Path, name: str) -> dict[str, Tensor]:
@@ -40,7 +41,7 @@ def read_state(path: Path, name: str) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
-        raise refuse(f"a file that cannot be read safely ({str(error).splitlines()[0][:120]})") from None
+        raise refuse(f"a file that cannot be read safely ({first_line(error)})") from None
     except Exception as error:  # safetensors raises a type of its own
         raise refuse(f"a damaged file ({error})") from None
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
@@ -48,6 +49,11 @@ def read_state(path: Path, name: str) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise refuse("something else than tensors")
     return {str(key).removeprefix("module."): value for key, value in loaded.items()}
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, on one line; its type where it says nothing (an empty file is a bare EOFError)."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
@@ -73,6 +79,8 @@ def offline_if_unreachable() -> None:
     """Tell the hub's client to be offline if its host has no address here: else it retries for a minute, aloud."""
     from huggingface_hub import constants
 
+    if getproxies():  # behind a proxy the host needs no address here
+        return
     host = urlsplit(constants.ENDPOINT).hostname or ""
     try:
         socket.getaddrinfo(host, 443)
@@ -83,7 +91,7 @@ def offline_if_unreachable() -> None:
 
 def missing_weights(name: str, what: str, error: Exception | None = None) -> TeacherError:
     """The error for weights that are neither here nor downloadable; `what` says which file to fetch."""
-    reason = f" ({type(error).__name__}: {str(error).splitlines()[0][:160]})" if error else ""
+    reason = f" ({type(error).__name__}: {first_line(error)})" if error else ""
     return TeacherError(
         where=f"teacher {name}",
         found=f"no weights here, and none could be downloaded{reason}",

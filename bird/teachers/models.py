@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from bird.errors import TeacherError, UsageError
 from bird.students import IMAGENET_MEAN, IMAGENET_STD, Student, load_student
 from bird.teachers.base import FeatureKind, Teacher, TorchTeacher, View
-from bird.teachers.files import fill, missing_weights, offline_if_unreachable, read_state
+from bird.teachers.files import fill, first_line, missing_weights, offline_if_unreachable, read_state
 
 __all__ = ["Options", "clip", "flava", "hugging_face", "own_run", "torchvision_model"]
 
@@ -43,7 +42,7 @@ def clip(name: str, spec: str, options: Options) -> Teacher:
             where=f"--teacher {name}",
             found=repr(model_name),
             wanted="an open_clip model",
-            fix=f"did you mean {', '.join(close)}?",
+            fix=f"did you mean {', '.join(close)}?" if close else f"see the library's list of {len(known)}",
         )
     published = open_clip.get_pretrained_cfg(model_name, tag) or {}
     if options.weights is not None:
@@ -72,7 +71,7 @@ def clip(name: str, spec: str, options: Options) -> Teacher:
     side = size[0] if isinstance(size, tuple) else size
     config = open_clip.get_model_preprocess_cfg(model)
     view = View(
-        resize=side,
+        resize=(side, side) if published.get("resize_mode") == "squash" else side,
         crop=side,
         interpolation=published.get("interpolation", config.get("interpolation", "bicubic")),
         resizer="pillow",
@@ -80,7 +79,12 @@ def clip(name: str, spec: str, options: Options) -> Teacher:
         std=tuple(published.get("std", config.get("std", CLIP_STD))),
     )
     return _teacher(
-        name, model.visual, view, "projection", options, reading="projected image embedding, not normalised"
+        name,
+        model.visual,
+        view,
+        "projection",
+        options,
+        reading=f"projected image embedding of {model_name}, not normalised",
     )
 
 
@@ -90,7 +94,8 @@ def flava(name: str, spec: str, options: Options) -> Teacher:
 
     source = str(options.weights or spec)
     model, _ = _from_pretrained(FlavaModel, name, source, options, needed="image_model.")
-    view = _processor_view(options.weights, View((224, 224), 224, "bicubic", "pillow", CLIP_MEAN, CLIP_STD))
+    default = View((224, 224), 224, "bicubic", "pillow", CLIP_MEAN, CLIP_STD)
+    view = _processor_view(source, None, options.weights is not None, name, default)
     side = model.config.image_config.image_size
     view = View((side, side), side, view.interpolation, "pillow", view.mean, view.std)
     return _teacher(name, model.image_model, view, "penultimate", options, _cls, "last_hidden_state[:, 0]")
@@ -103,10 +108,7 @@ def hugging_face(name: str, spec: str, options: Options) -> Teacher:
     repo, _, revision = spec.partition("@")
     source = str(options.weights or repo)
     model, _ = _from_pretrained(AutoModel, name, source, options, revision=revision or None)
-    side = int(getattr(model.config, "image_size", 224))
-    view = _processor_view(
-        options.weights, View((side, side), None, "bicubic", "pillow", (0.5,) * 3, (0.5,) * 3)
-    )
+    view = _processor_view(source, revision or None, options.weights is not None, name, None)
     return _teacher(
         name, model, view, "penultimate", options, _pooled, "pooler_output, else last_hidden_state[:, 0]"
     )
@@ -123,7 +125,7 @@ def torchvision_model(name: str, spec: str, options: Options) -> Teacher:
             where=f"--teacher {name}",
             found=repr(spec),
             wanted="a torchvision classifier",
-            fix=f"did you mean {', '.join(close)}?",
+            fix=f"did you mean {', '.join(close)}?" if close else f"see the library's list of {len(known)}",
         )
     if options.weights is None:
         raise missing_weights(name, f"a state dict of torchvision's {spec}")
@@ -227,45 +229,66 @@ def _from_pretrained(
             trust_remote_code=False,
             local_files_only=options.weights is not None,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below by name
+            dtype=torch.float32,  # transformers would compute in the file's own precision
         )
     except Exception as error:  # the hub's client has many ways to fail
         raise missing_weights(name, f"config.json and model.safetensors of {source}", error) from error
-    missing = sorted(key for key in loading["missing_keys"] if needed in key)
+    shapes = {str(key if isinstance(key, str) else key[0]) for key in loading["mismatched_keys"]}
+    missing = sorted(key for key in {*loading["missing_keys"], *shapes} if needed in key)
     if missing:
         raise TeacherError(
             where=f"teacher {name}",
-            found=f"{len(missing)} weights missing ({', '.join(missing[:3])})",
+            found=f"{len(missing)} weights missing or of another shape ({', '.join(missing[:3])})",
             wanted="all weights of the image encoder",
             fix="check the file",
         )
     return model, loading
 
 
-def _processor_view(folder: Path | None, default: View) -> View:
-    """The view that a transformers folder's preprocessor_config.json describes; `default` for what it leaves open."""
-    file = folder / "preprocessor_config.json" if folder else None
-    if file is None or not file.is_file():
-        return default
-    config = json.loads(file.read_text())
-    size = config.get("size", {})
-    resize: int | tuple[int, int] = default.resize
-    if isinstance(size, dict) and "height" in size:
-        resize = (int(size["height"]), int(size["width"]))
-    elif isinstance(size, dict) and "shortest_edge" in size:
-        resize = int(size["shortest_edge"])
-    crop_size = config.get("crop_size")
-    crop = (
-        int(crop_size["height"])
-        if config.get("do_center_crop") and isinstance(crop_size, dict)
-        else default.crop
-    )
+def _processor_view(source: str, revision: str | None, local: bool, name: str, default: View | None) -> View:
+    """The view of the model's own preprocessor_config.json, local or on the hub, as transformers completes it.
+
+    `default` where there is none; TeacherError without a default, or for a view that `View` cannot give.
+    """
+    from transformers import AutoImageProcessor
+
+    def refuse(found: str) -> TeacherError:
+        return TeacherError(
+            where=f"teacher {name}, preprocessor_config.json",
+            found=found,
+            wanted="size, resample (bilinear or bicubic), image_mean and image_std of the model's images",
+            fix="take the whole folder of the model, or write the file",
+        )
+
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(
+            source, revision=revision, local_files_only=local, trust_remote_code=False
+        )
+    except Exception as error:  # the hub's client has many ways to fail
+        if default is not None:
+            return default
+        raise refuse(f"nothing that can be read ({first_line(error)})") from None
+    size, crop, filters = processor.size, None, {2: "bilinear", 3: "bicubic"}
+    resize = size.shortest_edge or (size.height and size.width and (size.height, size.width))
+    if processor.do_center_crop:
+        crop = processor.crop_size.height
+        if crop != processor.crop_size.width:
+            raise refuse(f"a crop of {crop} x {processor.crop_size.width} pixels")
+    if not resize or not processor.do_resize or processor.resample not in filters:
+        raise refuse(f"size {size}, resample {processor.resample}, do_resize {processor.do_resize}")
+    if not processor.do_rescale or round(1 / processor.rescale_factor) != 255:
+        raise refuse(f"do_rescale {processor.do_rescale}, rescale_factor {processor.rescale_factor}")
+    if not isinstance(resize, tuple) and crop is None:
+        raise refuse("no crop, so images of several sizes")
+    normal = processor.do_normalize
     return View(
         resize,
         crop,
-        "bilinear" if config.get("resample") == 2 else "bicubic",
+        "bilinear" if filters[processor.resample] == "bilinear" else "bicubic",
         "pillow",
-        tuple(config.get("image_mean", default.mean)),
-        tuple(config.get("image_std", default.std)),
+        tuple(processor.image_mean) if normal else (0.0, 0.0, 0.0),
+        tuple(processor.image_std) if normal else (1.0, 1.0, 1.0),
     )
 
 

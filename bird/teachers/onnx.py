@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any, final
 
@@ -54,11 +55,11 @@ class OnnxTeacher(Teacher):
             raise self._refuse(
                 path, f"an input {self._input.type} {shape}", "float32 (N, 3, H, W)", "export it so"
             )
-        side = shape[2] if isinstance(shape[2], int) else image_size or DEFAULT_SIZE
+        height, width = (side if isinstance(side, int) else image_size or DEFAULT_SIZE for side in shape[2:])
         self.name = f"onnx:{path.stem}"
-        self.weights_digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
-        self._view = View((side, side))
-        self._output, self.dim = self._probe(path, side)
+        self.weights_digest = digest_of_onnx(path)
+        self._view = View((height, width))
+        self._output, self.dim = self._probe(path, height, width)
         self.preprocessing = {**self._view.canonical(), "reading": f"output {self._output}"}
 
     def preprocess(self, image: NDArray[np.uint8]) -> Float[Tensor, "3 height width"]:
@@ -76,12 +77,20 @@ class OnnxTeacher(Teacher):
                 wanted=f"vectors for a batch of {tuple(pixels.shape)}",
                 fix="export it with a dynamic batch axis, or use --batch-size 1",
             ) from None
-        return torch.from_numpy(vectors.reshape(len(vectors), -1))
+        return torch.from_numpy(np.asarray(vectors, np.float32).reshape(len(vectors), -1))
 
-    def _probe(self, path: Path, side: int) -> tuple[str, int]:
+    def _probe(self, path: Path, height: int, width: int) -> tuple[str, int]:
         """Name and width of the first output that is one vector an image."""
         names = [output.name for output in self._session.get_outputs()]
-        answers = self._session.run(None, {self._input.name: np.zeros((1, 3, side, side), np.float32)})
+        try:
+            answers = self._session.run(None, {self._input.name: np.zeros((1, 3, height, width), np.float32)})
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise self._refuse(
+                path,
+                f"a failure on one blank {width} x {height} image ({str(error)[:160]})",
+                "one vector an image",
+                "give the side it wants with --image-size, or export it with a dynamic batch axis",
+            ) from None
         shapes = {name: answer.shape for name, answer in zip(names, answers, strict=True)}
         for name, shape in shapes.items():
             if len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1)):
@@ -93,3 +102,23 @@ class OnnxTeacher(Teacher):
     @staticmethod
     def _refuse(path: Path, found: str, wanted: str, fix: str) -> TeacherError:
         return TeacherError(where=f"--teacher onnx:{path}", found=found, wanted=wanted, fix=fix)
+
+
+def digest_of_onnx(path: Path) -> str:
+    """sha256 of the file, and of the files beside it that hold its large tensors.
+
+    ONNX names those as protobuf pairs ("location", file); a pair found by chance only adds a file that exists.
+    """
+    model = path.read_bytes()
+    total = hashlib.sha256(model)
+    beside = set()
+    for entry in re.finditer(rb"\x0a\x08location\x12([\x80-\xff]?)([\x01-\x7f])", model, re.DOTALL):
+        low, high = entry[1], entry[2][0]  # the name's length, 7 bits a byte, lowest first
+        length = (low[0] & 0x7F) + (high << 7) if low else high
+        beside.add(model[entry.end() : entry.end() + length])
+    for name in sorted(beside):
+        file = path.parent / name.decode(errors="replace")
+        if file.is_file():
+            with file.open("rb") as data:
+                total.update(hashlib.file_digest(data, "sha256").digest())
+    return f"sha256:{total.hexdigest()}"

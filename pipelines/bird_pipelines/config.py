@@ -13,8 +13,8 @@ from bird.errors import UsageError
 
 __all__ = ["RunConfig", "resolve"]
 
-# Where the paper gives values for one data set (Java et al. 2023, section 4): alpha and tau on CIFAR-10S.
-PRESETS: Mapping[str, Mapping[str, float]] = {"cifar10s": {"alpha": 0.5, "tau": 10.0}}
+# Where the paper gives values for one data set (Java et al. 2023, section 4 and Table 8).
+PRESETS: Mapping[str, Mapping[str, float]] = {"cifar10s": {"alpha": 0.5, "tau": 10.0, "lambda": 0.2}}
 
 
 class RunConfig(BaseModel):
@@ -69,7 +69,7 @@ def resolve(
     values = dict(defaults or {})
     if file is not None:
         values |= _read(file)
-    values |= {name: value for name, value in flags.items() if value is not None}
+    values |= {name.removesuffix("_"): value for name, value in flags.items() if value is not None}
     values = {**PRESETS.get(str(values.get("dataset")), {}), **values}
     try:
         config = RunConfig.model_validate(values)

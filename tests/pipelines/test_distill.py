@@ -62,14 +62,14 @@ def killed_twice(cache, folder, flags):
             ),
         )
         assert code == -signal.SIGKILL, f"stop {step}"
-    bird("distill", "--cache", cache, *flags, "--config", config, "--out", folder / "killed")
+    bird("distill", "--cache", cache, *flags, "--out", folder / "killed")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--student", "adapter", "--method", "bird", "--epochs", 30, "--warmup", 1, "--batch-size", 8),
+        ("--student", "adapter", "--method", "bird", "--epochs", 6, "--warmup", 1, "--batch-size", 8),
         (
             "--student",
             "shufflenetv2",
