@@ -15,8 +15,6 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from bird.errors import TeacherError, UsageError
 
@@ -66,6 +64,9 @@ class View:
 
     def __call__(self, image: NDArray[np.uint8]) -> Float[Tensor, "3 height width"]:
         """The view of an RGB image (height, width, 3)."""
+        from torchvision.transforms.v2 import InterpolationMode  # seconds to import: not for `bird list`
+        from torchvision.transforms.v2 import functional as F
+
         size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
         mode = InterpolationMode(self.interpolation)
         if self.resizer == "pillow":

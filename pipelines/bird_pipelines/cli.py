@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from bird_pipelines import show
+
 app = typer.Typer(
     help="Fair knowledge distillation in two phases: cache a frozen teacher once, then distil with student feedback.",
     no_args_is_help=True,
@@ -49,18 +51,18 @@ def main() -> None:
     try:
         app(args=args, prog_name="bird")
     except Interrupted:
-        _panel("Interrupted", {"what is done is kept": "run the same command again to resume"}, "yellow")
+        show.panel("Interrupted", {"what is done is kept": "run the same command again to resume"}, "yellow")
         sys.exit(130)
     except (BirdError, CacheError) as error:
         if debug:
             raise
         lines = {"where": error.where, "found": error.found, "wanted": error.wanted, "what to do": error.fix}
-        _panel(type(error).__name__, lines, "red")
+        show.panel(type(error).__name__, lines, "red")
         sys.exit(error.exit_code)
     except Exception as error:
         if debug:
             raise
-        _panel(
+        show.panel(
             type(error).__name__,
             {"unexpected": str(error), "what to do": "run it again with --debug and report it"},
             "red",
@@ -126,7 +128,7 @@ def precompute(
         keep_conflicts=keep_conflicts,
         max_failed=max_failed,
     )
-    _print(info, json_, _show_cache)
+    _print(info, json_, show.cache)
 
 
 @app.command()
@@ -173,7 +175,7 @@ def distill(
     from bird_pipelines.distill import distill as run
 
     defaults = {"student": "adapter", "method": "bird", "dataset": cache_dataset(cache)}
-    _print(run(resolve(flags, config, defaults)), json_, _show_run)
+    _print(run(resolve(flags, config, defaults)), json_, show.run)
 
 
 @app.command()
@@ -202,7 +204,7 @@ def train(
     from bird_pipelines.distill import distill as run
 
     flags |= {"method": "baseline", "dataset_settings": _settings(setting)}
-    _print(run(resolve(flags, config)), json_, _show_run)
+    _print(run(resolve(flags, config)), json_, show.run)
 
 
 @app.command()
@@ -216,7 +218,7 @@ def evaluate(
     """Metrics of a finished run on one split, with intervals and floors."""
     from bird_pipelines.evaluate import evaluate as run_evaluate
 
-    _print(run_evaluate(run, split, data_root=data_root, cache=cache), json_, _show_metrics)
+    _print(run_evaluate(run, split, data_root=data_root, cache=cache), json_, show.metrics_of)
 
 
 @app.command()
@@ -250,7 +252,7 @@ def doctor(json_: Json = False) -> None:
     from bird_pipelines.doctor import diagnose
 
     found = diagnose()
-    _print(found, json_, _show_parts)
+    _print(found, json_, show.parts)
     if any(value != "ok" for value in found["checks"].values()):
         raise typer.Exit(1)
 
@@ -263,7 +265,7 @@ def list_(
     """What there is to choose from."""
     from bird_pipelines.catalogue import catalogue
 
-    _print(catalogue(what), json_, lambda info: _table(what, info))
+    _print(catalogue(what), json_, lambda info: show.table(what, info))
 
 
 @cache_app.command("info")
@@ -271,7 +273,7 @@ def cache_info(cache: Annotated[Path, typer.Argument()], json_: Json = False) ->
     """What a cache holds: fingerprint, rows per class and group, layers, causes."""
     from bird_cache.store import open_cache
 
-    _print(open_cache(cache).info(), json_, _show_cache)
+    _print(open_cache(cache).info(), json_, show.cache)
 
 
 @cache_app.command("verify")
@@ -280,7 +282,7 @@ def cache_verify(cache: Annotated[Path, typer.Argument()], workers: Workers = 2,
     from bird_cache.verify import verify
 
     result = verify(cache, workers=workers)
-    _print(result._asdict() | {"sound": not result.findings}, json_, _show_verification)
+    _print(result._asdict() | {"sound": not result.findings}, json_, show.verification)
     if result.findings:
         raise typer.Exit(3)
 
@@ -310,108 +312,3 @@ def _print(value: dict[str, Any], as_json: bool, show: Any) -> None:
         print(json.dumps(value, ensure_ascii=False))
     else:
         show(value)
-
-
-def _panel(title: str, lines: dict[str, str], colour: str) -> None:
-    from rich.console import Console
-    from rich.panel import Panel
-    from rich.text import Text
-
-    text = Text("\n").join(Text.assemble((f"{name}: ", "bold"), value) for name, value in lines.items())
-    Console(stderr=True).print(Panel(text, title=title, title_align="left", border_style=colour))
-
-
-def _table(title: str, values: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", show_header=False, box=None)
-    for name, value in values.items():
-        table.add_row(Text(str(name), style="bold"), Text(str(value)))
-    Console().print(table)
-
-
-def _show_parts(info: dict[str, Any]) -> None:
-    for part, values in info.items():
-        _table(part, values)
-
-
-def _show_cache(info: dict[str, Any]) -> None:
-    state = (
-        "complete"
-        if info["complete"]
-        else f"unfinished, {info['shards']['committed']} of {info['shards']['planned']} shards"
-    )
-    layers = "; ".join(
-        f"{name} {layer['shape']} {layer['dtype']} ({layer['kind']})"
-        for name, layer in info["layers"].items()
-    )
-    head = {
-        "cache": info["path"],
-        "state": state,
-        "fingerprint": info["fingerprint"],
-        "teacher": info["notes"].get("teacher", "unknown"),
-        "rows": f"{info['rows']:,} = {info['written']:,} written + {info['failed']:,} failed",
-        "splits": ", ".join(f"{split} {count:,}" for split, count in info["splits"].items()),
-        "layers": layers,
-    }
-    _table("", head)
-    cells = {
-        name: f"{cell['rows']:>8,} rows {cell['failed']:>6,} failed, mean norm {_number(info['norms'][name]['mean'])}"
-        for name, cell in info["groups"].items()
-    }
-    _table("class, group", cells)
-    if info.get("prepared"):
-        _table("data set", info["prepared"])
-
-
-def _show_run(info: dict[str, Any]) -> None:
-    config = info["config"]
-    _table(
-        "",
-        {
-            "run": info["out"],
-            "method": config["method"],
-            "student": config["student"],
-            "seconds": round(info["seconds"], 1),
-        },
-    )
-    for split, metrics in info["metrics"].items():
-        typer.echo(f"{split}:")
-        _show_metrics(metrics)
-
-
-def _show_metrics(metrics: dict[str, Any]) -> None:
-    if "error" in metrics:
-        typer.echo(f"  not evaluated: {metrics['error']}")
-        return
-    arrows = {
-        "auroc": "↑",
-        "f1_macro": "↑",
-        "f1_binary": "↑",
-        "accuracy": "↑",
-        "mean_deo": "↓",
-        "max_deo": "↓",
-    }
-    rows = {}
-    for name, arrow in arrows.items():
-        interval = metrics["intervals"].get(name)
-        span = f"  [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
-        floor = metrics["deo_floor"].get(name.removesuffix("_deo")) if name.endswith("_deo") else None
-        chance = f"  floor {floor:.1f}" if floor is not None else ""
-        rows[f"{name} {arrow}"] = f"{_number(metrics[name])}{span}{chance}"
-    _table(
-        "x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows
-    )
-
-
-def _show_verification(result: dict[str, Any]) -> None:
-    state = "sound" if result["sound"] else f"{len(result['findings'])} findings"
-    typer.echo(f"{state}: {result['rows']:,} rows in {result['shards']} shards, {result['bytes']:,} bytes")
-    for finding in result["findings"]:
-        typer.echo(f"  {finding}")
-
-
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.2f}"

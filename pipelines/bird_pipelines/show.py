@@ -1,0 +1,123 @@
+"""What the command line prints: tables of results on stdout, one panel for an error on stderr."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+__all__ = ["cache", "metrics_of", "panel", "parts", "run", "table", "verification"]
+
+
+def panel(title: str, lines: dict[str, str], colour: str) -> None:
+    """One panel on stderr: a title, and lines of name and text."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    text = Text("\n").join(Text.assemble((f"{name}: ", "bold"), value) for name, value in lines.items())
+    Console(stderr=True).print(Panel(text, title=title, title_align="left", border_style=colour))
+
+
+def table(title: str, values: dict[str, Any]) -> None:
+    """Two columns on stdout: names and values."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(title=title, title_justify="left", show_header=False, box=None)
+    for name, value in values.items():
+        grid.add_row(Text(str(name), style="bold"), Text(str(value)))
+    Console().print(grid)
+
+
+def parts(info: dict[str, Any]) -> None:
+    """A table for each part."""
+    for part, values in info.items():
+        table(part, values)
+
+
+def cache(info: dict[str, Any]) -> None:
+    """What `FeatureStore.info` says, and what `precompute` adds to it."""
+    state = (
+        "complete"
+        if info["complete"]
+        else f"unfinished, {info['shards']['committed']} of {info['shards']['planned']} shards"
+    )
+    layers = "; ".join(
+        f"{name} {layer['shape']} {layer['dtype']} ({layer['kind']})"
+        for name, layer in info["layers"].items()
+    )
+    head = {
+        "cache": info["path"],
+        "state": state,
+        "fingerprint": info["fingerprint"],
+        "teacher": info["notes"].get("teacher", "unknown"),
+        "rows": f"{info['rows']:,} = {info['written']:,} written + {info['failed']:,} failed",
+        "splits": ", ".join(f"{split} {count:,}" for split, count in info["splits"].items()),
+        "layers": layers,
+    }
+    table("", head)
+    cells = {
+        name: f"{cell['rows']:>8,} rows {cell['failed']:>6,} failed, mean norm {number(info['norms'][name]['mean'])}"
+        for name, cell in info["groups"].items()
+    }
+    table("class, group", cells)
+    if info.get("prepared"):
+        table("data set", info["prepared"])
+    if left_out := info.get("left_out"):
+        table(f"left out: {len(left_out):,}, such as", dict(list(left_out.items())[:10]))
+
+
+def run(info: dict[str, Any]) -> None:
+    """A finished run and its metrics."""
+    config = info["config"]
+    table(
+        "",
+        {
+            "run": info["out"],
+            "method": config["method"],
+            "student": config["student"],
+            "seconds": round(info["seconds"], 1),
+        },
+    )
+    for split, metrics in info["metrics"].items():
+        typer.echo(f"{split}:")
+        metrics_of(metrics)
+
+
+def metrics_of(metrics: dict[str, Any]) -> None:
+    """One split's metrics with better-direction arrows, intervals and floors."""
+    if "error" in metrics:
+        typer.echo(f"  not evaluated: {metrics['error']}")
+        return
+    arrows = {
+        "auroc": "↑",
+        "f1_macro": "↑",
+        "f1_binary": "↑",
+        "accuracy": "↑",
+        "mean_deo": "↓",
+        "max_deo": "↓",
+    }
+    rows = {}
+    for name, arrow in arrows.items():
+        interval = metrics["intervals"].get(name)
+        span = f"  [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
+        floor = metrics["deo_floor"].get(name.removesuffix("_deo")) if name.endswith("_deo") else None
+        chance = f"  floor {floor:.1f}" if floor is not None else ""
+        rows[f"{name} {arrow}"] = f"{number(metrics[name])}{span}{chance}"
+    table(
+        "x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows
+    )
+
+
+def verification(result: dict[str, Any]) -> None:
+    """The outcome of `verify`, finding by finding."""
+    state = "sound" if result["sound"] else f"{len(result['findings'])} findings"
+    typer.echo(f"{state}: {result['rows']:,} rows in {result['shards']} shards, {result['bytes']:,} bytes")
+    for finding in result["findings"]:
+        typer.echo(f"  {finding}")
+
+
+def number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"

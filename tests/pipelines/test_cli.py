@@ -1,0 +1,194 @@
+"""The command line: quick to answer, one clear panel for a mistake, one JSON object where asked."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.shell import ENVIRONMENT, bird, bird_json, panel
+
+from bird.errors import BirdError, DataError, EmptyCellError, ImageError, RunError, TeacherError, UsageError
+from bird_cache import errors as cache_errors
+
+
+def test_help_answers_in_half_a_second():
+    """The best of five: other processes disturb a single one. An interpreter's own start is part of it."""
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        bird("--help")
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.5
+
+
+def test_help_names_every_command():
+    text = bird("--help").stdout
+    for command in (
+        "precompute",
+        "distill",
+        "train",
+        "evaluate",
+        "report",
+        "demo",
+        "doctor",
+        "list",
+        "cache",
+    ):
+        assert command in text
+    for command in ("precompute", "distill", "train"):
+        assert "--out" in bird(command, "--help").stdout
+
+
+@pytest.mark.parametrize("what", ["teachers", "students", "methods", "datasets"])
+def test_lists(what):
+    found = bird_json("list", what)
+    expected = {"teachers": "clip-vit-b32", "students": "adapter", "methods": "bird", "datasets": "celeba"}
+    assert expected[what] in found
+    assert expected[what] in bird("list", what).stdout
+
+
+def test_doctor_is_well():
+    assert bird_json("doctor")["checks"] == {"cache": "ok", "feedback": "ok"}
+
+
+MISTAKES = {
+    "unknown teacher": ("precompute", "--teacher", "clip-vit-b-32", "--dataset", "digits-s", "--out", "OUT"),
+    "unknown data set": ("precompute", "--teacher", "onnx:x", "--dataset", "cifar10", "--out", "OUT"),
+    "wrong data root": (
+        "precompute",
+        "--teacher",
+        "onnx:x",
+        "--dataset",
+        "cifar10s",
+        "--data-root",
+        "OUT",
+        "--out",
+        "OUT",
+    ),
+    "unknown setting": ("train", "--dataset", "digits-s", "--setting", "skwe=1", "--out", "OUT"),
+    "unknown list": ("list", "teacher"),
+    "no such cache": ("cache", "info", "OUT/absent"),
+    "adapter without a cache": ("train", "--dataset", "digits-s", "--student", "adapter", "--out", "OUT"),
+    "unknown dtype": (
+        "precompute",
+        "--teacher",
+        "onnx:x",
+        "--dataset",
+        "digits-s",
+        "--dtype",
+        "int8",
+        "--out",
+        "OUT",
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_panel_and_exit_2(arguments, tmp_path):
+    done = bird(*(argument.replace("OUT", str(tmp_path / "out")) for argument in arguments), code=2)
+    assert done.stdout == ""
+    assert "what to do" in panel(done)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_teacher_is_exit_4(tmp_path):
+    done = bird(
+        "precompute",
+        "--teacher",
+        f"onnx:{tmp_path}/x.onnx",
+        "--dataset",
+        "digits-s",
+        "--out",
+        tmp_path / "c",
+        code=4,
+    )
+    assert "no such file" in panel(done)
+
+
+def test_a_typo_in_an_option_is_exit_2():
+    done = bird("distill", "--cahce", "x", code=2)
+    assert "--cache" in done.stderr
+
+
+def test_not_a_run_is_said(tmp_path):
+    assert "run folder" in panel(bird("evaluate", tmp_path, code=1))
+
+
+def test_debug_shows_the_traceback():
+    done = subprocess.run(
+        [sys.executable, "-c", "from bird_pipelines.cli import main; main()", "list", "x", "--debug"],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert "Traceback" in done.stderr
+
+
+def picture_table(folder, seed):
+    """A CIFAR-10 look-alike as Parquet: raw PNGs of random pixels."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", 200), ("test", 20)):
+        images = []
+        for _ in range(count):
+            buffer = BytesIO()
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
+            images.append(buffer.getvalue())
+        table = {
+            "id": [f"{split}-{i}" for i in range(count)],
+            "image": images,
+            "label": [i % 10 for i in range(count)],
+        }
+        pq.write_table(pa.table(table), folder / f"{split}.parquet")
+
+
+@pytest.mark.slow
+def test_a_cache_of_another_data_set_is_refused(teacher, tmp_path):
+    picture_table(tmp_path / "mine", 0)
+    picture_table(tmp_path / "other", 1)
+    out = tmp_path / "cache"
+    flags = ("--teacher", f"run:{teacher}", "--dataset", "cifar10s", "--setting", "skew=0.8", "--out", out)
+    bird("precompute", *flags, "--data-root", tmp_path / "mine")
+    assert "dataset.identity" in panel(bird("precompute", *flags, "--data-root", tmp_path / "other", code=3))
+    train = ("distill", "--cache", out, "--student", "shufflenetv2", "--epochs", 1, "--out", tmp_path / "run")
+    assert "another image" in panel(bird(*train, "--data-root", tmp_path / "other", code=3))
+    bird("cache", "verify", out)
+
+
+def test_json_is_one_object_and_nothing_else(cache, tmp_path):
+    done = bird("distill", "--cache", cache, "--epochs", 1, "--out", tmp_path / "run", "--json")
+    assert json.loads(done.stdout)["complete"]
+    assert done.stdout.count("\n") == 1
+    metrics = bird_json("evaluate", tmp_path / "run")
+    wanted = (
+        "auroc",
+        "f1_macro",
+        "f1_binary",
+        "accuracy",
+        "mean_deo",
+        "max_deo",
+        "recalls",
+        "counts",
+        "deo_floor",
+        "intervals",
+    )
+    assert {*wanted} <= {*metrics}
+    assert metrics["f1_binary"] is None, "ten classes"
+    assert (len(metrics["recalls"]), len(metrics["recalls"][0])) == (10, 2)
+
+
+def test_exit_codes_are_those_of_the_readme():
+    assert [kind.exit_code for kind in (BirdError, RunError)] == [1, 1]
+    assert {kind.exit_code for kind in (UsageError, DataError, ImageError, EmptyCellError)} == {2}
+    assert TeacherError.exit_code == cache_errors.FeatureError.exit_code == 4
+    stale = (cache_errors.StaleCacheError, cache_errors.DamagedCacheError, cache_errors.IncompleteCacheError)
+    assert {kind.exit_code for kind in stale} == {3}
