@@ -30,11 +30,6 @@ class Samples:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def rows(self, split: str, *, usable: bool = True) -> NDArray[np.int64]:
-        """Rows of one split, in order; without failed rows unless `usable` is False."""
-        keep = self.splits == split
-        return np.flatnonzero(keep & (self.status == OK) if usable else keep)
-
     def identity(self) -> str:
         """Digest of everything but the status: what the cache's rows are, in order."""
         columns = (self.ids, self.labels, self.groups, self.splits, self.digests)
