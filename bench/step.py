@@ -49,9 +49,7 @@ def double_backward_step(learner, hyper, batch, meta):
     with torch.no_grad():
         target = learner.gate(batch.teacher)
     bias = bias_loss(output.logits, batch.labels, batch.groups, GROUPS)
-    learner.descend(
-        hyper.alpha * feature_mse(output.features, target) + (1 - hyper.alpha) * ce + hyper.lambda_ * bias
-    )
+    learner.descend(hyper.alpha * feature_mse(output.features, target) + (1 - hyper.alpha) * ce + hyper.lambda_ * bias)
 
 
 def variants(student, size, count):
@@ -105,9 +103,7 @@ def main():
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     results = [measure(student, options.size, options.batch, options.rounds) for student in options.students]
-    text = json.dumps(
-        {"torch": torch.__version__, "threads": torch.get_num_threads(), "results": results}, indent=1
-    )
+    text = json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "results": results}, indent=1)
     if options.out:
         options.out.write_text(text + "\n")
     sys.stdout.write(text + "\n")

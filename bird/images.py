@@ -48,16 +48,12 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArra
         raise
     except UnidentifiedImageError:
         raise refuse("bytes of no known image format") from None
-    except (
-        Exception
-    ) as error:  # on damaged metadata pillow raises nearly anything: struct.error, TypeError, ...
+    except Exception as error:  # on damaged metadata pillow raises nearly anything: struct.error, TypeError, ...
         raise refuse(f"undecodable bytes ({error})") from error
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if (
-        image.mode.startswith("I") or image.mode == "F"
-    ):  # 16-bit gray: 65,535 becomes 255, as in 8-bit viewers
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit gray: 65,535 becomes 255, as in 8-bit viewers
         gray = (np.asarray(image, dtype=np.float64) / 257.0).round().clip(0, 255).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)
     if "A" in image.getbands() or "transparency" in image.info:

@@ -66,18 +66,14 @@ def feedback(
 
     ahead = look_ahead(theta, inner_loss, mu1)  # theta' = theta - mu1 dL_in/dtheta
     bias = meta_loss(probe(student, ahead, meta_inputs))  # L_o(theta')
-    v = dict(
-        zip(ahead, grad(bias, list(ahead.values()), materialize_grads=True), strict=True)
-    )  # dL_o/dtheta'
+    slope = grad(bias, list(ahead.values()), materialize_grads=True)
+    v = dict(zip(ahead, slope, strict=True))  # dL_o/dtheta'
     jv = jvp(student, theta, v, inputs)  # (dh/dtheta) v
 
     h = type(output)(*(tensor.detach().requires_grad_() for tensor in output))
-    u = grad(
-        distance(h, gate(teacher)), list(h), create_graph=True, allow_unused=True
-    )  # dD/dh, as a function of phi
+    u = grad(distance(h, gate(teacher)), list(h), create_graph=True, allow_unused=True)  # dD/dh, a function of phi
     product = sum((a * b).sum() for a, b in zip(u, jv, strict=True) if a is not None)  # < u, Jv >
-    feedback = grad(product, list(gate.parameters()))
-    return bias.detach(), tuple(-mu1 * alpha * g for g in feedback)
+    return bias.detach(), tuple(-mu1 * alpha * g for g in grad(product, list(gate.parameters())))
 
 
 def look_ahead(theta: Parameters, loss: Tensor, mu1: float) -> Parameters:
@@ -95,10 +91,8 @@ def jvp(student: nn.Module, theta: Parameters, direction: Parameters, inputs: Te
         dual = {name: make_dual(value.detach(), direction[name]) for name, value in theta.items()}
         output = probe(student, dual, inputs)
         tangents = [unpack_dual(tensor).tangent for tensor in output]
-        zeros = (
-            torch.zeros_like(tensor) for tensor in output
-        )  # a part that theta does not reach has no tangent
-        return type(output)(*(z if t is None else t for t, z in zip(tangents, zeros, strict=True)))
+        # a part of the answer that theta does not reach has no tangent
+        return type(output)(*(torch.zeros_like(o) if t is None else t for o, t in zip(output, tangents, strict=True)))
 
 
 def probe(student: nn.Module, theta: Parameters, inputs: Tensor) -> Output:

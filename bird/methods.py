@@ -85,18 +85,14 @@ class Regressed(nn.Module):
 class Learner:
     """Everything that training changes: the student with its regressor, the gate, and their Adam optimisers."""
 
-    def __init__(
-        self, student: Student, *, teacher_dim: int | None, lr: float, mu2: float, seed: int
-    ) -> None:
+    def __init__(self, student: Student, *, teacher_dim: int | None, lr: float, mu2: float, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = Regressed(student, teacher_dim)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr)
         self.gate = None if teacher_dim is None else Gate(teacher_dim, seed)
         # The feedback is of the size 1e-5 mu1: Adam's usual eps of 1e-8 would swallow it.
-        self.gate_optimizer = (
-            None if self.gate is None else torch.optim.Adam(self.gate.parameters(), lr=mu2, eps=1e-16)
-        )
+        self.gate_optimizer = None if self.gate is None else torch.optim.Adam(self.gate.parameters(), lr=mu2, eps=1e-16)
 
     def descend(self, loss: Tensor) -> None:
         """One Adam step of the student on `loss`."""
@@ -203,9 +199,7 @@ class Bird(Method):
         learner.descend(loss)
         return losses | {"loss": loss.detach(), "distance": distance.detach()}
 
-    def _move_gate(
-        self, learner: Learner, batch: Batch, meta: Batch, output: StudentOutput, ce: Tensor
-    ) -> Tensor:
+    def _move_gate(self, learner: Learner, batch: Batch, meta: Batch, output: StudentOutput, ce: Tensor) -> Tensor:
         """One Adam step of phi along the student's feedback; returns L_o(theta') on the meta batch."""
         assert batch.teacher is not None
         assert learner.gate is not None

@@ -87,9 +87,7 @@ class EqualizedOdds(NamedTuple):
     recalls: Floats
 
 
-def confusion(
-    labels: ArrayLike, groups: ArrayLike, predictions: ArrayLike, classes: int, groups_count: int
-) -> Ints:
+def confusion(labels: ArrayLike, groups: ArrayLike, predictions: ArrayLike, classes: int, groups_count: int) -> Ints:
     """Counts (C, M, C): [true class, group, predicted class]; all three inputs are (N,) integers.
 
     Raises DataError for different lengths, or for a value that is no class or group.
@@ -102,9 +100,7 @@ def confusion(
     codes = {name: _codes(name, values, below) for name, (values, below) in columns.items()}
     lengths = {name: len(values) for name, values in codes.items()}
     if len({*lengths.values()}) > 1:
-        raise DataError(
-            where="metrics", found=f"lengths {lengths}", wanted="one row each", fix="pass the same rows"
-        )
+        raise DataError(where="metrics", found=f"lengths {lengths}", wanted="one row each", fix="pass the same rows")
     shape = (classes, groups_count, classes)
     flat = np.ravel_multi_index((codes["labels"], codes["groups"], codes["predictions"]), shape)
     return np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape).astype(np.int64)
@@ -197,9 +193,7 @@ def assess(
         recalls=shares,
         counts=counts.sum(2),
         deo_floor=deo_floor(counts, replicates=replicates, seed=seed),
-        intervals={
-            name: _interval(name, values, observed.get(name, 0.0)) for name, values in replicated.items()
-        },
+        intervals={name: _interval(name, values, observed.get(name, 0.0)) for name, values in replicated.items()},
         confusion=counts,
     )
 
@@ -357,7 +351,5 @@ def _codes(name: str, values: ArrayLike, below: int) -> Ints:
         raise DataError(where=name, found=found, wanted="integers, one a row", fix="pass codes 0, 1, 2, ...")
     if len(wrong := array[(array < 0) | (array >= below)]):
         found = f"{wrong[0]} ({len(wrong)} such rows)"
-        raise DataError(
-            where=name, found=found, wanted=f"0..{below - 1}", fix="check the number of classes and groups"
-        )
+        raise DataError(where=name, found=found, wanted=f"0..{below - 1}", fix="check the number of classes and groups")
     return array.astype(np.int64)

@@ -88,9 +88,7 @@ class StudentKind(NamedTuple):
 
     input: str
     description: str
-    backbone: Callable[
-        [int, int], tuple[nn.Module, int]
-    ]  # (image size, feature dim) -> (module, its output dim)
+    backbone: Callable[[int, int], tuple[nn.Module, int]]  # (image size, feature dim) -> (module, its output dim)
 
 
 def _resnet(name: str) -> Callable[[int, int], tuple[nn.Module, int]]:
@@ -174,12 +172,16 @@ def build_student(
         return Student(architecture, backbone, dim, classes, image_size, mean, std)
 
 
-def student_files(student: Student) -> dict[str, bytes]:
-    """A student as the two files that `load_student` reads: safetensors weights, and JSON with their sha256."""
-    weights = save_tensors(
-        {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
-    )
-    about = {"format": "bird-student-1", **student.describe(), "sha256": hashlib.sha256(weights).hexdigest()}
+def student_files(student: Student, cache_fingerprint: str | None = None) -> dict[str, bytes]:
+    """A student as the two files that `load_student` reads: safetensors weights, and JSON with their sha256 and, where it
+    was distilled from a cache, that cache's fingerprint."""
+    weights = save_tensors({name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()})
+    about = {
+        "format": "bird-student-1",
+        **student.describe(),
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "cache_fingerprint": cache_fingerprint,
+    }
     return {"student.safetensors": weights, "student.json": json.dumps(about, indent=1).encode()}
 
 

@@ -32,9 +32,7 @@ def center_view(image: NDArray[np.uint8], size: int) -> UInt8[Tensor, "3 size si
 def draw_views(rng: np.random.Generator, count: int, size: int, flip: bool) -> NDArray[np.int64]:
     """Parameters of `count` random views, shape (count, 3): crop top, crop left (pixels of the padded image), mirrored."""
     reach = 2 * _padding(size) + 1
-    views = np.stack(
-        [rng.integers(0, reach, count), rng.integers(0, reach, count), rng.integers(0, 2, count)], axis=1
-    )
+    views = np.stack([rng.integers(0, reach, count), rng.integers(0, reach, count), rng.integers(0, 2, count)], axis=1)
     views[:, 2] *= int(flip)
     return views
 

@@ -30,9 +30,7 @@ def main():
         unexpected = {root for root in roots - PACKAGES if not root.endswith(".dist-info")}
         assert not unexpected, f"unexpected in the wheel: {sorted(unexpected)}"
         assert roots >= PACKAGES, f"missing from the wheel: {sorted(PACKAGES - roots)}"
-        assert "bird_pipelines/templates/report.html.j2" in data, (
-            "the report's template is missing from the wheel"
-        )
+        assert "bird_pipelines/templates/report.html.j2" in data, "the report's template is missing from the wheel"
 
         venv.create(box / "env", with_pip=True)
         python = box / "env" / "bin" / "python"
@@ -47,9 +45,7 @@ def main():
 
         def bird(*args):
             command = [str(box / "env" / "bin" / "bird"), *args]
-            return subprocess.run(
-                command, check=True, cwd=box, env=environment, capture_output=True, text=True
-            ).stdout
+            return subprocess.run(command, check=True, cwd=box, env=environment, capture_output=True, text=True).stdout
 
         where = "import bird, bird_cache, bird_pipelines; print(bird.__file__, bird_cache.__file__, bird_pipelines.__file__)"
         found = subprocess.check_output([python, "-c", where], text=True, cwd=box, env=environment).split()

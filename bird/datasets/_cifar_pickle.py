@@ -49,11 +49,7 @@ def read_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 def _refuse_far_memos(raw: bytes) -> None:
     """An honest pickle numbers its memo from 0; a far number would make the reader allocate that many slots."""
     for code, argument, _ in pickletools.genops(raw):
-        if (
-            code.name in ("PUT", "BINPUT", "LONG_BINPUT")
-            and argument is not None
-            and int(argument) > len(raw)
-        ):
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument is not None and int(argument) > len(raw):
             raise pickle.UnpicklingError(f"it asks for memo slot {argument}")
 
 

@@ -63,9 +63,7 @@ class Listing:
     def of(rows: Iterable[tuple[str, int, int, str]], problems: Sequence[Problem] = ()) -> Listing:
         """From (id, label, group, split) rows. Raises DataError for a repeated id."""
         rows = list(rows)
-        ids, labels, groups, splits = (
-            ([*column] for column in zip(*rows, strict=True)) if rows else ([], [], [], [])
-        )
+        ids, labels, groups, splits = ([*column] for column in zip(*rows, strict=True)) if rows else ([], [], [], [])
         twice = [name for name, count in Counter(ids).items() if count > 1]
         if twice:
             raise DataError(
@@ -103,9 +101,7 @@ class SampleTable:
 
     def cells(self, classes: int, groups: int) -> Ints:
         """Samples per (class, group), shape (classes, groups)."""
-        return np.bincount(self.labels * groups + self.groups, minlength=classes * groups).reshape(
-            classes, groups
-        )
+        return np.bincount(self.labels * groups + self.groups, minlength=classes * groups).reshape(classes, groups)
 
 
 class Dataset(ABC):
@@ -283,8 +279,7 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
     if len(table.problems) > max_problem_share * total:
         groups = Counter((problem.label, problem.group) for problem in table.problems)
         per_cell = ", ".join(
-            f"class {c} group {g}: {n}" if c >= 0 else f"unknown cell: {n}"
-            for (c, g), n in sorted(groups.items())
+            f"class {c} group {g}: {n}" if c >= 0 else f"unknown cell: {n}" for (c, g), n in sorted(groups.items())
         )
         first = "; ".join(f"{problem.id}: {problem.reason}" for problem in table.problems[:3])
         raise DataError(
@@ -316,9 +311,7 @@ def _drop_conflicts(table: SampleTable, keep: bool) -> tuple[SampleTable, dict[s
     for row, digest in enumerate(table.digests):
         copies.setdefault(digest, []).append(row)
     groups = [rows for rows in copies.values() if len(rows) > 1]
-    conflicts = [
-        rows for rows in groups if len({(int(table.labels[row]), int(table.groups[row])) for row in rows}) > 1
-    ]
+    conflicts = [rows for rows in groups if len({(int(table.labels[row]), int(table.groups[row])) for row in rows}) > 1]
     drop = np.zeros(len(table), dtype=bool)
     problems = list(table.problems)
     for rows in [] if keep else conflicts:

@@ -93,9 +93,7 @@ class CelebA(Dataset):
         """The official parts, test cut to equal cells in file order. Raises DataError for a cell too small."""
         splits = table.splits.copy()
         cells = {
-            (label, group): np.flatnonzero(
-                (splits == "test") & (table.labels == label) & (table.groups == group)
-            )
+            (label, group): np.flatnonzero((splits == "test") & (table.labels == label) & (table.groups == group))
             for label in (0, 1)
             for group in (0, 1)
         }
@@ -113,9 +111,7 @@ class CelebA(Dataset):
 
 
 def _malformed(path: Path, line: int, found: str, wanted: str) -> DataError:
-    return DataError(
-        where=f"{path}, line {line}", found=found, wanted=wanted, fix="fetch the original file again"
-    )
+    return DataError(where=f"{path}, line {line}", found=found, wanted=wanted, fix="fetch the original file again")
 
 
 def _lines(path: Path) -> list[str]:

@@ -142,9 +142,7 @@ def _open_sources(root: Path) -> tuple[dict[str, _Source], bool]:
     batches = {"train": _TRAIN_BATCHES, "test": ("test_batch",)}
     binary, python = root / "cifar-10-batches-bin", root / "cifar-10-batches-py"
     if binary.is_dir():
-        parts = {
-            split: [_binary(binary / f"{name}.bin") for name in names] for split, names in batches.items()
-        }
+        parts = {split: [_binary(binary / f"{name}.bin") for name in names] for split, names in batches.items()}
     elif python.is_dir():
         parts = {split: [read_batch(python / name) for name in names] for split, names in batches.items()}
     elif (root / "train.parquet").is_file():
@@ -172,9 +170,7 @@ def _binary(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
         values = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise DataError(
-            where=str(path), found=error.strerror or str(error), wanted=wanted, fix=fix
-        ) from error
+        raise DataError(where=str(path), found=error.strerror or str(error), wanted=wanted, fix=fix) from error
     if values.size == 0 or values.size % (1 + _PIXEL_BYTES):
         raise DataError(where=str(path), found=f"{values.size} bytes", wanted=wanted, fix=fix)
     records = values.reshape(-1, 1 + _PIXEL_BYTES)

@@ -50,13 +50,10 @@ class DigitsS(Dataset):
         hashes = [xxhash.xxh3_128_hexdigest(self._values[row].tobytes()) for row in train]
         domains = skewed_domains(labels[train], hashes, skew)
         self._where = {
-            f"train-{row:05d}": (row, domain)
-            for row, domain in zip(train.tolist(), domains.tolist(), strict=True)
+            f"train-{row:05d}": (row, domain) for row, domain in zip(train.tolist(), domains.tolist(), strict=True)
         }
         self._where |= {
-            f"test-{row:05d}-{name}": (row, domain)
-            for row in test.tolist()
-            for domain, name in enumerate(DOMAINS)
+            f"test-{row:05d}-{name}": (row, domain) for row in test.tolist() for domain, name in enumerate(DOMAINS)
         }
         self._listing = Listing.of(
             (id, int(labels[row]), domain, id.split("-")[0]) for id, (row, domain) in self._where.items()

@@ -108,9 +108,7 @@ class TableDataset(Dataset):
         for row, cell in enumerate(zip(table.labels.tolist(), table.groups.tolist(), strict=True)):
             cells.setdefault(cell, []).append(row)
         for rows in cells.values():
-            rows.sort(
-                key=lambda row: (xxhash.xxh3_64_intdigest(str(table.digests[row]).encode()), table.ids[row])
-            )
+            rows.sort(key=lambda row: (xxhash.xxh3_64_intdigest(str(table.digests[row]).encode()), table.ids[row]))
             splits[rows[: min(max(1, round(self._test_fraction * len(rows))), len(rows) - 1)]] = "test"
         return splits
 
@@ -246,9 +244,7 @@ def _resolved(file: Path, root: Path, paths: Sequence[str]) -> list[Path]:
     return targets
 
 
-def _numbered(
-    file: Path, column: str, values: Sequence[Any], ids: Sequence[str]
-) -> tuple[list[int], tuple[str, ...]]:
+def _numbered(file: Path, column: str, values: Sequence[Any], ids: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
     """The values as 0..K-1, and their K names."""
     empty = [repr(id) for id, v in zip(ids, values, strict=True) if v is None or not str(v).strip()]
     _refuse(file, f"no {column}", empty, f"a {column} in every row", len(ids))

@@ -101,9 +101,7 @@ class UTKFace(Dataset):
                         wanted=f"{self._test_per_cell} for test and at least one for training",
                         fix="complete the data set, or choose the preset mfd (100 a cell)",
                     )
-                order = sorted(
-                    first, key=lambda digest: xxhash.xxh3_64_intdigest(digest.encode(), self._seed)
-                )
+                order = sorted(first, key=lambda digest: xxhash.xxh3_64_intdigest(digest.encode(), self._seed))
                 splits[[first[digest] for digest in order[: self._test_per_cell]]] = "test"
         return splits
 
@@ -124,8 +122,6 @@ def _images_below(root: Path) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         base = Path(folder).relative_to(root)
         found += [
-            (base / name).as_posix()
-            for name in files
-            if name.lower().endswith(_IMAGES) and not name.startswith(".")
+            (base / name).as_posix() for name in files if name.lower().endswith(_IMAGES) and not name.startswith(".")
         ]
     return sorted(found)

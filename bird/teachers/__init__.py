@@ -77,9 +77,7 @@ def load_teacher(
     name, colon, rest = spec.partition(":")
     kind = TEACHERS.get(f"{name}{colon}")
     if kind is None or (kind.spec is None and not rest):
-        close = difflib.get_close_matches(spec, TEACHERS, n=1) or difflib.get_close_matches(
-            f"{name}:", TEACHERS, n=1
-        )
+        close = difflib.get_close_matches(spec, TEACHERS, n=1) or difflib.get_close_matches(f"{name}:", TEACHERS, n=1)
         raise UsageError(
             where="--teacher",
             found=repr(spec),

@@ -82,9 +82,7 @@ class View:
 
     def canonical(self) -> dict[str, Json]:
         """As JSON values."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
 @final
@@ -162,11 +160,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(
-            where="--device", found=repr(name), wanted="auto, cpu or cuda", fix="choose one"
-        ) from None
+        raise UsageError(where="--device", found=repr(name), wanted="auto, cpu or cuda", fix="choose one") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            where="--device", found=repr(name), wanted="a device of this machine", fix="use --device cpu"
-        )
+        raise UsageError(where="--device", found=repr(name), wanted="a device of this machine", fix="use --device cpu")
     return device

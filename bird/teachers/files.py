@@ -63,9 +63,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
     if missing or extra or shapes:
         parts = {"missing": missing, "unexpected": extra, "of another shape": shapes}
-        found = "; ".join(
-            f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in parts.items() if keys
-        )
+        found = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in parts.items() if keys)
         raise TeacherError(
             where=f"teacher {name}",
             found=f"weights that do not fit: {found}",

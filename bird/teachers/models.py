@@ -24,9 +24,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 class Options:
     """What the person asked for beside the teacher's name."""
 
-    def __init__(
-        self, weights: Path | None, device: torch.device, precision: str, image_size: int | None
-    ) -> None:
+    def __init__(self, weights: Path | None, device: torch.device, precision: str, image_size: int | None) -> None:
         self.weights, self.device, self.precision, self.image_size = weights, device, precision, image_size
 
 
@@ -50,9 +48,7 @@ def clip(name: str, spec: str, options: Options) -> Teacher:
         state = read_state(options.weights, name)
         if not any(key.startswith("visual.") for key in state):  # the image tower alone
             state = {f"visual.{key}": value for key, value in state.items()}
-        tower = {
-            key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")
-        }
+        tower = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
         fill(model.visual, tower, name)
     else:
         source = published.get("hf_hub") or published.get("url") or "which it does not know"
@@ -109,9 +105,7 @@ def hugging_face(name: str, spec: str, options: Options) -> Teacher:
     source = str(options.weights or repo)
     model, _ = _from_pretrained(AutoModel, name, source, options, revision=revision or None)
     view = _processor_view(source, revision or None, options.weights is not None, name, None)
-    return _teacher(
-        name, model, view, "penultimate", options, _pooled, "pooler_output, else last_hidden_state[:, 0]"
-    )
+    return _teacher(name, model, view, "penultimate", options, _pooled, "pooler_output, else last_hidden_state[:, 0]")
 
 
 def torchvision_model(name: str, spec: str, options: Options) -> Teacher:
@@ -163,9 +157,7 @@ def own_run(name: str, spec: str, options: Options) -> Teacher:
             fix="train one with `bird train`",
         )
     view = View(student.image_size, student.image_size)
-    return _teacher(
-        f"run:{student.architecture}", student, view, "penultimate", options, _features, "features"
-    )
+    return _teacher(f"run:{student.architecture}", student, view, "penultimate", options, _features, "features")
 
 
 def _teacher(

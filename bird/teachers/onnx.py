@@ -36,11 +36,7 @@ class OnnxTeacher(Teacher):
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         available = ort.get_available_providers()
-        providers = (
-            ["CUDAExecutionProvider"]
-            if device.type == "cuda" and "CUDAExecutionProvider" in available
-            else []
-        )
+        providers = ["CUDAExecutionProvider"] if device.type == "cuda" and "CUDAExecutionProvider" in available else []
         try:
             self._session: Any = ort.InferenceSession(
                 str(path), options, providers=[*providers, "CPUExecutionProvider"]
@@ -52,9 +48,7 @@ class OnnxTeacher(Teacher):
         self._input = self._session.get_inputs()[0]
         shape = self._input.shape
         if len(shape) != 4 or shape[1] not in (3, None) or self._input.type != "tensor(float)":
-            raise self._refuse(
-                path, f"an input {self._input.type} {shape}", "float32 (N, 3, H, W)", "export it so"
-            )
+            raise self._refuse(path, f"an input {self._input.type} {shape}", "float32 (N, 3, H, W)", "export it so")
         height, width = (side if isinstance(side, int) else image_size or DEFAULT_SIZE for side in shape[2:])
         self.name = f"onnx:{path.stem}"
         self.weights_digest = digest_of_onnx(path)
@@ -95,9 +89,7 @@ class OnnxTeacher(Teacher):
         for name, shape in shapes.items():
             if len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1)):
                 return name, int(shape[1])
-        raise self._refuse(
-            path, f"outputs of shape {shapes}", "one vector an image: (N, d)", "pool inside the graph"
-        )
+        raise self._refuse(path, f"outputs of shape {shapes}", "one vector an image: (N, d)", "pool inside the graph")
 
     @staticmethod
     def _refuse(path: Path, found: str, wanted: str, fix: str) -> TeacherError:

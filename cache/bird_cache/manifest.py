@@ -167,9 +167,7 @@ class Manifest(Record):
         """Itself. Raises ValueError where its parts contradict each other."""
         if self.fingerprint != self.plan.fingerprint:
             raise ValueError("the fingerprint is not the hash of the causes")
-        if self.complete and (
-            self.summary is None or self.summary.written + self.summary.failed != self.plan.rows
-        ):
+        if self.complete and (self.summary is None or self.summary.written + self.summary.failed != self.plan.rows):
             raise ValueError("complete, but written + failed is not the number of rows")
         return self
 

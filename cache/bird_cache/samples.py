@@ -67,6 +67,4 @@ class Samples:
             numbers = {name: columns[name].astype(np.int64) for name in ("label", "group")}
         except (pa.ArrowException, KeyError, OSError) as error:
             raise ValueError(f"not a table of samples: {error}") from error
-        return Samples(
-            text["id"], numbers["label"], numbers["group"], text["split"], text["digest"], text["status"]
-        )
+        return Samples(text["id"], numbers["label"], numbers["group"], text["split"], text["digest"], text["status"])

@@ -85,14 +85,10 @@ class FeatureStore(ABC):
     def info(self) -> dict[str, Any]:
         """What the cache holds, as JSON values."""
         plan, summary = self.manifest.plan, self.manifest.summary
-        written = sum(
-            receipt.stop - receipt.start - len(receipt.failed) for receipt in self.receipts.values()
-        )
+        written = sum(receipt.stop - receipt.start - len(receipt.failed) for receipt in self.receipts.values())
         failed = sum(len(receipt.failed) for receipt in self.receipts.values())
         cells = summary.cells if summary else add_cells(receipt.audit for receipt in self.receipts.values())
-        named = {
-            name_of_cell(plan.class_names, plan.group_names, key): cell for key, cell in sorted(cells.items())
-        }
+        named = {name_of_cell(plan.class_names, plan.group_names, key): cell for key, cell in sorted(cells.items())}
         return {
             "path": str(self.path),
             "fingerprint": self.fingerprint,
@@ -118,9 +114,7 @@ class FeatureStore(ABC):
                 }
                 for name, cell in named.items()
             },
-            "splits": {
-                split: int((self.samples.splits == split).sum()) for split in ("train", "meta", "test")
-            },
+            "splits": {split: int((self.samples.splits == split).sum()) for split in ("train", "meta", "test")},
             "shards": {"committed": len(self.receipts), "planned": plan.shards, "rows": plan.shard_rows},
             "causes": plan.causes,
             "notes": plan.notes,
@@ -135,9 +129,7 @@ class FeatureWriter(ABC):
         """Shards without a commit record, in order."""
 
     @abstractmethod
-    def write_shard(
-        self, shard: int, layers: Mapping[str, NDArray[np.float32]], failed: Mapping[int, str]
-    ) -> Receipt:
+    def write_shard(self, shard: int, layers: Mapping[str, NDArray[np.float32]], failed: Mapping[int, str]) -> Receipt:
         """Encode, publish, read back and commit one shard.
 
         `layers` maps each layer to float32 (rows of the shard, views, *row shape), `failed` the row numbers (of the

@@ -23,9 +23,7 @@ class Verification(NamedTuple):
     findings: list[str]
 
 
-def verify(
-    path: Path, *, workers: int = 4, progress: Callable[[int, int], None] | None = None
-) -> Verification:
+def verify(path: Path, *, workers: int = 4, progress: Callable[[int, int], None] | None = None) -> Verification:
     """Check everything: manifest, receipts, sample table, every shard's bytes, order and NaN rows.
 
     `progress(done, total)` is called after each shard. Raises NotACacheError where there is no cache at all.

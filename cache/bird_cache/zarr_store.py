@@ -69,9 +69,7 @@ class ZarrStore(FeatureStore):
             try:
                 return np.asarray(self._array(layer)[start:stop])
             except (ValueError, RuntimeError, OSError) as error:
-                raise self._damaged(
-                    f"rows {start}..{stop} of {layer} that do not decode ({error})"
-                ) from error
+                raise self._damaged(f"rows {start}..{stop} of {layer} that do not decode ({error})") from error
 
     def check_shard(self, shard: int) -> list[Finding]:
         """See FeatureStore.check_shard."""
@@ -82,9 +80,7 @@ class ZarrStore(FeatureStore):
         receipt = self.receipts[shard]
         findings = []
         if receipt.ids != ids_digest(self.samples, start, stop):
-            findings.append(
-                f"shard {shard} (rows {start}..{stop - 1}): committed for other ids, or in another order"
-            )
+            findings.append(f"shard {shard} (rows {start}..{stop - 1}): committed for other ids, or in another order")
         for layer, spec in plan.layers.items():
             try:
                 stored = self.read(layer, start, stop)
@@ -108,9 +104,7 @@ class ZarrStore(FeatureStore):
                 findings.append(f"{record.path}: altered since it was written")
         for receipt in self.receipts.values():
             if (self.path / receipt_name(receipt.shard)).read_bytes() != render(receipt):
-                findings.append(
-                    f"{receipt_name(receipt.shard)}: bytes differ from what its own content is written as"
-                )
+                findings.append(f"{receipt_name(receipt.shard)}: bytes differ from what its own content is written as")
         summary = self.manifest.summary
         if self.manifest.complete and (
             summary is None or summary.cells != add_cells(r.audit for r in self.receipts.values())
@@ -182,16 +176,12 @@ class ZarrWriter(FeatureWriter):
             return []
         return [shard for shard in range(self.plan.shards) if shard not in self.receipts]
 
-    def write_shard(
-        self, shard: int, layers: Mapping[str, NDArray[np.float32]], failed: Mapping[int, str]
-    ) -> Receipt:
+    def write_shard(self, shard: int, layers: Mapping[str, NDArray[np.float32]], failed: Mapping[int, str]) -> Receipt:
         """See FeatureWriter.write_shard."""
         start, stop = self.plan.bounds(shard)
         ids = self.samples.ids[start:stop].tolist()
         skip = np.array([row in failed for row in range(start, stop)])
-        stored = {
-            name: to_storage(layers[name], spec.dtype, ids, skip) for name, spec in self.plan.layers.items()
-        }
+        stored = {name: to_storage(layers[name], spec.dtype, ids, skip) for name, spec in self.plan.layers.items()}
         files = {}
         for name, spec in self.plan.layers.items():
             data = encode_shard(stored[name], spec, self.plan)
@@ -311,9 +301,7 @@ def refuse_foreign(path: Path) -> None:
         return
     else:
         foreign = sorted(
-            e.name
-            for e in path.iterdir()
-            if e.name not in {COMMITS, SAMPLES, ".lock"} and TEMPORARY not in e.name
+            e.name for e in path.iterdir() if e.name not in {COMMITS, SAMPLES, ".lock"} and TEMPORARY not in e.name
         )
         # An interrupted start leaves layer folders that hold nothing but their description.
         foreign = [

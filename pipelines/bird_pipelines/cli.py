@@ -23,16 +23,12 @@ cache_app = typer.Typer(help="Look into a feature cache.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-DataRoot = Annotated[
-    Path | None, typer.Option(help="Folder of the data set (`bird list datasets` tells the layout).")
-]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set (`bird list datasets` tells the layout).")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read and decode images.")]
 Limit = Annotated[
     int | None,
-    typer.Option(
-        min=1, help="Keep N samples: a fixed subset with the proportions of split, class and group."
-    ),
+    typer.Option(min=1, help="Keep N samples: a fixed subset with the proportions of split, class and group."),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write; the same command resumes what is there.")]
 
@@ -72,18 +68,12 @@ def main() -> None:
 
 @app.command()
 def precompute(
-    teacher: Annotated[
-        str, typer.Option(help="clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`).")
-    ],
-    dataset: Annotated[
-        str, typer.Option(help="digits-s, cifar10s, celeba, utkface or table (`bird list datasets`).")
-    ],
+    teacher: Annotated[str, typer.Option(help="clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`).")],
+    dataset: Annotated[str, typer.Option(help="digits-s, cifar10s, celeba, utkface or table (`bird list datasets`).")],
     out: Out,
     data_root: DataRoot = None,
     weights: Annotated[Path | None, typer.Option(help="Local weights of the teacher.")] = None,
-    dtype: Annotated[
-        str, typer.Option(help="How features are stored: float16, float32 or bfloat16.")
-    ] = "float16",
+    dtype: Annotated[str, typer.Option(help="How features are stored: float16, float32 or bfloat16.")] = "float16",
     precision: Annotated[str, typer.Option(help="How the teacher computes: fp32, bf16 or fp16.")] = "fp32",
     image_size: Annotated[
         int | None, typer.Option(min=8, help="Input side in pixels, where the teacher leaves it open.")
@@ -99,12 +89,8 @@ def precompute(
     shard_rows: Annotated[
         int | None, typer.Option(min=16, help="Rows per shard: what a kill may lose. Default by size.")
     ] = None,
-    keep_conflicts: Annotated[
-        bool, typer.Option(help="Keep identical images with different labels.")
-    ] = False,
-    max_failed: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of samples that may be unusable.")
-    ] = 0.01,
+    keep_conflicts: Annotated[bool, typer.Option(help="Keep identical images with different labels.")] = False,
+    max_failed: Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unusable.")] = 0.01,
     json_: Json = False,
 ) -> None:
     """Phase 1: run the frozen teacher once over a data set and cache its features."""
@@ -143,9 +129,7 @@ def distill(
     warmup: Annotated[
         int | None, typer.Option(min=0, help="Epochs before lambda and the gate act. Default half.")
     ] = None,
-    lambda_: Annotated[
-        float | None, typer.Option("--lambda", help="Weight of L_o in the distillation step.")
-    ] = None,
+    lambda_: Annotated[float | None, typer.Option("--lambda", help="Weight of L_o in the distillation step.")] = None,
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the distance against CE. Default .9 (CIFAR-10S .5).")
     ] = None,
@@ -157,9 +141,7 @@ def distill(
         int | None, typer.Option(min=1, help="Meta samples of each cell a step. Default 8.")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Adam's learning rate. Default 1e-3.")] = None,
-    augment: Annotated[
-        bool | None, typer.Option(help="Random crop and flip of the student's images.")
-    ] = None,
+    augment: Annotated[bool | None, typer.Option(help="Random crop and flip of the student's images.")] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Train on a fixed subset of N rows; the test split stays whole.")
     ] = None,
@@ -230,9 +212,7 @@ def report(
     """One self-contained HTML page about one or many runs."""
     from bird_pipelines.report import write_report
 
-    _print(
-        {"report": str(write_report(runs, out))}, json_, lambda info: typer.echo(f"report: {info['report']}")
-    )
+    _print({"report": str(write_report(runs, out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
 
 
 @app.command()
@@ -297,9 +277,7 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
     for pair in pairs or []:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise UsageError(
-                where="--setting", found=repr(pair), wanted="NAME=VALUE", fix="see `bird list datasets`"
-            )
+            raise UsageError(where="--setting", found=repr(pair), wanted="NAME=VALUE", fix="see `bird list datasets`")
         try:
             settings[name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

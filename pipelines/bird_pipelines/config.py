@@ -27,9 +27,7 @@ class RunConfig(BaseModel):
     method: str
     seed: int = 0
     epochs: int = Field(default=10, ge=1)
-    warmup: int = Field(
-        default=-1, ge=-1, description="epochs before lambda and the gate act; -1: half of them"
-    )
+    warmup: int = Field(default=-1, ge=-1, description="epochs before lambda and the gate act; -1: half of them")
     batch_size: int = Field(default=128, ge=2)
     lr: float = Field(default=1e-3, gt=0)
     lambda_: float = Field(default=0.03, ge=0, alias="lambda")
@@ -59,9 +57,7 @@ class RunConfig(BaseModel):
 PLACE = ("cache", "data_root", "out", "device", "workers", "checkpoint_seconds")
 
 
-def resolve(
-    flags: Mapping[str, Any], file: Path | None = None, defaults: Mapping[str, Any] | None = None
-) -> RunConfig:
+def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mapping[str, Any] | None = None) -> RunConfig:
     """A run's configuration: defaults, then the data set's preset, then the TOML `file`, then `flags` that are not None.
 
     Raises UsageError naming every field that is unknown or out of range.
@@ -74,9 +70,7 @@ def resolve(
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, e['loc']))} = {e.get('input')!r}: {e['msg']}" for e in error.errors()
-        )
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e.get('input')!r}: {e['msg']}" for e in error.errors())
         raise UsageError(
             where=str(file or "options"),
             found=wrong,

@@ -131,9 +131,7 @@ class RunData:
         teacher = None
         if self.images is not None:
             pixels = self.images.get(rows)
-            inputs = unit_range(
-                (pixels if views is None else apply_views(pixels, views)).to(device, non_blocking=True)
-            )
+            inputs = unit_range((pixels if views is None else apply_views(pixels, views)).to(device, non_blocking=True))
         else:
             assert self.features is not None
             inputs = self.features[index].to(device)
@@ -230,9 +228,7 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
     )
 
 
-def _count(
-    table: SampleTable, rows: list[int], classes: tuple[str, ...], groups: tuple[str, ...]
-) -> dict[str, int]:
+def _count(table: SampleTable, rows: list[int], classes: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, int]:
     cells = Counter(f"{classes[table.labels[row]]}, {groups[table.groups[row]]}" for row in rows)
     return dict(sorted(cells.items()))
 

@@ -124,9 +124,7 @@ class Trainer:
 
     def batch(self, rows: NDArray[np.int64], views: NDArray[np.int64] | None = None) -> Batch:
         """The batch of the given rows, with what the method asks for."""
-        return self.data.batch(
-            rows, self.device, views=views, moments=self.moments, teacher_logits=self.teacher_logits
-        )
+        return self.data.batch(rows, self.device, views=views, moments=self.moments, teacher_logits=self.teacher_logits)
 
     def end_epoch(self) -> None:
         """Close the epoch's line of the curve and save."""
@@ -175,9 +173,7 @@ class Trainer:
             return
         tensors, state = loaded
         learner = self.learner
-        model = {
-            name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")
-        }
+        model = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
         learner.model.load_state_dict(model)
         runs.restore_optimizer("optimizer", learner.optimizer, tensors)
         if learner.gate is not None and learner.gate_optimizer is not None:
@@ -189,7 +185,7 @@ class Trainer:
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
         out, data, student = self.config.out, self.data, self.learner.model.student
-        for name, content in student_files(student).items():
+        for name, content in student_files(student, data.fingerprint).items():
             replace(out / name, content)
         for split in ("meta", "test"):
             try:
@@ -303,9 +299,7 @@ def choose_device(name: str) -> torch.device:
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise UsageError(
-            where="--device", found=repr(name), wanted="auto, cpu or cuda", fix=str(error)
-        ) from None
+        raise UsageError(where="--device", found=repr(name), wanted="auto, cpu or cuda", fix=str(error)) from None
 
 
 def seed_of(seed: int, purpose: int) -> int:

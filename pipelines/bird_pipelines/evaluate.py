@@ -41,14 +41,10 @@ def evaluate(
     return metrics
 
 
-def run_config(
-    run: Path, *, data_root: Path | None = None, cache: Path | None = None
-) -> tuple[RunConfig, str | None]:
+def run_config(run: Path, *, data_root: Path | None = None, cache: Path | None = None) -> tuple[RunConfig, str | None]:
     """The configuration a run was started with, and its cache's fingerprint. Raises RunError."""
     if not (run / "config.json").exists():
-        raise RunError(
-            where=str(run), found="no config.json", wanted="a run folder", fix="give the --out of a run"
-        )
+        raise RunError(where=str(run), found="no config.json", wanted="a run folder", fix="give the --out of a run")
     found = runs.read_json(run / "config.json")
     try:
         place = {name: Path(value) for name, value in found["place"].items() if value}

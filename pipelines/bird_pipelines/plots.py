@@ -163,9 +163,7 @@ def _frame(axes: Axes, title: str, epochs: int, warmup: int | None) -> None:
 
 def _legend(axes: Axes) -> None:
     """The legend between the title and the axes, three names a row."""
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, columnspacing=1.2, borderaxespad=0.2, fontsize=8.5
-    )
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, columnspacing=1.2, borderaxespad=0.2, fontsize=8.5)
 
 
 def gate_plot(curve: Sequence[Mapping[str, Any]], name: str) -> str | None:
@@ -181,9 +179,7 @@ def gate_plot(curve: Sequence[Mapping[str, Any]], name: str) -> str | None:
         figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
         image, final = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
         extent = (first - 0.5, last + 0.5, 0, 1)
-        image.imshow(
-            shares.T, aspect="auto", origin="lower", extent=extent, cmap="Blues", interpolation="none"
-        )
+        image.imshow(shares.T, aspect="auto", origin="lower", extent=extent, cmap="Blues", interpolation="none")
         image.set_title(f"Gate values by epoch (darkest: {shares.max():.0f} % of features)")
         image.set_xlabel("epoch")
         image.set_ylabel("gate, sigmoid(φ)")
@@ -205,9 +201,7 @@ def scatter_plot(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
         axes = figure.subplots()
-        axes.axvline(
-            floor, color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)), zorder=1, label="floor of mean-DEO"
-        )
+        axes.axvline(floor, color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)), zorder=1, label="floor of mean-DEO")
         for index, method in enumerate(methods):
             colour, marker = (
                 PALETTE[index % len(PALETTE)],
@@ -246,9 +240,7 @@ def _means(axes: Axes, runs: Sequence[tuple[str, str, float, float]], colour: st
     if len(labels) > 1:
         for label, mean in zip(labels, means, strict=True):
             text = " · ".join(part for part in label.split(" · ") if part not in common)
-            axes.annotate(
-                text, mean, (8, 0), textcoords="offset points", va="center", color=MUTED, fontsize=8
-            )
+            axes.annotate(text, mean, (8, 0), textcoords="offset points", va="center", color=MUTED, fontsize=8)
 
 
 def _series(values: Sequence[float | None]) -> Floats:

@@ -113,14 +113,10 @@ def precompute_command(
 ) -> dict[str, Any]:
     """`bird precompute`: open the data set and the teacher, write the cache, say what it holds (see `FeatureStore.info`)."""
     if dtype not in DTYPES:
-        raise UsageError(
-            where="--dtype", found=repr(dtype), wanted=f"one of {', '.join(DTYPES)}", fix="choose one"
-        )
+        raise UsageError(where="--dtype", found=repr(dtype), wanted=f"one of {', '.join(DTYPES)}", fix="choose one")
     data = open_dataset(dataset, data_root, **settings)
     loaded = load_teacher(teacher, weights=weights, device=device, precision=precision, image_size=image_size)
-    table = prepare(
-        data, limit=limit, keep_conflicts=keep_conflicts, max_problem_share=max_failed, workers=workers
-    )
+    table = prepare(data, limit=limit, keep_conflicts=keep_conflicts, max_problem_share=max_failed, workers=workers)
     require_test_cells(data, table)
     precompute(
         loaded,
@@ -290,9 +286,7 @@ def plan_jobs(plan: Plan, shards: Sequence[int], batch_size: int) -> list[Job]:
 
 def need_room(out: Path, plan: Plan, rows: int) -> None:
     """Raise StorageError before any work if the disk cannot hold what is still to be written."""
-    row_bytes = sum(
-        int(np.prod(spec.shape)) * storage_dtype(spec.dtype).itemsize for spec in plan.layers.values()
-    )
+    row_bytes = sum(int(np.prod(spec.shape)) * storage_dtype(spec.dtype).itemsize for spec in plan.layers.values())
     needed, free = rows * row_bytes * plan.views, shutil.disk_usage(out).free
     if needed > free:
         raise StorageError(

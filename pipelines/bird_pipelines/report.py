@@ -97,25 +97,17 @@ def read_run(folder: Path) -> Run | str:
     name = "/".join(folder.resolve().parts[-2:])
     if not (folder / "run.json").exists() and not (folder / "config.json").exists():
         found = "no run.json" if folder.is_dir() else "no such folder"
-        raise RunError(
-            where=str(folder), found=found, wanted="a run folder", fix="give the --out of `bird distill`"
-        )
+        raise RunError(where=str(folder), found=found, wanted="a run folder", fix="give the --out of `bird distill`")
     info = _read(folder / "run.json") if (folder / "run.json").exists() else {}
     curve_file = folder / "curve.jsonl"
-    curve = (
-        [_parse(curve_file, line) for line in curve_file.read_bytes().splitlines()]
-        if curve_file.exists()
-        else []
-    )
+    curve = [_parse(curve_file, line) for line in curve_file.read_bytes().splitlines()] if curve_file.exists() else []
     if info.get("complete") is not True:
         return f"{name}: unfinished after {len(curve)} epochs"
     missing = [key for key in ("config", "class_names", "group_names", "rows") if key not in info]
     metrics = {split: _metrics(folder / f"metrics-{split}.json") for split in SPLITS}
     if missing or "method" not in info["config"] or "seed" not in info["config"]:
         found = f"run.json without {', '.join(missing) or 'method and seed'}"
-        raise RunError(
-            where=str(folder), found=found, wanted="what `bird distill` writes", fix="run it again"
-        )
+        raise RunError(where=str(folder), found=found, wanted="what `bird distill` writes", fix="run it again")
     settings = flatten(info["config"]) | {"fingerprint": info.get("fingerprint")}
     return Run(name, settings, info, curve, metrics)
 
@@ -125,9 +117,7 @@ def group(runs: Sequence[Run]) -> tuple[list[Configuration], list[str]]:
     groups: dict[str, dict[Any, Run]] = {}
     repeated = []
     for run in runs:
-        key = json.dumps(
-            {name: value for name, value in run.settings.items() if name != "seed"}, sort_keys=True
-        )
+        key = json.dumps({name: value for name, value in run.settings.items() if name != "seed"}, sort_keys=True)
         first = groups.setdefault(key, {}).setdefault(run.settings["seed"], run)
         if first is not run:
             repeated.append(f"{run.name}: the same configuration and seed as {first.name}, left out")
@@ -196,11 +186,7 @@ def _result(configuration: Configuration, split: str) -> dict[str, Any]:
     for name in COLUMNS:
         values = [each[name] for each in metrics if each.get(name) is not None]
         if values:
-            floors = (
-                [each["deo_floor"][name.removesuffix("_deo")] for each in metrics]
-                if name.endswith("_deo")
-                else []
-            )
+            floors = [each["deo_floor"][name.removesuffix("_deo")] for each in metrics] if name.endswith("_deo") else []
             cells[name] = {
                 "mean": float(np.mean(values)),
                 "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
@@ -220,9 +206,7 @@ def _scatters(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
             if str(each.setting("dataset")) == dataset:
                 for run in each.evaluated("test"):
                     metrics = run.metrics["test"]
-                    points.append(
-                        (str(each.setting("method")), each.label, metrics["mean_deo"], metrics["auroc"])
-                    )
+                    points.append((str(each.setting("method")), each.label, metrics["mean_deo"], metrics["auroc"]))
                     floors.append(metrics["deo_floor"]["mean"])
         if points:
             svg = plots.scatter_plot(points, float(np.mean(floors)), methods, f"scatter{index}")
@@ -287,17 +271,13 @@ def _versions(configurations: Sequence[Configuration]) -> list[tuple[str, str]]:
 def _label(settings: dict[str, Any], every: Sequence[dict[str, Any]]) -> str:
     """The method, with what tells this configuration from the others: its source, and what differs within the method."""
     differing = [name for name in SOURCE if len({_plain(each.get(name)) for each in every}) > 1]
-    kin = [
-        each for each in every if all(each.get(name) == settings.get(name) for name in ("method", *differing))
-    ]
+    kin = [each for each in every if all(each.get(name) == settings.get(name) for name in ("method", *differing))]
     extra = [
         name
         for name in settings
         if name not in SOURCE and name != "seed" and len({_plain(each.get(name)) for each in kin}) > 1
     ]
-    parts = [_plain(settings.get(name)) for name in differing] + [
-        f"{name} {_plain(settings[name])}" for name in extra
-    ]
+    parts = [_plain(settings.get(name)) for name in differing] + [f"{name} {_plain(settings[name])}" for name in extra]
     return " · ".join([_plain(settings["method"]), *parts])
 
 

@@ -71,9 +71,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     data = save_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     name = f"checkpoint-{step}.safetensors"
     replace(folder / name, data)
-    write_json(
-        folder / "checkpoint.json", {**state, "tensors": name, "sha256": hashlib.sha256(data).hexdigest()}
-    )
+    write_json(folder / "checkpoint.json", {**state, "tensors": name, "sha256": hashlib.sha256(data).hexdigest()})
     for old in folder.glob("checkpoint-*.safetensors"):
         if old.name != name:
             old.unlink()
@@ -124,9 +122,7 @@ def finish(folder: Path, summary: Mapping[str, Any]) -> None:
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Adam's state as named tensors."""
     state = optimizer.state_dict()["state"]
-    return {
-        f"{prefix}.{index}.{name}": value for index, values in state.items() for name, value in values.items()
-    }
+    return {f"{prefix}.{index}.{name}": value for index, values in state.items() for name, value in values.items()}
 
 
 def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

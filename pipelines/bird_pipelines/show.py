@@ -45,8 +45,7 @@ def cache(info: dict[str, Any]) -> None:
         else f"unfinished, {info['shards']['committed']} of {info['shards']['planned']} shards"
     )
     layers = "; ".join(
-        f"{name} {layer['shape']} {layer['dtype']} ({layer['kind']})"
-        for name, layer in info["layers"].items()
+        f"{name} {layer['shape']} {layer['dtype']} ({layer['kind']})" for name, layer in info["layers"].items()
     )
     head = {
         "cache": info["path"],
@@ -106,9 +105,7 @@ def metrics_of(metrics: dict[str, Any]) -> None:
         floor = metrics["deo_floor"].get(name.removesuffix("_deo")) if name.endswith("_deo") else None
         chance = f"  floor {floor:.1f}" if floor is not None else ""
         rows[f"{name} {arrow}"] = f"{number(metrics[name])}{span}{chance}"
-    table(
-        "x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows
-    )
+    table("x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows)
 
 
 def verification(result: dict[str, Any]) -> None:

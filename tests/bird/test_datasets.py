@@ -127,9 +127,7 @@ def table_of_images(root: Path, count: int = 60, first: int = 0) -> list[tuple[o
 
 
 def test_conflicting_copies_are_dropped_and_listed_and_others_stay_on_one_side(tmp_path: Path) -> None:
-    rows = [
-        (*row, "test" if number < 20 else "train") for number, row in enumerate(table_of_images(tmp_path))
-    ]
+    rows = [(*row, "test" if number < 20 else "train") for number, row in enumerate(table_of_images(tmp_path))]
     for copy, source in (
         ("020.jpg", "000.jpg"),
         ("021.jpg", "000.jpg"),
@@ -162,9 +160,7 @@ def test_missing_files_are_counted_by_cell_and_too_many_are_fatal(tmp_path: Path
     (tmp_path / "004.jpg").unlink()
     (tmp_path / "004.jpg").mkdir()
     dataset = open_dataset("table", tmp_path)
-    with pytest.raises(
-        DataError, match=r"2 of 60 samples unusable \(class 0 group 0: 1, class 1 group 1: 1\)"
-    ):
+    with pytest.raises(DataError, match=r"2 of 60 samples unusable \(class 0 group 0: 1, class 1 group 1: 1\)"):
         prepare(dataset)
     table = prepare(dataset, max_problem_share=0.05)
     assert [(p.id, p.label, p.group) for p in table.problems] == [("003.jpg", 1, 1), ("004.jpg", 0, 0)]
@@ -181,9 +177,7 @@ def test_listing_refuses_repeated_ids_and_takes_any_iterable() -> None:
 
 
 def test_unknown_names_and_settings_are_usage_errors(tmp_path: Path) -> None:
-    with pytest.raises(
-        UsageError, match=r"'cifar10-s'.*digits-s, cifar10s, celeba, utkface, table.*mean cifar10s\?"
-    ):
+    with pytest.raises(UsageError, match=r"'cifar10-s'.*digits-s, cifar10s, celeba, utkface, table.*mean cifar10s\?"):
         open_dataset("cifar10-s", tmp_path)
     with pytest.raises(UsageError, match=r"'skwe'.*skew.*did you mean skew\?"):
         open_dataset("digits-s", skwe=0.9)
@@ -258,22 +252,12 @@ def python2_pickle(images: NDArray[np.uint8], labels: list[int]) -> bytes:
     """Opcode by opcode as Python 2 wrote the original batches: protocol 2, byte strings, numpy's old module name."""
 
     def text(value: bytes) -> bytes:
-        return (
-            b"U" + bytes([len(value)]) if len(value) < 256 else b"T" + struct.pack("<i", len(value))
-        ) + value
+        return (b"U" + bytes([len(value)]) if len(value) < 256 else b"T" + struct.pack("<i", len(value))) + value
 
     def integer(value: int) -> bytes:
         return b"M" + struct.pack("<H", value)
 
-    kind = (
-        b"cnumpy\ndtype\n"
-        + text(b"u1")
-        + b"K\0K\1\x87R"
-        + b"(K\3"
-        + text(b"|")
-        + b"NNN"
-        + b"J\xff\xff\xff\xff" * 2
-    )
+    kind = b"cnumpy\ndtype\n" + text(b"u1") + b"K\0K\1\x87R" + b"(K\3" + text(b"|") + b"NNN" + b"J\xff\xff\xff\xff" * 2
     kind += b"K\0tb"
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + text(b"b") + b"\x87R"
     shape = integer(len(images)) + integer(3072) + b"\x86"
@@ -290,9 +274,7 @@ def write_python(root: Path, protocol: int) -> Path:
         if protocol == 0:
             data = python2_pickle(images, labels.tolist())
         else:
-            data = pickle.dumps(
-                {b"data": images, b"labels": labels.tolist(), b"x": ["name"]}, protocol=protocol
-            )
+            data = pickle.dumps({b"data": images, b"labels": labels.tolist(), b"x": ["name"]}, protocol=protocol)
         (folder / name).write_bytes(data)
     return folder
 
@@ -399,11 +381,7 @@ def test_cifar10s_damaged_binary_files_are_named(tmp_path: Path) -> None:
 def write_cifar_parquet(root: Path, struct_column: bool, **replaced: pa.Array) -> None:
     for split, count, seed in (("train", 200, 0), ("test", 30, 500)):
         images = [jpeg(seed + row, width=32, height=32) for row in range(count)]
-        column = (
-            pa.array([{"bytes": image, "path": None} for image in images])
-            if struct_column
-            else pa.array(images)
-        )
+        column = pa.array([{"bytes": image, "path": None} for image in images]) if struct_column else pa.array(images)
         columns = {
             "id": pa.array(range(count)),
             "image": column,
@@ -428,15 +406,11 @@ def test_cifar10s_parquet_layout(tmp_path: Path, struct_column: bool) -> None:
     copied = pa.array(
         [jpeg(507, width=32, height=32), *(jpeg(row, width=32, height=32) for row in range(1, 199)), None]
     )
-    write_cifar_parquet(
-        tmp_path, False, image=copied, label=pa.array([7, *(row % 10 for row in range(1, 200))])
-    )
+    write_cifar_parquet(tmp_path, False, image=copied, label=pa.array([7, *(row % 10 for row in range(1, 200))]))
     table = prepare(open_dataset("cifar10s", tmp_path), meta_at_least=1)
     assert "train-0" not in table.ids
     assert table.notes["copies_dropped_across_splits"] == 1
-    assert [(p.id, p.reason) for p in table.problems] == [
-        ("train-199", "unreadable: no image bytes in the table")
-    ]
+    assert [(p.id, p.reason) for p in table.problems] == [("train-199", "unreadable: no image bytes in the table")]
 
 
 @pytest.mark.parametrize(
@@ -509,15 +483,11 @@ def test_celeba_equal_cells_in_file_order(tmp_path: Path, folder: str) -> None:
     chosen = [id for id, split, label, group in pairs(small) if (split, label, group) == ("test", 0, 0)]
     assert chosen == [f"{number:06d}.jpg" for number in first]
     meta = prepare(open_dataset("celeba", tmp_path, validation="meta"))
-    assert [id for id, split, _, _ in pairs(meta) if split == "meta"] == [
-        f"{n:06d}.jpg" for n in range(51, 61)
-    ]
+    assert [id for id, split, _, _ in pairs(meta) if split == "meta"] == [f"{n:06d}.jpg" for n in range(51, 61)]
     assert dataset.image("000001.jpg").shape == (24, 20, 3)
     with pytest.raises(KeyError):
         dataset.read("../list_attr_celeba.txt")
-    with pytest.raises(
-        DataError, match="test cell Attractive / not Male: found 10 samples; wanted at least 11"
-    ):
+    with pytest.raises(DataError, match="test cell Attractive / not Male: found 10 samples; wanted at least 11"):
         prepare(open_dataset("celeba", tmp_path, test_per_cell=11))
 
 
@@ -557,9 +527,7 @@ def test_celeba_other_attributes_and_missing_images(tmp_path: Path) -> None:
         ("list_eval_partition.txt", 3, "000002.jpg 1", "line 3: found 000002.jpg a second time"),
     ],
 )
-def test_celeba_malformed_lists_are_named_by_line(
-    tmp_path: Path, file: str, line: int, text: str, found: str
-) -> None:
+def test_celeba_malformed_lists_are_named_by_line(tmp_path: Path, file: str, line: int, text: str, found: str) -> None:
     write_celeba(tmp_path)
     lines = (tmp_path / file).read_text().splitlines()
     lines[line - 1] = text
@@ -579,9 +547,7 @@ def write_utkface(root: Path, per_cell: int) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             for number in range(per_cell):
                 seed += 1
-                name = f"{age}_{number % 2}_{race}_2017{number:013d}.jpg" + (
-                    ".chip.jpg" if number % 3 else ""
-                )
+                name = f"{age}_{number % 2}_{race}_2017{number:013d}.jpg" + (".chip.jpg" if number % 3 else "")
                 (folder / name).write_bytes(jpeg(seed, width=8, height=8))
 
 

@@ -196,9 +196,7 @@ def test_exif_turns_the_image_upright(kind: str, orientation: int) -> None:
 def test_16_bit_gray_is_scaled_not_cut() -> None:
     values = np.array([[0, 257, 32896, 65535]], np.uint16)
     pixels = decode_image(encoded(Image.fromarray(values), "PNG"), "deep")
-    np.testing.assert_array_equal(
-        pixels, np.repeat(np.array([[[0], [1], [128], [255]]], np.uint8), 3, axis=2)
-    )
+    np.testing.assert_array_equal(pixels, np.repeat(np.array([[[0], [1], [128], [255]]], np.uint8), 3, axis=2))
     turned = decode_image(encoded(Image.fromarray(values), "PNG", exif=exif(6)), "deep and turned")
     np.testing.assert_array_equal(turned, pixels.transpose(1, 0, 2))
 

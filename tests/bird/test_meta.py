@@ -44,9 +44,7 @@ DISTANCES = {
 def problem(architecture, dtype, size=16, batch=6):
     torch.manual_seed(0)
     mean, std = torch.zeros(WIDTH), torch.ones(WIDTH)
-    student = build_student(
-        architecture, classes=CLASSES, image_size=size, feature_mean=mean, feature_std=std, seed=1
-    )
+    student = build_student(architecture, classes=CLASSES, image_size=size, feature_mean=mean, feature_std=std, seed=1)
     model = Regressed(student, WIDTH).to(dtype).train()
     shape = (batch, WIDTH) if student.input == "features" else (batch, 3, size, size)
     x, x_meta = torch.rand(shape, dtype=dtype), torch.rand(shape, dtype=dtype)
@@ -106,9 +104,7 @@ def test_closed_form_for_mse():
     inner = ALPHA * feature_mse(h.features, gate(teacher)) + (1 - ALPHA) * cross_entropy(h.logits, y)
     theta = dict(model.named_parameters())
     g = torch.autograd.grad(inner, list(theta.values()), materialize_grads=True)
-    ahead = {
-        name: (p - MU1 * gi).detach().requires_grad_() for (name, p), gi in zip(theta.items(), g, strict=True)
-    }
+    ahead = {name: (p - MU1 * gi).detach().requires_grad_() for (name, p), gi in zip(theta.items(), g, strict=True)}
     v = dict(
         zip(
             ahead,

@@ -75,9 +75,7 @@ def test_bird_step_is_the_formula():
     other.model.load_state_dict({**other.model.state_dict(), **start})
     features, logits = other.model(batch.inputs)
     target = torch.sigmoid(learner.gate.phi.detach()) * batch.teacher  # the new phi
-    expected = hyper.alpha * feature_mse(features, target) + (1 - hyper.alpha) * cross_entropy(
-        logits, batch.labels
-    )
+    expected = hyper.alpha * feature_mse(features, target) + (1 - hyper.alpha) * cross_entropy(logits, batch.labels)
     expected = expected + 0.3 * bias_loss(logits, batch.labels, batch.groups, GROUPS)
     torch.testing.assert_close(losses["loss"], expected.detach())
     other.descend(expected)
@@ -93,9 +91,7 @@ def test_running_statistics_change_once_a_step(student):
     learner.model.train()
     plain.model.train()
     plain.model(batch.inputs)
-    build_method("bird", Hyperparameters(), GROUPS).step(
-        learner, batch, lambda: batch_of(student, seed=1), warm=True
-    )
+    build_method("bird", Hyperparameters(), GROUPS).step(learner, batch, lambda: batch_of(student, seed=1), warm=True)
     for name, value in plain.model.named_buffers():
         torch.testing.assert_close(dict(learner.model.named_buffers())[name], value, msg=name)
 

@@ -48,9 +48,7 @@ def test_recalls_and_f1_are_sklearns(sample):
     names = list(range(classes))
     for group in range(groups_count):
         rows = groups == group
-        expected = recall_score(
-            labels[rows], predictions[rows], labels=names, average=None, zero_division=np.nan
-        )
+        expected = recall_score(labels[rows], predictions[rows], labels=names, average=None, zero_division=np.nan)
         assert_allclose(got.recalls[:, group], expected, atol=1e-12)
     expected = f1_score(labels, predictions, labels=names, average="macro", zero_division=0)
     assert_allclose(got.f1_macro, 100 * expected, atol=1e-9)
@@ -71,9 +69,7 @@ def test_auroc_is_sklearns_with_ties_and_with_weights(sample):
     def sklearns(sample_weight=None):
         if classes == 2:
             return 100 * roc_auc_score(labels, scores[:, 1], sample_weight=sample_weight)
-        one_vs_rest = [
-            roc_auc_score(labels == c, scores[:, c], sample_weight=sample_weight) for c in range(classes)
-        ]
+        one_vs_rest = [roc_auc_score(labels == c, scores[:, c], sample_weight=sample_weight) for c in range(classes)]
         return 100 * np.mean(one_vs_rest)
 
     assert_allclose(auroc(labels, scores), [sklearns()])

@@ -281,9 +281,7 @@ def test_low_precision_returns_nearby_float32(request, teachers, tmp_path, kind,
             save_state(shufflenet.state_dict(), tmp_path / "w.pth"),
         ),
     }[kind]()
-    low = load_teacher(
-        spec, weights=weights, precision=precision, image_size=64 if kind == "torchvision" else None
-    )
+    low = load_teacher(spec, weights=weights, precision=precision, image_size=64 if kind == "torchvision" else None)
     pixels = batch_of(low)
     vectors, exact = low.features(pixels), teachers[kind].features(pixels)
     assert vectors.dtype == torch.float32
@@ -434,9 +432,7 @@ def test_torchvision_is_the_input_of_the_head(teachers, shufflenet):
     torch.testing.assert_close(teacher.preprocess(image), theirs(Image.fromarray(image)), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    "arch", ["resnet18", "vgg11", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x0_5"]
-)
+@pytest.mark.parametrize("arch", ["resnet18", "vgg11", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x0_5"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_torchvision_architectures_with_their_own_number_of_classes(arch, suffix, tmp_path):
     """Safetensors files are not in the module's order: the head is found by its place in the model."""
@@ -458,9 +454,7 @@ def test_run_sees_what_the_student_was_evaluated_on(teachers, run_folder):
 
 
 def test_runs_that_cannot_teach(run_folder, tmp_path):
-    adapter = build_student(
-        "adapter", classes=3, feature_mean=torch.zeros(4), feature_std=torch.ones(4), seed=0
-    )
+    adapter = build_student("adapter", classes=3, feature_mean=torch.zeros(4), feature_std=torch.ones(4), seed=0)
     for name, data in student_files(adapter).items():
         (tmp_path / name).write_bytes(data)
     with pytest.raises(BirdError) as error:
@@ -549,9 +543,7 @@ def test_one_digest_for_two_formats_and_another_for_one_ulp(clip_states, tmp_pat
 
 def test_one_digest_for_the_whole_model_and_its_image_tower(clip_states, tmp_path):
     state = clip_states["bird-tiny-vit"]
-    tower = {
-        name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")
-    }
+    tower = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
     spec = "open_clip:bird-tiny-vit/none"
     whole = load_teacher(spec, weights=save_state(state, tmp_path / "whole.safetensors"))
     alone = load_teacher(spec, weights=save_state(tower, tmp_path / "tower.safetensors"))
@@ -567,8 +559,7 @@ def test_same_weights_in_another_architecture_are_told_apart(clip_states, tmp_pa
     open_clip.add_model_config(tmp_path)
     weights = save_state(clip_states["bird-tiny-vit"], tmp_path / "w.safetensors")
     quick, plain = (
-        load_teacher(f"open_clip:{name}/none", weights=weights)
-        for name in ("bird-tiny-vit", "bird-tiny-vit-gelu")
+        load_teacher(f"open_clip:{name}/none", weights=weights) for name in ("bird-tiny-vit", "bird-tiny-vit-gelu")
     )
     pixels = batch_of(quick)
     assert not torch.allclose(quick.features(pixels), plain.features(pixels), atol=1e-6)
@@ -616,9 +607,7 @@ def test_a_hostile_pickle_is_refused_unread(clip_states, tmp_path, spec, how, su
 def test_a_torchscript_archive_is_refused(clip_states, tmp_path):
     """The form in which OpenAI published CLIP: a program, not tensors."""
     path = tmp_path / "ViT-B-32.pt"
-    with pytest.warns(
-        FutureWarning, match="torch.jit"
-    ):  # the library's word on the format this test is about
+    with pytest.warns(FutureWarning, match="torch.jit"):  # the library's word on the format this test is about
         torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
     with pytest.raises(TeacherError) as error:
         load_teacher("open_clip:bird-tiny-vit/none", weights=path)
@@ -648,9 +637,7 @@ def test_weights_that_do_not_fit(clip_states, shufflenet, tmp_path):
     assert "strange" in text
     assert "proj" in text
     with pytest.raises(TeacherError) as error:
-        load_teacher(
-            "torchvision:resnet18", weights=save_state(shufflenet.state_dict(), tmp_path / "s.safetensors")
-        )
+        load_teacher("torchvision:resnet18", weights=save_state(shufflenet.state_dict(), tmp_path / "s.safetensors"))
     assert "conv1" in message(error)
 
 
@@ -673,9 +660,7 @@ def test_flava_weights_that_do_not_fit(flava_folder, tmp_path):
 
 def test_flava_folder_with_a_pickle_is_refused(flava_folder, tmp_path):
     (tmp_path / "config.json").write_bytes((flava_folder / "config.json").read_bytes())
-    torch.save(
-        {"image_model.layernorm.weight": Payload(tmp_path / "executed")}, tmp_path / "pytorch_model.bin"
-    )
+    torch.save({"image_model.layernorm.weight": Payload(tmp_path / "executed")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(TeacherError) as error:
         load_teacher("flava", weights=tmp_path)
     assert "safetensors" in message(error)

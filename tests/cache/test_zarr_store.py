@@ -40,9 +40,7 @@ def test_reads_back_what_was_written(tmp_path, dtype):
     got = store.vectors("penultimate", rows)
     expected = vectors(0, ROWS)[rows, 0]
     good = ~np.isin(rows, list(FAILED))
-    np.testing.assert_allclose(
-        got[good], expected[good], rtol=2**-7 if dtype == "bfloat16" else 2**-10, atol=1e-6
-    )
+    np.testing.assert_allclose(got[good], expected[good], rtol=2**-7 if dtype == "bfloat16" else 2**-10, atol=1e-6)
     assert np.isnan(got[~good]).all()
 
 
@@ -58,9 +56,7 @@ def test_every_row_is_accounted_for_per_cell(cache):
         "kind": "penultimate",
     }
     json.dumps(info)
-    assert {
-        row: reason for row, reason in enumerate(open_cache(cache).samples.status) if reason != "ok"
-    } == FAILED
+    assert {row: reason for row, reason in enumerate(open_cache(cache).samples.status) if reason != "ok"} == FAILED
 
 
 def test_plain_zarr_reads_it(cache):

@@ -22,7 +22,12 @@ SHORT = {"epochs": 2, "warmup": 1, "batch_size": 32}
 def test_every_method_trains_the_adapter(cache, tmp_path, method):
     info = distilled(cache, tmp_path / "run", method=method, **SHORT)
     assert info["complete"]
-    assert info["fingerprint"] == open_cache(cache).fingerprint
+    fingerprint = open_cache(cache).fingerprint
+    saved = [
+        json.loads((tmp_path / "run" / name).read_text()) for name in ("config.json", "checkpoint.json", "student.json")
+    ]
+    assert info["fingerprint"] == saved[0]["fingerprint"] == saved[1]["fingerprint"] == fingerprint
+    assert saved[2]["cache_fingerprint"] == fingerprint
     metrics = info["metrics"]["test"]
     assert 0 <= metrics["mean_deo"] <= metrics["max_deo"] <= 100
     lines = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
@@ -57,9 +62,7 @@ def killed_twice(cache, folder, flags):
         seen = {path.name for path in (folder / "killed").glob("checkpoint-*")}
         code, _ = stopped(
             *("distill", "--cache", cache, *flags, "--config", config, "--out", folder / "killed"),
-            when=lambda seen=seen: (
-                {path.name for path in (folder / "killed").glob("checkpoint-*.safetensors")} - seen
-            ),
+            when=lambda seen=seen: {path.name for path in (folder / "killed").glob("checkpoint-*.safetensors")} - seen,
         )
         assert code == -signal.SIGKILL, f"stop {step}"
     bird("distill", "--cache", cache, *flags, "--out", folder / "killed")
@@ -95,9 +98,7 @@ def test_killed_runs_end_bit_equal(cache, tmp_path, flags):
     one, two = tmp_path / "unbroken", tmp_path / "killed"
     assert (one / "student.safetensors").read_bytes() == (two / "student.safetensors").read_bytes()
     assert (one / "metrics-test.json").read_bytes() == (two / "metrics-test.json").read_bytes()
-    curves = [
-        [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()] for run in (one, two)
-    ]
+    curves = [[json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()] for run in (one, two)]
     for a, b in zip(*curves, strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
@@ -175,9 +176,7 @@ def test_settings_come_from_toml_and_flags_win(cache, tmp_path):
     assert (config.method, config.epochs, config.lambda_, config.warmup) == ("fitnet", 1, 0.3, 0)
     assert (config.alpha, config.tau) == (0.5, 10), "the paper's values for this data set"
     file.write_text("lamda = 0.2\n")
-    assert "lamda" in panel(
-        bird("distill", "--cache", cache, "--config", file, "--out", tmp_path / "other", code=2)
-    )
+    assert "lamda" in panel(bird("distill", "--cache", cache, "--config", file, "--out", tmp_path / "other", code=2))
 
 
 def test_a_damaged_cache_is_refused(cache, tmp_path):

@@ -116,11 +116,7 @@ def runs(tmp_path_factory):
         "bird-01": {"method": "bird", "lambda": 0.01, "accuracy": 0.71, "gap": 0.25},
         "bird-03": {"method": "bird", "lambda": 0.03, "accuracy": 0.7, "gap": 0.15},
     }
-    made = [
-        make_run(root / f"{name}-{seed}", seed=seed, **kind)
-        for name, kind in kinds.items()
-        for seed in range(3)
-    ]
+    made = [make_run(root / f"{name}-{seed}", seed=seed, **kind) for name, kind in kinds.items() for seed in range(3)]
     made.append(make_run(root / "<script>", method="at", complete=False))
     made.append(make_run(root / "unscored", method="<b>mfd", test=False))
     return made
@@ -129,9 +125,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def page(runs, tmp_path_factory):
     """The report on `runs`."""
-    return write_report(
-        runs, tmp_path_factory.mktemp("out") / "deep" / "report.html", title="Ours & <theirs>"
-    )
+    return write_report(runs, tmp_path_factory.mktemp("out") / "deep" / "report.html", title="Ours & <theirs>")
 
 
 class Reader(HTMLParser):
@@ -148,9 +142,7 @@ class Reader(HTMLParser):
         if tag not in self.VOID:
             self.open.append(tag)
         values = dict(attrs)
-        self.links += [
-            values[name] for name in ("src", "href", "xlink:href", "srcset", "action") if name in values
-        ]
+        self.links += [values[name] for name in ("src", "href", "xlink:href", "srcset", "action") if name in values]
         self.ids += [values["id"]] if "id" in values else []
 
     def handle_startendtag(self, tag, attrs):
@@ -185,9 +177,7 @@ def test_is_well_formed_and_loads_nothing(page):
     html = page.read_text()
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", html)
     assert len(reader.ids) == len({*reader.ids})
-    references = {link[1:] for link in reader.links if link.startswith("#")} | {
-        *re.findall(r"url\(#([^)]+)\)", html)
-    }
+    references = {link[1:] for link in reader.links if link.startswith("#")} | {*re.findall(r"url\(#([^)]+)\)", html)}
     assert references <= {*reader.ids}
 
 
@@ -251,9 +241,7 @@ def test_one_seed_has_its_own_interval_and_two_classes_their_f1(tmp_path):
     (run / "metrics-test.json").write_text(json.dumps(got))
     text = text_of(write_report([run], tmp_path / "report.html"))
     assert "F1 of class 1 ↑" in text
-    assert (
-        f"{got['auroc']:.1f} {got['intervals']['auroc'][0]:.1f} – {got['intervals']['auroc'][1]:.1f}" in text
-    )
+    assert f"{got['auroc']:.1f} {got['intervals']['auroc'][0]:.1f} – {got['intervals']['auroc'][1]:.1f}" in text
     assert not re.search(r"\d ± \d", text)
     assert "1 finished run of 1 configuration," in text
 
@@ -282,9 +270,7 @@ def test_a_run_with_nothing_but_run_json_and_one_without_it(tmp_path):
 def test_a_curve_of_nulls_and_one_epoch(tmp_path):
     run = make_run(tmp_path / "run")
     parts = dict.fromkeys(("loss", "ce", "distance", "bias", "meta_bias", "gate", "meta"))
-    (run / "curve.jsonl").write_text(
-        json.dumps({"epoch": 1, "step": 1, "seconds": 0.1, **parts, "loss": float("nan")})
-    )
+    (run / "curve.jsonl").write_text(json.dumps({"epoch": 1, "step": 1, "seconds": 0.1, **parts, "loss": float("nan")}))
     assert "not recorded" in text_of(write_report([run], tmp_path / "report.html"))
 
 
