@@ -77,8 +77,11 @@ class View:
             pixels = F.resize(tensor, size, interpolation=mode, antialias=True)
         if self.crop is not None:
             pixels = F.center_crop(pixels, [self.crop, self.crop])
+        unit = pixels.float().div_(255.0)
+        if self.mean == (0.0, 0.0, 0.0) and self.std == (1.0, 1.0, 1.0):
+            return unit
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (pixels.float() / 255.0 - mean) / std
+        return unit.sub_(mean).div_(std)
 
     def canonical(self) -> dict[str, Json]:
         """As JSON values."""

@@ -150,7 +150,9 @@ def run_jobs(
     failures: dict[int, str] = {}
     parts: list[np.ndarray] = []
     writes: deque[Future[Receipt]] = deque()
-    with ThreadPoolExecutor(workers, "decode") as decoders, ThreadPoolExecutor(1, "write") as writers:
+    # One thread a decoder (the setting is per thread): a pool each for such small tensors cost eight times the work itself.
+    alone = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with ThreadPoolExecutor(workers, "decode", **alone) as decoders, ThreadPoolExecutor(1, "write") as writers:
         for job, pixels, failed in decode_ahead(decoders, teacher, dataset, samples, jobs, depth=workers + 2):
             if stop():
                 raise Interrupted
