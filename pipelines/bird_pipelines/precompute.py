@@ -151,8 +151,8 @@ def run_jobs(
     parts: list[np.ndarray] = []
     writes: deque[Future[Receipt]] = deque()
     # One thread a decoder (the setting is per thread): a pool each for such small tensors cost eight times the work itself.
-    alone = {"initializer": torch.set_num_threads, "initargs": (1,)}
-    with ThreadPoolExecutor(workers, "decode", **alone) as decoders, ThreadPoolExecutor(1, "write") as writers:
+    decoder_pool = ThreadPoolExecutor(workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
+    with decoder_pool as decoders, ThreadPoolExecutor(1, "write") as writers:
         for job, pixels, failed in decode_ahead(decoders, teacher, dataset, samples, jobs, depth=workers + 2):
             if stop():
                 raise Interrupted
