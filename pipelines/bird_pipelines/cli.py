@@ -129,7 +129,10 @@ def distill(
     warmup: Annotated[
         int | None, typer.Option(min=0, help="Epochs before lambda and the gate act. Default half.")
     ] = None,
-    lambda_: Annotated[float | None, typer.Option("--lambda", help="Weight of L_o in the distillation step.")] = None,
+    lambda_: Annotated[
+        float | None,
+        typer.Option("--lambda", help="Weight of L_o in the distillation step. Default .03 (CIFAR-10S .2)."),
+    ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the distance against CE. Default .9 (CIFAR-10S .5).")
     ] = None,
