@@ -10,8 +10,9 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
+from bird.devices import choose_device
 from bird.errors import UsageError
-from bird.teachers.base import Teacher, choose_device
+from bird.teachers.base import Teacher
 from bird.teachers.models import Options, clip, flava, hugging_face, own_run, torchvision_model
 from bird.teachers.onnx import OnnxTeacher
 

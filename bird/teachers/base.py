@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bird.errors import TeacherError, UsageError
 
-__all__ = ["FeatureKind", "Json", "Teacher", "TorchTeacher", "View", "choose_device", "digest_of_state"]
+__all__ = ["FeatureKind", "Json", "Teacher", "TorchTeacher", "View", "digest_of_state"]
 
 Json = str | int | float | bool | list[Any] | dict[str, Any] | None
 FeatureKind = Literal["penultimate", "projection"]
@@ -154,16 +154,3 @@ def digest_of_state(state: Mapping[str, Tensor]) -> str:
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return f"sha256:{total.hexdigest()}"
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one. Raises UsageError for an unknown device."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(where="--device", found=repr(name), wanted="auto, cpu or cuda", fix="choose one") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(where="--device", found=repr(name), wanted="a device of this machine", fix="use --device cpu")
-    return device

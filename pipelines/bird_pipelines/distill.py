@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bird.devices import choose_device
 from bird.errors import EmptyCellError, UsageError
 from bird.methods import Batch, Hyperparameters, Learner, Method, build_method
 from bird.metrics import confusion, mean_deo, recalls
@@ -290,16 +291,6 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(where="--device", found=repr(name), wanted="auto, cpu or cuda", fix=str(error)) from None
 
 
 def seed_of(seed: int, purpose: int) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bird.devices import choose_device
 from bird.errors import RunError
 from bird.students import load_student
 from bird_cache.errors import StaleCacheError
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import load_data
-from bird_pipelines.distill import choose_device
 from bird_pipelines.scoring import score
 
 __all__ = ["evaluate", "run_config"]

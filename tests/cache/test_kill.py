@@ -64,6 +64,8 @@ def test_killed_at_random(tmp_path):
 @pytest.mark.parametrize("broken", ["receipt first", "in place"])
 def test_broken_writers_are_caught(tmp_path, broken):
     """Negative controls: a writer that breaks a rule must be noticed within 60 kills."""
+    assert run_killed(tmp_path / "unharmed", broken=broken) == 0, "without a kill it must look sound"
+    assert verify(tmp_path / "unharmed").findings == []
     for at_call in range(10, 70):
         path = tmp_path / str(at_call)
         if run_killed(path, at_call=at_call, after=True, broken=broken) != KILLED:

@@ -1,0 +1,22 @@
+"""Where tensors live."""
+
+from __future__ import annotations
+
+import torch
+
+from bird.errors import UsageError
+
+__all__ = ["choose_device"]
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one. Raises UsageError for an unknown device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(where="--device", found=repr(name), wanted="auto, cpu or cuda", fix="choose one") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(where="--device", found=repr(name), wanted="a device of this machine", fix="use --device cpu")
+    return device
