@@ -4,6 +4,6 @@ Numpy in, numpy out; never imports torch. `open_cache(path)` is where a reader s
 cache/README.md of the source tree.
 """
 
-from bird_cache.store import open_cache
+from bird_cache.store import FeatureStore, open_cache
 
-__all__ = ["open_cache"]
+__all__ = ["FeatureStore", "open_cache"]

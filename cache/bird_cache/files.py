@@ -26,7 +26,7 @@ def canonical_json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def digest(data: bytes) -> str:
+def digest(data: bytes | memoryview) -> str:
     """xxh3-128 of `data`, in hex: finds accidents, does not resist forgers."""
     return xxhash.xxh3_128_hexdigest(data)
 

@@ -20,17 +20,21 @@ __all__ = [
     "FORMAT",
     "CellAudit",
     "FileRecord",
+    "Kind",
     "Layer",
     "Manifest",
+    "Part",
     "Plan",
     "Receipt",
+    "Store",
     "Summary",
     "open_sealed",
     "seal",
 ]
 
 FORMAT: Literal["bird-cache-1"] = "bird-cache-1"
-Kind = Literal["penultimate", "projection", "projection_l2", "logits"]
+Kind = Literal["penultimate", "projection", "projection_l2", "logits", "attention", "maps", "token", "boxes"]
+Store = Literal["zarr", "webdataset"]
 
 
 class Record(BaseModel):
@@ -60,6 +64,9 @@ class Plan(Record):
     views: int = Field(default=1, ge=1)
     shard_rows: int = Field(ge=1)
     chunk_rows: int = Field(ge=1)
+    store: Store = "zarr"
+    images: bool = False
+    """whether the shards hold the samples' encoded sources too"""
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
     notes: dict[str, str] = {}
@@ -84,8 +91,8 @@ class Plan(Record):
     def require(self, other: Plan, where: str) -> None:
         """Raise StaleCacheError, naming the first field that differs, unless `other` asks for the same cache."""
         mine, theirs = flatten(self.causes), flatten(other.causes)
-        mine |= {"shard_rows": self.shard_rows, "chunk_rows": self.chunk_rows}
-        theirs |= {"shard_rows": other.shard_rows, "chunk_rows": other.chunk_rows}
+        for name in ("store", "images", "shard_rows", "chunk_rows"):
+            mine[name], theirs[name] = getattr(self, name), getattr(other, name)
         for field in sorted({*mine, *theirs}):
             if mine.get(field) != theirs.get(field):
                 raise StaleCacheError(
@@ -143,11 +150,23 @@ class Receipt(Record):
 
 
 class Summary(Record):
-    """The receipts, added up. Cells are keyed "class,group"."""
+    """The receipts of one part, added up. Cells are keyed "class,group"."""
 
     written: int
     failed: int
     cells: dict[str, CellAudit]
+
+
+class Part(Record):
+    """Layers that were added to a finished cache, with their own causes (which name the fingerprint of the cache they
+    were added to), fingerprint and receipts. What was there before stays as it was."""
+
+    complete: bool
+    fingerprint: str
+    causes: dict[str, JsonValue]
+    layers: dict[str, Layer]
+    files: tuple[FileRecord, ...] = ()
+    summary: Summary | None = None
 
 
 class Manifest(Record):
@@ -162,14 +181,38 @@ class Manifest(Record):
     files: tuple[FileRecord, ...] = ()
     """samples.parquet and the layers' metadata"""
     summary: Summary | None = None
+    parts: dict[str, Part] = {}
 
     def checked(self) -> Self:
         """Itself. Raises ValueError where its parts contradict each other."""
-        if self.fingerprint != self.plan.fingerprint:
-            raise ValueError("the fingerprint is not the hash of the causes")
-        if self.complete and (self.summary is None or self.summary.written + self.summary.failed != self.plan.rows):
-            raise ValueError("complete, but written + failed is not the number of rows")
+        for part in ("", *self.parts):
+            said = self.parts[part] if part else self
+            if said.fingerprint != self.plan_of(part).fingerprint:
+                raise ValueError("a fingerprint is not the hash of its causes")
+            if said.complete and (said.summary is None or said.summary.written + said.summary.failed != self.plan.rows):
+                raise ValueError("complete, but written + failed is not the number of rows")
         return self
+
+    def plan_of(self, part: str) -> Plan:
+        """The plan of the layers that were added as `part`; "" is the cache's own."""
+        if not part:
+            return self.plan
+        added = self.parts[part]
+        return self.plan.model_copy(update={"causes": added.causes, "layers": added.layers})
+
+    def part_of(self, layer: str) -> str:
+        """Which part holds a layer. Raises KeyError naming the layers there are."""
+        for part in ("", *self.parts):
+            if layer in self.plan_of(part).layers and (not part or self.parts[part].complete):
+                return part
+        raise KeyError(f"no layer {layer!r}; there are {', '.join(self.layers())}")
+
+    def layers(self) -> dict[str, Layer]:
+        """All layers that can be read."""
+        found = dict(self.plan.layers)
+        for added in self.parts.values():
+            found |= added.layers if added.complete else {}
+        return found
 
 
 R = TypeVar("R", bound=BaseModel)

@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 
 from bird_cache.errors import FeatureError
 
-__all__ = ["DTYPES", "Dtype", "fill_value", "from_storage", "storage_dtype", "to_storage"]
+__all__ = ["DTYPES", "Dtype", "absent", "fill_value", "from_storage", "storage_dtype", "to_storage"]
 
-Dtype = Literal["float16", "float32", "bfloat16"]
+Dtype = Literal["float16", "float32", "bfloat16", "int32"]
 DTYPES: tuple[Dtype, ...] = ("float16", "float32", "bfloat16")
+"""what vectors can be stored as; int32 is for the boxes of stored views"""
 BFLOAT16_NAN = 0x7FC0
+NO_INTEGER = -(1 << 31)
+EXPONENTS: dict[Dtype, int] = {"float16": 0x7C00, "float32": 0x7F80_0000, "bfloat16": 0x7F80}
+BLOCK_ROWS = 256  # small enough that a block's temporaries stay in the processor's cache
 
 
 def storage_dtype(dtype: Dtype) -> np.dtype[np.generic]:
@@ -23,17 +27,21 @@ def storage_dtype(dtype: Dtype) -> np.dtype[np.generic]:
 
 
 def fill_value(dtype: Dtype) -> float | int:
-    """NaN, as it is stored."""
+    """What stands for "no vector": NaN as it is stored, the smallest integer for int32."""
+    if dtype == "int32":
+        return NO_INTEGER
     return BFLOAT16_NAN if dtype == "bfloat16" else float("nan")
 
 
-def to_storage(
-    vectors: NDArray[np.float32], dtype: Dtype, ids: Sequence[str], skip: NDArray[np.bool_]
-) -> NDArray[np.generic]:
-    """float32 (rows, ...) as stored bits; rows of `skip` become NaN.
+def to_storage(vectors: NDArray[Any], dtype: Dtype, ids: Sequence[str], skip: NDArray[np.bool_]) -> NDArray[np.generic]:
+    """float32 (rows, ...) as stored bits; rows of `skip` become NaN. int32 stays as it is.
 
     Raises FeatureError, naming the ids, for NaN or infinite values and for values beyond the dtype's range.
     """
+    if dtype == "int32":
+        integers = vectors.astype(np.int32, copy=True)
+        integers[skip] = NO_INTEGER
+        return integers
     values = vectors.astype(np.float32, copy=True)
     axes = tuple(range(1, values.ndim))
     values[skip] = 0.0
@@ -45,11 +53,27 @@ def to_storage(
     return stored
 
 
-def from_storage(stored: NDArray[np.generic], dtype: Dtype) -> NDArray[np.float32]:
-    """Stored bits as float32; NaN where a row failed."""
+def from_storage(stored: NDArray[np.generic], dtype: Dtype) -> NDArray[Any]:
+    """Stored bits as float32, NaN where a row failed; int32 as it is."""
+    if dtype == "int32":
+        return stored
     if dtype == "bfloat16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
     return stored.astype(np.float32)
+
+
+def absent(stored: NDArray[np.generic], dtype: Dtype) -> NDArray[np.bool_]:
+    """Which rows (rows, ...) hold a NaN, an infinity, or no integer."""
+    flat = stored.reshape(len(stored), -1)
+    if dtype == "int32":
+        return np.asarray((flat == NO_INTEGER).any(axis=1))
+    bits = flat.view(f"u{flat.dtype.itemsize}")
+    exponent = bits.dtype.type(EXPONENTS[dtype])
+    found = np.zeros(len(stored), bool)
+    for start in range(0, len(stored), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        found[block] = ((bits[block] & exponent) == exponent).any(axis=1)
+    return found
 
 
 def _bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.generic]:

@@ -1,201 +1,282 @@
-"""What every feature store can do, whatever its layout on disk. `open_cache` finds out which one a folder holds."""
+"""A cache opened for reading: a folder, a layout, and what was committed there. `open_cache` is where a reader starts."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import json
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bird_cache.errors import IncompleteCacheError, NotACacheError
-from bird_cache.manifest import CellAudit, Manifest, Receipt
+from bird_cache.errors import DamagedCacheError, IncompleteCacheError, NotACacheError
+from bird_cache.files import canonical_json, digest
+from bird_cache.folders import Folder, open_folder
+from bird_cache.layout import SAMPLES, Layout, receipt_name
+from bird_cache.manifest import FileRecord, Manifest, Receipt, open_sealed
 from bird_cache.numbers import from_storage
 from bird_cache.samples import Samples
 
 __all__ = [
     "FeatureStore",
-    "FeatureWriter",
-    "Finding",
-    "add_cells",
-    "audit_cells",
-    "name_of_cell",
+    "damaged",
+    "find_layout",
+    "ids_digest",
+    "layout_of",
     "open_cache",
+    "read_manifest",
+    "read_receipts",
 ]
 
-Finding = str
-"""One damage found by `check_shard`: which file, what is wrong."""
+DOWNLOADS_HELD = 2
 
 
-class FeatureStore(ABC):
-    """A cache opened for reading. Nothing in it is ever executed; what is read is checked against its receipt.
+@final
+class FeatureStore:
+    """A cache opened for reading. Nothing in it is ever executed. Sizes are checked at once; a shard's hash, and that
+    it was committed for the ids that samples.parquet lists, at the first touch."""
 
-    Stores: Zarr (`bird_cache.zarr_store`). WebDataset shards are the place for the second one.
-    """
+    def __init__(self, folder: Folder, *, strict: bool = True) -> None:
+        """Open what is in `folder`. With `strict`, a finished cache that lacks anything is refused; without, it is
+        opened for what can be found (`verify` and `repair` look at it)."""
+        self.folder, self.path = folder, folder.name
+        self.layout, self.manifest = read_manifest(folder)
+        self.samples = self._read_samples()
+        self.parts = ("", *self.manifest.parts)
+        self.part_receipts = {
+            part: read_receipts(folder, self.layout, self.manifest, part, strict=strict and self._finished(part))
+            for part in self.parts
+        }
+        self._views: OrderedDict[str, memoryview] = OrderedDict()
+        self._touched: set[str] = set()
+        self._guard = threading.Lock()
+        if strict and folder.local is not None:
+            for receipts in self.part_receipts.values():
+                for receipt in receipts.values():
+                    for record in receipt.files.values():
+                        self._check_size(record, receipt)
 
-    path: Path
-    manifest: Manifest
-    samples: Samples
-    receipts: Mapping[int, Receipt]
-
-    @abstractmethod
-    def read(self, layer: str, start: int, stop: int) -> NDArray[np.generic]:
-        """Rows start..stop of a layer as stored, shape (rows, views, *row shape).
-
-        Raises DamagedCacheError, naming the shard, where bytes are missing or altered, KeyError for an unknown layer.
-        """
-
-    @abstractmethod
-    def check_shard(self, shard: int) -> list[Finding]:
-        """Everything wrong with one shard: missing, cut or altered bytes, NaN where none belongs. Reads all of it."""
-
-    @abstractmethod
-    def check_metadata(self) -> list[Finding]:
-        """Everything wrong with the manifest, the receipts, the sample table and the layers' descriptions."""
+    @property
+    def receipts(self) -> Mapping[int, Receipt]:
+        """The commit records of the cache's own layers, by shard."""
+        return self.part_receipts[""]
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything the vectors follow from."""
+        """Hash of everything the cache's own vectors follow from."""
         return self.manifest.fingerprint
 
     def require_complete(self) -> None:
         """Raise IncompleteCacheError unless every row is accounted for."""
         if not self.manifest.complete:
             raise IncompleteCacheError(
-                where=str(self.path),
+                where=self.path,
                 found=f"{len(self.receipts)} of {self.manifest.plan.shards} shards committed",
                 wanted="a finished cache",
                 fix="run the same `bird precompute` command again: it resumes",
             )
 
-    def vectors(self, layer: str, rows: NDArray[np.int64], view: int = 0) -> NDArray[np.float32]:
-        """The given rows of one view as float32, shape (len(rows), *row shape); read shard by shard, whatever the order."""
-        plan = self.manifest.plan
-        spec = plan.layers[layer]
-        out = np.empty((len(rows), *spec.shape), np.float32)
+    def read(self, layer: str, start: int, stop: int) -> NDArray[np.generic]:
+        """Rows start..stop of a layer as stored, shape (rows, views, *row shape).
+
+        Raises DamagedCacheError, naming the shard, where bytes are missing or altered; KeyError for an unknown layer.
+        """
+        size = self.manifest.plan.shard_rows
+        pieces = []
+        for shard in range(start // size, (stop - 1) // size + 1):
+            first, last = self.manifest.plan.bounds(shard)
+            pieces.append(self._decode(layer, shard, slice(max(start, first) - first, min(stop, last) - first)))
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def take(self, layer: str, rows: NDArray[np.int64]) -> NDArray[np.generic]:
+        """The given rows of a layer as stored, in the given order, shape (len(rows), views, *row shape). Raises what
+        `read` raises."""
+        plan, spec = self.manifest.plan, self.manifest.layers()[layer]
         owner = rows // plan.shard_rows
-        for shard in np.unique(owner).tolist():
-            start, stop = plan.bounds(shard)
+        shards = np.unique(owner).tolist()
+        if len(shards) == 1:
+            return self._decode(layer, shards[0], rows - shards[0] * plan.shard_rows)
+        out: NDArray[np.generic] | None = None
+        for shard in shards:
             mine = owner == shard
+            found = self._decode(layer, shard, rows[mine] - shard * plan.shard_rows)
+            if out is None:
+                out = np.empty((len(rows), plan.views, *spec.shape), found.dtype)
+            out[mine] = found
+        return out if out is not None else np.empty((0, plan.views, *spec.shape))
+
+    def vectors(self, layer: str, rows: NDArray[np.int64], view: int = 0) -> NDArray[np.float32]:
+        """The given rows of one view as float32, shape (len(rows), *row shape), whatever the order. Raises what `read`
+        raises."""
+        spec = self.manifest.layers()[layer]
+        out = np.empty((len(rows), *spec.shape), np.float32)
+        owner = rows // self.manifest.plan.shard_rows
+        for shard in np.unique(owner).tolist():
+            mine = owner == shard
+            start, stop = self.manifest.plan.bounds(shard)
             out[mine] = from_storage(self.read(layer, start, stop)[rows[mine] - start, view], spec.dtype)
         return out
 
+    def sources(self, shard: int) -> list[bytes | None]:
+        """The encoded image of each row of a shard, where the store holds images."""
+        return self.layout.sources(self.view("", shard, self.layout.file_key("")), self.manifest.plan, shard)
+
+    def view(self, part: str, shard: int, key: str) -> memoryview:
+        """The bytes of one file of a shard, found to be what was committed. Raises DamagedCacheError."""
+        plan = self.manifest.plan_of(part)
+        start, stop = plan.bounds(shard)
+        what = f"shard {shard} (rows {start}..{stop - 1})"
+        receipt = self.part_receipts[part].get(shard)
+        if receipt is None:
+            raise damaged(self.folder, f"no commit record for {what}")
+        record = receipt.files[key]
+        with self._guard:
+            held = self._views.get(record.path)
+        if held is None:
+            try:
+                held = self.folder.view(record.path)
+            except OSError as error:
+                raise damaged(self.folder, f"{record.path}, {what}, missing or unreadable ({error})") from None
+            if record.path != self.layout.paths(plan, part, shard)[key] or digest(held) != record.xxh3:
+                raise damaged(self.folder, f"{record.path}, {what}, with other bytes than were committed")
+            if record.path not in self._touched and receipt.ids != ids_digest(self.samples, start, stop):
+                raise damaged(self.folder, f"{what} committed for other ids, or in another order")
+            with self._guard:
+                self._touched.add(record.path)
+                self._views[record.path] = held
+                while self.folder.local is None and len(self._views) > DOWNLOADS_HELD:
+                    self._views.popitem(last=False)
+        return held
+
     def info(self) -> dict[str, Any]:
         """What the cache holds, as JSON values."""
-        plan, summary = self.manifest.plan, self.manifest.summary
-        written = sum(receipt.stop - receipt.start - len(receipt.failed) for receipt in self.receipts.values())
-        failed = sum(len(receipt.failed) for receipt in self.receipts.values())
-        cells = summary.cells if summary else add_cells(receipt.audit for receipt in self.receipts.values())
-        named = {name_of_cell(plan.class_names, plan.group_names, key): cell for key, cell in sorted(cells.items())}
-        return {
-            "path": str(self.path),
-            "fingerprint": self.fingerprint,
-            "complete": self.manifest.complete,
-            "rows": plan.rows,
-            "written": written,
-            "failed": failed,
-            "groups": {name: {"rows": cell.rows, "failed": cell.failed} for name, cell in named.items()},
-            "layers": {
-                name: {
-                    "shape": [plan.rows, plan.views, *layer.shape],
-                    "dtype": layer.dtype,
-                    "kind": layer.kind,
-                }
-                for name, layer in plan.layers.items()
-            },
-            "norms": {
-                name: {
-                    "mean": cell.norm_sum / (cell.rows - cell.failed) if cell.rows > cell.failed else None,
-                    "min": cell.norm_min,
-                    "max": cell.norm_max,
-                    "rounding_max": cell.rounding_max,
-                }
-                for name, cell in named.items()
-            },
-            "splits": {split: int((self.samples.splits == split).sum()) for split in ("train", "meta", "test")},
-            "shards": {"committed": len(self.receipts), "planned": plan.shards, "rows": plan.shard_rows},
-            "causes": plan.causes,
-            "notes": plan.notes,
-        }
+        from bird_cache.summary import describe
 
+        return describe(self)
 
-class FeatureWriter(ABC):
-    """A cache opened for writing by one process. Resuming is opening it again."""
+    def _decode(self, layer: str, shard: int, rows: slice | NDArray[np.int64]) -> NDArray[np.generic]:
+        part = self.manifest.part_of(layer)
+        data = self.view(part, shard, self.layout.file_key(layer))
+        try:
+            return self.layout.decode(data, self.manifest.plan_of(part), layer, shard, rows)
+        except (ValueError, TypeError, IndexError) as error:
+            raise damaged(self.folder, f"shard {shard} of {layer}, which does not decode ({error})") from error
 
-    @abstractmethod
-    def pending(self) -> list[int]:
-        """Shards without a commit record, in order."""
+    def _finished(self, part: str) -> bool:
+        return self.manifest.parts[part].complete if part else self.manifest.complete
 
-    @abstractmethod
-    def write_shard(self, shard: int, layers: Mapping[str, NDArray[np.float32]], failed: Mapping[int, str]) -> Receipt:
-        """Encode, publish, read back and commit one shard.
+    def _read_samples(self) -> Samples:
+        try:
+            data = self.folder.read(SAMPLES)
+            samples = Samples.from_parquet(data)
+        except (OSError, ValueError) as error:
+            raise damaged(self.folder, f"{SAMPLES} that cannot be read ({error})") from error
+        recorded = {record.path: record for record in self.manifest.files}.get(SAMPLES)
+        if self.manifest.complete and (recorded is None or digest(data) != recorded.xxh3):
+            raise damaged(self.folder, f"{SAMPLES} altered since the cache was finished")
+        if samples.identity() != self.manifest.identity or len(samples) != self.manifest.plan.rows:
+            raise damaged(self.folder, f"{SAMPLES} with other rows, labels or order than the manifest records")
+        return samples
 
-        `layers` maps each layer to float32 (rows of the shard, views, *row shape), `failed` the row numbers (of the
-        whole cache) that have no vector to why. Raises FeatureError before anything is written, StorageError.
-        """
-
-    @abstractmethod
-    def finish(self) -> Manifest:
-        """Verify every receipt against its bytes, write the sample table's status, and the manifest, last."""
+    def _check_size(self, record: FileRecord, receipt: Receipt) -> None:
+        size = self.folder.size(record.path)
+        if size != record.bytes:
+            found = "missing" if size is None else f"of {size:,} bytes instead of {record.bytes:,}"
+            raise damaged(
+                self.folder, f"{record.path} (shard {receipt.shard}, rows {receipt.start}..{receipt.stop - 1}) {found}"
+            )
 
 
 def open_cache(path: str | Path) -> FeatureStore:
-    """Open the cache in a folder for reading, complete or not (`require_complete` tells).
+    """Open the cache in a folder, or under an s3://, gs://, az:// or file:// URL, for reading, complete or not
+    (`require_complete` tells). Which layout it has is found out.
 
-    Raises NotACacheError, DamagedCacheError.
+    Raises NotACacheError, DamagedCacheError, StorageError.
     """
-    from bird_cache.zarr_store import ZarrStore
+    return FeatureStore(open_folder(path))
 
-    folder = Path(path)
-    if not folder.is_dir():
-        raise NotACacheError(
-            where=str(path),
-            found="no such folder",
+
+def layout_of(store: str) -> Layout:
+    """The layout of that name: "zarr" or "webdataset"."""
+    if store == "zarr":  # zarr takes a quarter of a second to import
+        from bird_cache.zarr_layout import ZarrLayout
+
+        return ZarrLayout()
+    from bird_cache.wds_layout import WebDatasetLayout
+
+    return WebDatasetLayout()
+
+
+def find_layout(folder: Folder) -> Layout | None:
+    """The layout of the cache in a folder, told by its manifest's name; None where there is none."""
+    for name, manifest_path in (("zarr", "zarr.json"), ("webdataset", "manifest.json")):
+        if folder.size(manifest_path) is not None:
+            return layout_of(name)
+    return None
+
+
+def read_manifest(folder: Folder) -> tuple[Layout, Manifest]:
+    """The layout and manifest of the cache in a folder. Raises NotACacheError, DamagedCacheError."""
+
+    def not_a_cache(found: str) -> NotACacheError:
+        return NotACacheError(
+            where=folder.name,
+            found=found,
             wanted="a feature cache",
-            fix="make one with `bird precompute --out`",
+            fix="make one with `bird precompute --out`, or choose another path",
         )
-    return ZarrStore(folder)
+
+    layout = find_layout(folder)
+    if layout is None:
+        raise not_a_cache("no manifest (zarr.json or manifest.json)" if folder.exists() else "no such folder")
+    try:
+        sealed = layout.parse(folder.read(layout.manifest_path))
+        if sealed is not None:
+            return layout, open_sealed(Manifest, sealed).checked()
+    except (ValueError, AttributeError, TypeError) as error:
+        raise damaged(folder, f"a manifest that cannot be trusted ({error})") from error
+    raise not_a_cache(f"another program's {layout.manifest_path}")
 
 
-def add_cells(audits: Any) -> dict[str, CellAudit]:
-    """Per-shard audits, added up by cell."""
-    total: dict[str, CellAudit] = {}
-    for audit in audits:
-        for key, cell in audit.items():
-            total[key] = total.get(key, CellAudit()) + cell
-    return total
+def read_receipts(folder: Folder, layout: Layout, manifest: Manifest, part: str, *, strict: bool) -> dict[int, Receipt]:
+    """The valid commit records of a part. With `strict`, one that is missing or invalid raises DamagedCacheError."""
+    plan = manifest.plan_of(part)
+
+    def attempt(shard: int) -> Receipt | Exception:
+        try:
+            receipt = open_sealed(Receipt, json.loads(folder.read(receipt_name(shard, part))))
+            if receipt.shard != shard or (receipt.start, receipt.stop) != plan.bounds(shard):
+                raise ValueError("a receipt for other rows")
+            if {key: record.path for key, record in receipt.files.items()} != layout.paths(plan, part, shard):
+                raise ValueError("a receipt for other files")
+            return receipt
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            return error
+
+    with ThreadPoolExecutor(1 if folder.local is not None else 16) as pool:
+        found = list(pool.map(attempt, range(plan.shards)))
+    for shard, outcome in enumerate(found):
+        if strict and isinstance(outcome, Exception):
+            start, stop = plan.bounds(shard)
+            name = receipt_name(shard, part)
+            raise damaged(folder, f"{name} (rows {start}..{stop - 1}) missing or altered ({outcome})") from outcome
+    return {shard: outcome for shard, outcome in enumerate(found) if isinstance(outcome, Receipt)}
 
 
-def audit_cells(
-    samples: Samples,
-    start: int,
-    exact: NDArray[np.float32],
-    stored: NDArray[np.float32],
-    skip: NDArray[np.bool_],
-) -> dict[str, CellAudit]:
-    """Rows, failures, norms and rounding error of each (class, group) cell in one shard."""
-    rows = np.arange(start, start + len(exact))
-    flat, rounded = exact.reshape(len(exact), -1).astype(np.float64), stored.reshape(len(exact), -1)
-    norms = np.linalg.norm(flat, axis=1)
-    rounding = np.linalg.norm(flat - rounded, axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)
-    cells: dict[str, CellAudit] = {}
-    for label, group in {*zip(samples.labels[rows].tolist(), samples.groups[rows].tolist(), strict=True)}:
-        mine = (samples.labels[rows] == label) & (samples.groups[rows] == group)
-        good = mine & ~skip
-        cells[f"{label},{group}"] = CellAudit(
-            rows=int(mine.sum()),
-            failed=int((mine & skip).sum()),
-            norm_sum=float(norms[good].sum()),
-            norm_min=float(norms[good].min()) if good.any() else None,
-            norm_max=float(norms[good].max()) if good.any() else None,
-            rounding_max=float(rounding[good].max()) if good.any() else 0.0,
-        )
-    return cells
+def ids_digest(samples: Samples, start: int, stop: int) -> str:
+    """Digest of the ids of rows start..stop, in order."""
+    return digest(canonical_json(samples.ids[start:stop].tolist()))
 
 
-def name_of_cell(class_names: tuple[str, ...], group_names: tuple[str, ...], key: str) -> str:
-    """ "3,1" -> "cat, gray"."""
-    label, group = (int(part) for part in key.split(","))
-    return f"{class_names[label]}, {group_names[group]}"
+def damaged(folder: Folder, found: str) -> DamagedCacheError:
+    """The error for a cache whose bytes are not what was committed."""
+    return DamagedCacheError(
+        where=folder.name,
+        found=found,
+        wanted="the bytes that were committed",
+        fix="see all of it with `bird cache verify`; then restore the file, or `bird cache repair` and precompute again",
+    )

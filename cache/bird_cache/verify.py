@@ -1,4 +1,4 @@
-"""`bird cache verify`: every byte of a cache against what was committed."""
+"""`bird cache verify`: every byte of a cache against what was committed; `repair` lets go of what does not hold."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from bird_cache.errors import CacheError, NotACacheError
-from bird_cache.store import open_cache
+import numpy as np
 
-__all__ = ["Verification", "verify"]
+from bird_cache.errors import CacheError, DamagedCacheError, NotACacheError
+from bird_cache.folders import open_folder, same_bytes
+from bird_cache.layout import SAMPLES, receipt_name
+from bird_cache.manifest import CellAudit, Receipt
+from bird_cache.numbers import absent, from_storage
+from bird_cache.store import FeatureStore
+from bird_cache.summary import audit_cells, summarise
+from bird_cache.writer import render
+
+__all__ = ["Verification", "repair", "verify"]
+
+NORM_TOLERANCE = 1e-3  # sums in another order on another processor
 
 
 class Verification(NamedTuple):
@@ -23,25 +33,142 @@ class Verification(NamedTuple):
     findings: list[str]
 
 
-def verify(path: Path, *, workers: int = 4, progress: Callable[[int, int], None] | None = None) -> Verification:
-    """Check everything: manifest, receipts, sample table, every shard's bytes, order and NaN rows.
+def verify(path: str | Path, *, workers: int = 4, progress: Callable[[int, int], None] | None = None) -> Verification:
+    """Check everything: manifest, receipts, sample table, every shard's bytes, ids and order, NaN rows and norms.
 
     `progress(done, total)` is called after each shard. Raises NotACacheError where there is no cache at all.
     """
     try:
-        store = open_cache(path)
+        store = FeatureStore(open_folder(path), strict=False)
     except NotACacheError:
         raise
     except CacheError as error:
         return Verification("", 0, 0, 0, [error.found])
-    plan = store.manifest.plan
-    findings = store.check_metadata()
+    plan, findings = store.manifest.plan, check_metadata(store)
     if not store.manifest.complete:
         findings.append(f"unfinished: {len(store.receipts)} of {plan.shards} shards committed")
+    shards = [(part, shard) for part in store.parts for shard in range(plan.shards) if _expected(store, part, shard)]
     with ThreadPoolExecutor(workers) as pool:
-        for done, found in enumerate(pool.map(store.check_shard, sorted(store.receipts)), start=1):
+        for done, found in enumerate(pool.map(lambda which: check_shard(store, *which), shards), start=1):
             findings += found
             if progress:
-                progress(done, len(store.receipts))
-    size = sum(record.bytes for receipt in store.receipts.values() for record in receipt.files.values())
-    return Verification(store.fingerprint, plan.rows, len(store.receipts), size, findings)
+                progress(done, len(shards))
+    sizes = (f.bytes for receipts in store.part_receipts.values() for r in receipts.values() for f in r.files.values())
+    return Verification(store.fingerprint, plan.rows, len(store.receipts), sum(sizes), findings)
+
+
+def repair(path: str | Path, *, workers: int = 4) -> list[str]:
+    """Drop the commit records of damaged shards, so that the same `bird precompute` writes just those again, and
+    restore the layers' descriptions; returns what was done. Vectors are never invented.
+
+    Raises NotACacheError; DamagedCacheError where the manifest or samples.parquet is what is damaged.
+    """
+    folder = open_folder(path)
+    store = FeatureStore(folder, strict=False)
+    done = []
+    with folder.lock():
+        for part in store.parts:
+            plan = store.manifest.plan_of(part)
+            for name, data in store.layout.describe(plan).items():
+                if folder.size(name) is None or folder.read(name) != data:
+                    folder.replace(name, data)
+                    done.append(f"{name} written again")
+            with ThreadPoolExecutor(workers) as pool:
+                found = list(pool.map(lambda shard, part=part: check_shard(store, part, shard), range(plan.shards)))
+            bad = [shard for shard in range(plan.shards) if found[shard] and _expected(store, part, shard)]
+            if bad:
+                _reopen(store, part)
+            for shard in bad:
+                folder.remove(receipt_name(shard, part))
+                start, stop = plan.bounds(shard)
+                done.append(
+                    f"shard {shard}{f' of {part}' if part else ''} (rows {start}..{stop - 1}) is to be computed again"
+                )
+    return done
+
+
+def check_shard(store: FeatureStore, part: str, shard: int) -> list[str]:
+    """Everything wrong with one shard. Reads all of it."""
+    plan = store.manifest.plan_of(part)
+    start, stop = plan.bounds(shard)
+    where = f"shard {shard} (rows {start}..{stop - 1})"
+    receipt = store.part_receipts[part].get(shard)
+    if receipt is None:
+        return [f"{where}: no valid commit record ({receipt_name(shard, part)})"]
+    findings = []
+    if store.folder.read(receipt_name(shard, part)) != render(receipt):
+        findings.append(f"{receipt_name(shard, part)}: bytes differ from what its own content is written as")
+    try:
+        for key in receipt.files:
+            data = store.view(part, shard, key)
+            findings += [f"{where}: {wrong}" for wrong in store.layout.check(data, plan, receipt, store.samples)]
+        for number, (layer, spec) in enumerate(plan.layers.items()):
+            data = store.view(part, shard, store.layout.file_key(layer))
+            stored = store.layout.decode(data, plan, layer, shard, slice(None))
+            missing = absent(stored, spec.dtype)
+            expected = np.array([row in receipt.failed for row in range(start, stop)])
+            if not np.array_equal(missing, expected):
+                rows = np.flatnonzero(missing != expected)[:10] + start
+                findings.append(f"{where}, {layer}: rows {rows.tolist()} are NaN against the receipt")
+            elif number == 0:
+                vectors = from_storage(stored, spec.dtype)
+                cells = audit_cells(store.samples, start, vectors, vectors, expected)
+                findings += [f"{where}, {layer}: {wrong}" for wrong in _other_norms(cells, receipt)]
+    except DamagedCacheError as error:
+        findings.append(error.found)
+    except ValueError as error:
+        findings.append(f"{where}: does not decode ({error})")
+    return findings
+
+
+def check_metadata(store: FeatureStore) -> list[str]:
+    """Everything wrong with the manifest, the sums it holds, and the layers' descriptions."""
+    manifest, path = store.manifest, store.layout.manifest_path
+    findings = []
+    if store.layout.render(manifest) != store.folder.read(path):
+        findings.append(f"{path}: bytes differ from what its own content is written as")
+    for part in store.parts:
+        said = manifest.parts[part] if part else manifest
+        for record in said.files:
+            if record.path != SAMPLES and not same_bytes(store.folder, record.path, record.bytes, record.xxh3):
+                findings.append(f"{record.path}: missing, or altered since it was written")
+        receipts = store.part_receipts[part]
+        whole = said.complete and len(receipts) == manifest.plan.shards
+        if whole and said.summary != summarise(receipts[shard].audit for shard in sorted(receipts)):
+            findings.append(f"{path}: the summary is not the sum of the receipts")
+    return findings
+
+
+def _expected(store: FeatureStore, part: str, shard: int) -> bool:
+    """Whether a shard must be there: it has a receipt, or its part is finished."""
+    said = store.manifest.parts[part] if part else store.manifest
+    return said.complete or shard in store.part_receipts[part]
+
+
+def _reopen(store: FeatureStore, part: str) -> None:
+    """Take back the manifest's word that a part is complete, before any receipt goes."""
+    undone = {"complete": False, "summary": None}
+    manifest = store.manifest
+    if part:
+        parts = {**manifest.parts, part: manifest.parts[part].model_copy(update=undone)}
+        manifest = manifest.model_copy(update={"parts": parts})
+    else:
+        manifest = manifest.model_copy(update=undone)
+    store.folder.replace(store.layout.manifest_path, store.layout.render(manifest))
+    store.manifest = manifest
+
+
+def _other_norms(cells: dict[str, CellAudit], receipt: Receipt) -> list[str]:
+    def differs(a: float | None, b: float | None) -> bool:
+        return a != b if a is None or b is None else abs(a - b) > NORM_TOLERANCE * abs(b) + 1e-6
+
+    wrong = []
+    for key in sorted({*cells, *receipt.audit}):
+        mine, said = cells.get(key, CellAudit()), receipt.audit.get(key, CellAudit())
+        if (mine.rows, mine.failed) != (said.rows, said.failed):
+            wrong.append(
+                f"cell {key} has {mine.rows} rows, {mine.failed} failed; its receipt says {said.rows}, {said.failed}"
+            )
+        elif any(differs(getattr(mine, name), getattr(said, name)) for name in ("norm_sum", "norm_min", "norm_max")):
+            wrong.append(f"cell {key} has other norms than its receipt says")
+    return wrong

@@ -69,7 +69,7 @@ def _cache() -> None:
     from bird_cache.samples import PENDING, Samples
     from bird_cache.store import open_cache
     from bird_cache.verify import verify
-    from bird_cache.zarr_store import open_writer
+    from bird_cache.writer import open_writer
 
     rows = 300
     names = np.array([f"sample-{row}" for row in range(rows)], dtype=object)

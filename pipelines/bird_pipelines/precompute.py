@@ -26,8 +26,9 @@ from bird_cache.errors import StorageError
 from bird_cache.manifest import Layer, Manifest, Plan, Receipt
 from bird_cache.numbers import DTYPES, Dtype, storage_dtype
 from bird_cache.samples import PENDING, Samples
-from bird_cache.store import FeatureWriter, name_of_cell, open_cache
-from bird_cache.zarr_store import open_writer
+from bird_cache.store import open_cache
+from bird_cache.summary import name_of_cell
+from bird_cache.writer import FeatureWriter, open_writer
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
 
 __all__ = ["make_plan", "precompute", "precompute_command", "samples_of"]

@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 
-from bird_cache import zarr_store
+from bird_cache import folders, writer
 from bird_cache.manifest import Layer, Plan
 from bird_cache.samples import PENDING, Samples
-from bird_cache.zarr_store import open_writer
+from bird_cache.writer import open_writer
 
 ROWS, DIM, SHARD, CHUNK = 600, 16, 128, 64
 FAILED = {7: "undecodable", 130: "undecodable", 131: "undecodable"}
@@ -103,7 +103,9 @@ def killed_child(path, at_call, after, broken, seconds):
         for name in CALLS:
             setattr(os, name, wrap(getattr(os, name)))
     if broken:
-        zarr_store.ZarrWriter.write_shard = BROKEN[broken]
+        writer.FeatureWriter.write_shard = BROKEN[broken]
+    if broken == "in place":  # nor does it clear away what an interrupted run left
+        writer.remove_uncommitted = lambda writer: None
     write(path, before_shard=lambda shard: time.sleep(seconds))
 
 
@@ -123,36 +125,37 @@ def run_killed(path, at_call=0, after=False, broken="", seconds=0.0, kill_after=
 
 # ---- negative controls: writers that break one rule each ----------------------------------------------------------
 
-RIGHT = zarr_store.ZarrWriter.write_shard
+RIGHT = writer.FeatureWriter.write_shard
 
 
-def receipt_first(self, shard, layers, failed):
+def receipt_first(self, *args, **kwargs):
     """Commits before the bytes are there."""
-    real = zarr_store.publish
     held = []
-    zarr_store.publish = lambda target, data: held.append((target, data))
-    zarr_store.file_digest = lambda target: held[-1] and zarr_store.digest(held[-1][1])
-    receipt = RIGHT(self, shard, layers, failed)
-    zarr_store.publish = real
-    for target, data in held:
-        real(target, data)
+    real_settle, real_digest = writer.settle, folders.LocalFolder.digest
+    writer.settle = lambda folder, path, data: held.append((folder, path, data))
+    folders.LocalFolder.digest = lambda folder, path: writer.digest(held[-1][2])
+    receipt = RIGHT(self, *args, **kwargs)
+    writer.settle, folders.LocalFolder.digest = real_settle, real_digest
+    for folder, path, data in held:
+        real_settle(folder, path, data)
     return receipt
 
 
-def in_place(self, shard, layers, failed):
+def in_place(self, *args, **kwargs):
     """Writes the final name directly, piece by piece, and takes a file that is there for a finished one."""
 
-    def slowly(target, data):
+    def slowly(folder, path, data):
+        target = folder.local / path
         if target.exists():
             return
+        target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "wb", buffering=0) as file:
             for start in range(0, len(data), 512):
                 file.write(data[start : start + 512])
                 os.fsync(file.fileno())
 
-    zarr_store.publish = slowly
-    zarr_store.remove_uncommitted = lambda path, writer: None
-    return RIGHT(self, shard, layers, failed)
+    writer.settle = slowly
+    return RIGHT(self, *args, **kwargs)
 
 
 BROKEN = {"receipt first": receipt_first, "in place": in_place}

@@ -23,7 +23,7 @@ from bird_cache.errors import (
 from bird_cache.numbers import DTYPES, from_storage, to_storage
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
-from bird_cache.zarr_store import open_writer
+from bird_cache.writer import open_writer
 
 
 @pytest.fixture

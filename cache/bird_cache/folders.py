@@ -1,0 +1,193 @@
+"""Where a cache lives: a folder on this machine, or a prefix in object storage. Paths inside are relative, with "/".
+
+Folder
+├── LocalFolder      a path, or file://...     temporary file, fsync, exclusive link; one writer, by lock
+└── ObjectFolder     s3:// gs:// az://         put-if-absent (bird_cache.object_folder); writers cooperate
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import final
+from urllib.parse import unquote, urlsplit
+
+from bird_cache.errors import NotACacheError
+from bird_cache.files import TEMPORARY, digest, file_digest, publish, replace, storage_error, write_lock
+
+__all__ = ["Folder", "LocalFolder", "open_folder"]
+
+LOCK = ".lock"
+OBJECT_SCHEMES = {"s3", "s3a", "gs", "az", "abfs", "abfss"}
+
+
+class Folder(ABC):
+    """Named bytes that are there whole or not at all."""
+
+    name: str
+    """what messages call it, and what `open_folder` opens again"""
+    local: Path | None = None
+    """the path, where there is one"""
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether anything is there."""
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """A file's bytes. Raises FileNotFoundError, OSError."""
+
+    @abstractmethod
+    def view(self, path: str) -> memoryview:
+        """A file's bytes without a copy where that is possible. Raises FileNotFoundError, OSError."""
+
+    @abstractmethod
+    def size(self, path: str) -> int | None:
+        """A file's size in bytes; None where there is no such file."""
+
+    @abstractmethod
+    def digest(self, path: str) -> str:
+        """xxh3-128 of a file's bytes. Raises FileNotFoundError, OSError."""
+
+    @abstractmethod
+    def publish(self, path: str, data: bytes) -> None:
+        """Write a file that is not there yet: the first writer wins. Raises FileExistsError, StorageError."""
+
+    @abstractmethod
+    def replace(self, path: str, data: bytes) -> None:
+        """Write a file over what is there: a reader sees the old bytes or the new ones. Raises StorageError."""
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Delete a file, if it is there."""
+
+    @abstractmethod
+    def files(self) -> list[str]:
+        """The paths of all files, sorted. Temporaries of interrupted writers and the lock are not among them."""
+
+    @abstractmethod
+    def lock(self) -> contextlib.AbstractContextManager[bool]:
+        """Hold the folder for writing, making it if need be. Yields whether others are kept out: where they are not
+        (object storage), writers of the same plan share the work. Raises BusyCacheError, StorageError."""
+
+    @abstractmethod
+    def free(self) -> int | None:
+        """Bytes that still fit; None where nobody knows."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@final
+class LocalFolder(Folder):
+    """A folder of this machine's file system."""
+
+    def __init__(self, path: Path) -> None:
+        self.local: Path = path
+        self.name = str(path)
+
+    def exists(self) -> bool:
+        """See Folder.exists."""
+        return self.local.exists()
+
+    def read(self, path: str) -> bytes:
+        """See Folder.read."""
+        return (self.local / path).read_bytes()
+
+    def view(self, path: str) -> memoryview:
+        """See Folder.view: a memory map."""
+        with open(self.local / path, "rb") as file:
+            if (self.local / path).stat().st_size == 0:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def size(self, path: str) -> int | None:
+        """See Folder.size."""
+        try:
+            return (self.local / path).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def digest(self, path: str) -> str:
+        """See Folder.digest."""
+        return file_digest(self.local / path)
+
+    def publish(self, path: str, data: bytes) -> None:
+        """See Folder.publish."""
+        publish(self._parent(path), data)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """See Folder.replace."""
+        replace(self._parent(path), data)
+
+    def remove(self, path: str) -> None:
+        """See Folder.remove."""
+        (self.local / path).unlink(missing_ok=True)
+
+    def files(self) -> list[str]:
+        """See Folder.files."""
+        found = (file.relative_to(self.local).as_posix() for file in self.local.rglob("*") if not file.is_dir())
+        return sorted(name for name in found if name != LOCK and TEMPORARY not in name)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[bool]:
+        """See Folder.lock. What interrupted writers left under temporary names is deleted."""
+        try:
+            self.local.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(self.local, error, 0) from error
+        with write_lock(self.local):
+            for left in self.local.rglob(f"*{TEMPORARY}*"):
+                left.unlink(missing_ok=True)
+            yield True
+
+    def free(self) -> int | None:
+        """See Folder.free."""
+        import shutil
+
+        return shutil.disk_usage(self.local).free
+
+    def _parent(self, path: str) -> Path:
+        target = self.local / path
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(target, error, 0) from error
+        return target
+
+
+def open_folder(where: str | Path) -> Folder:
+    """The folder that a path or URL names; it need not exist. Raises NotACacheError for a URL of another kind."""
+    scheme = urlsplit(str(where)).scheme if "://" in str(where) else ""
+    if scheme in OBJECT_SCHEMES:
+        from bird_cache.object_folder import ObjectFolder
+
+        return ObjectFolder(str(where))
+    if scheme == "file":
+        return LocalFolder(Path(unquote(urlsplit(str(where)).path)))
+    if scheme:
+        raise NotACacheError(
+            where=str(where),
+            found=f"a URL of kind {scheme}://",
+            wanted="a path, file://, s3://, gs:// or az://",
+            fix="check the address",
+        )
+    return LocalFolder(Path(where))
+
+
+def same_bytes(folder: Folder, path: str, size: int, xxh3: str) -> bool:
+    """Whether a file is there with the recorded size and digest."""
+    return folder.size(path) == size and folder.digest(path) == xxh3
+
+
+def settle(folder: Folder, path: str, data: bytes) -> None:
+    """Publish `data`, or accept that the same bytes are there already. Where others may write too and left other bytes
+    (a teacher that is not deterministic), the last writer wins; the receipts say whose shard counts."""
+    try:
+        folder.publish(path, data)
+    except FileExistsError:
+        if folder.digest(path) != digest(data):
+            folder.replace(path, data)

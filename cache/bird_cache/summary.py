@@ -1,0 +1,122 @@
+"""What a cache holds, in numbers that a person can check: rows, failures and norms of every (class, group) cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bird_cache.manifest import CellAudit, Summary
+from bird_cache.numbers import BLOCK_ROWS
+from bird_cache.samples import Samples
+
+if TYPE_CHECKING:
+    from bird_cache.store import FeatureStore
+
+__all__ = ["add_cells", "audit_cells", "describe", "name_of_cell", "norms_of", "summarise"]
+
+
+def describe(store: FeatureStore) -> dict[str, Any]:
+    """`FeatureStore.info`: what the cache holds, as JSON values."""
+    plan, summary = store.manifest.plan, store.manifest.summary
+    written = sum(receipt.stop - receipt.start - len(receipt.failed) for receipt in store.receipts.values())
+    failed = sum(len(receipt.failed) for receipt in store.receipts.values())
+    cells = summary.cells if summary else add_cells(receipt.audit for receipt in store.receipts.values())
+    named = {name_of_cell(plan.class_names, plan.group_names, key): cell for key, cell in sorted(cells.items())}
+    return {
+        "path": store.path,
+        "store": plan.store,
+        "fingerprint": store.fingerprint,
+        "complete": store.manifest.complete,
+        "rows": plan.rows,
+        "written": written,
+        "failed": failed,
+        "groups": {name: {"rows": cell.rows, "failed": cell.failed} for name, cell in named.items()},
+        "layers": {
+            name: {"shape": [plan.rows, plan.views, *layer.shape], "dtype": layer.dtype, "kind": layer.kind}
+            for name, layer in store.manifest.layers().items()
+        },
+        "parts": {
+            name: {"layers": [*part.layers], "fingerprint": part.fingerprint, "complete": part.complete}
+            for name, part in store.manifest.parts.items()
+        },
+        "norms": {name: _norms(cell) for name, cell in named.items()},
+        "splits": {split: int((store.samples.splits == split).sum()) for split in ("train", "meta", "test")},
+        "shards": {"committed": len(store.receipts), "planned": plan.shards, "rows": plan.shard_rows},
+        "bytes": sum(f.bytes for rs in store.part_receipts.values() for r in rs.values() for f in r.files.values()),
+        "causes": plan.causes,
+        "notes": plan.notes,
+    }
+
+
+def _norms(cell: CellAudit) -> dict[str, float | None]:
+    return {
+        "mean": cell.norm_sum / (cell.rows - cell.failed) if cell.rows > cell.failed else None,
+        "min": cell.norm_min,
+        "max": cell.norm_max,
+        "rounding_max": cell.rounding_max,
+    }
+
+
+def summarise(audits: Iterable[Mapping[str, CellAudit]]) -> Summary:
+    """The audits of all shards as the manifest keeps them."""
+    cells = add_cells(audits)
+    failed = sum(cell.failed for cell in cells.values())
+    return Summary(written=sum(cell.rows for cell in cells.values()) - failed, failed=failed, cells=cells)
+
+
+def add_cells(audits: Iterable[Mapping[str, CellAudit]]) -> dict[str, CellAudit]:
+    """Per-shard audits, added up by cell."""
+    total: dict[str, CellAudit] = {}
+    for audit in audits:
+        for key, cell in audit.items():
+            total[key] = total.get(key, CellAudit()) + cell
+    return total
+
+
+def audit_cells(
+    samples: Samples,
+    start: int,
+    exact: NDArray[np.float32],
+    stored: NDArray[np.float32],
+    skip: NDArray[np.bool_],
+) -> dict[str, CellAudit]:
+    """Rows, failures, norms and rounding error of each (class, group) cell in one shard."""
+    rows = slice(start, start + len(exact))
+    norms = norms_of(stored)
+    difference = norms_of(exact.reshape(len(exact), -1) - stored.reshape(len(exact), -1))
+    rounding = difference / np.maximum(norms, np.finfo(np.float32).tiny)
+    cells: dict[str, CellAudit] = {}
+    for label, group in {*zip(samples.labels[rows].tolist(), samples.groups[rows].tolist(), strict=True)}:
+        mine = (samples.labels[rows] == label) & (samples.groups[rows] == group)
+        good = mine & ~skip
+        cells[f"{label},{group}"] = CellAudit(
+            rows=int(mine.sum()),
+            failed=int((mine & skip).sum()),
+            norm_sum=float(norms[good].sum()),
+            norm_min=float(norms[good].min()) if good.any() else None,
+            norm_max=float(norms[good].max()) if good.any() else None,
+            rounding_max=float(rounding[good].max()) if good.any() else 0.0,
+        )
+    return cells
+
+
+def norms_of(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """L2 norm of each row, whatever its shape; computed in blocks that stay in the processor's cache."""
+    flat = rows.reshape(len(rows), -1)
+    norms = np.empty(len(flat))
+    for start in range(0, len(flat), BLOCK_ROWS):
+        block = flat[start : start + BLOCK_ROWS].astype(np.float32)
+        with np.errstate(over="ignore"):
+            norms[start : start + BLOCK_ROWS] = np.sqrt(np.einsum("ij,ij->i", block, block))
+    if (large := np.isinf(norms)).any():  # squares beyond float32
+        norms[large] = np.linalg.norm(flat[large].astype(np.float64), axis=1)
+    return norms
+
+
+def name_of_cell(class_names: tuple[str, ...], group_names: tuple[str, ...], key: str) -> str:
+    """ "3,1" -> "cat, gray"."""
+    label, group = (int(part) for part in key.split(","))
+    return f"{class_names[label]}, {group_names[group]}"
