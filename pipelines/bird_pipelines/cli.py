@@ -30,6 +30,7 @@ Limit = Annotated[
     int | None,
     typer.Option(min=1, help="Keep N samples: a fixed subset with the proportions of split, class and group."),
 ]
+CacheArgument = Annotated[str, typer.Argument(help="The cache: a folder, or file://, s3://, gs://, az://.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; the same command resumes what is there.")]
 
 
@@ -70,7 +71,9 @@ def main() -> None:
 def precompute(
     teacher: Annotated[str, typer.Option(help="clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`).")],
     dataset: Annotated[str, typer.Option(help="digits-s, cifar10s, celeba, utkface or table (`bird list datasets`).")],
-    out: Out,
+    out: Annotated[
+        str, typer.Option(help="Folder or s3://, gs://, az:// URL to write; the same command resumes what is there.")
+    ],
     data_root: DataRoot = None,
     weights: Annotated[Path | None, typer.Option(help="Local weights of the teacher.")] = None,
     dtype: Annotated[str, typer.Option(help="How features are stored: float16, float32 or bfloat16.")] = "float16",
@@ -91,6 +94,12 @@ def precompute(
     ] = None,
     keep_conflicts: Annotated[bool, typer.Option(help="Keep identical images with different labels.")] = False,
     max_failed: Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unusable.")] = 0.01,
+    store: Annotated[
+        str, typer.Option(help="zarr (vectors beside the data set) or webdataset (tars of images and vectors).")
+    ] = "zarr",
+    slice_: Annotated[
+        str, typer.Option("--slice", help="I/N: compute every Nth shard, from the Ith; join with `bird cache merge`.")
+    ] = "1/1",
     json_: Json = False,
 ) -> None:
     """Phase 1: run the frozen teacher once over a data set and cache its features."""
@@ -113,13 +122,15 @@ def precompute(
         shard_rows=shard_rows,
         keep_conflicts=keep_conflicts,
         max_failed=max_failed,
+        store=store,
+        slice_=slice_,
     )
     _print(info, json_, show.cache)
 
 
 @app.command()
 def distill(
-    cache: Annotated[Path, typer.Option(help="The cache that `bird precompute` wrote.")],
+    cache: Annotated[str, typer.Option(help="The cache that `bird precompute` wrote: a folder or URL.")],
     out: Out,
     student: Annotated[str | None, typer.Option(help="resnet18, resnet34, shufflenetv2 or adapter.")] = None,
     method: Annotated[str | None, typer.Option(help="baseline, bkd, fitnet, bird, bird-no-meta.")] = None,
@@ -197,7 +208,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     split: Annotated[str, typer.Option(help="train, meta or test.")] = "test",
     data_root: DataRoot = None,
-    cache: Annotated[Path | None, typer.Option(help="Where the run's cache is now, if it moved.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Where the run's cache is now, if it moved.")] = None,
     json_: Json = False,
 ) -> None:
     """Metrics of a finished run on one split, with intervals and floors."""
@@ -252,7 +263,7 @@ def list_(
 
 
 @cache_app.command("info")
-def cache_info(cache: Annotated[Path, typer.Argument()], json_: Json = False) -> None:
+def cache_info(cache: CacheArgument, json_: Json = False) -> None:
     """What a cache holds: fingerprint, rows per class and group, layers, causes."""
     from bird_cache.store import open_cache
 
@@ -260,14 +271,75 @@ def cache_info(cache: Annotated[Path, typer.Argument()], json_: Json = False) ->
 
 
 @cache_app.command("verify")
-def cache_verify(cache: Annotated[Path, typer.Argument()], workers: Workers = 2, json_: Json = False) -> None:
+def cache_verify(
+    cache: CacheArgument,
+    teacher: Annotated[str | None, typer.Option(help="Compute some rows again with this teacher and compare.")] = None,
+    sample: Annotated[int, typer.Option(min=1, help="How many rows, spread over all classes and groups.")] = 64,
+    data_root: DataRoot = None,
+    weights: Annotated[Path | None, typer.Option(help="Local weights of the teacher.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=8, help="As in the precompute command.")] = None,
+    device: Device = "auto",
+    workers: Workers = 2,
+    json_: Json = False,
+) -> None:
     """Check every byte of a cache against what was committed. Exit code 3 if anything is wrong."""
     from bird_cache.verify import verify
+    from bird_pipelines.caches import compare_with_teacher
 
-    result = verify(cache, workers=workers)
-    _print(result._asdict() | {"sound": not result.findings}, json_, show.verification)
-    if result.findings:
+    result = verify(cache, workers=workers)._asdict()
+    if teacher is not None and not result["findings"]:
+        result["live"] = compare_with_teacher(
+            cache, teacher, sample, data_root=data_root, weights=weights, image_size=image_size, device=device
+        )
+        result["findings"] = result["live"]["findings"]
+    _print(result | {"sound": not result["findings"]}, json_, show.verification)
+    if result["findings"]:
         raise typer.Exit(3)
+
+
+@cache_app.command("repair")
+def cache_repair(cache: CacheArgument, workers: Workers = 2, json_: Json = False) -> None:
+    """Drop the commit records of damaged shards: the same precompute command then computes just those again."""
+    from bird_cache.verify import repair
+
+    done = repair(cache, workers=workers)
+    _print({"cache": cache, "done": done}, json_, show.repaired)
+
+
+@cache_app.command("convert")
+def cache_convert(
+    source: Annotated[str, typer.Argument(help="A finished cache: folder or URL.")],
+    target: Annotated[str, typer.Argument(help="Where to write it: folder or URL.")],
+    store: Annotated[str, typer.Option(help="zarr or webdataset.")] = "webdataset",
+    data_root: DataRoot = None,
+    images: Annotated[bool, typer.Option(help="Put the images into WebDataset shards.")] = True,
+    json_: Json = False,
+) -> None:
+    """Write a cache as the other store, bit by bit, without the teacher."""
+    from bird_pipelines.caches import convert_command
+
+    _print(convert_command(source, target, store, data_root, images), json_, show.cache)
+
+
+@cache_app.command("merge")
+def cache_merge(
+    sources: Annotated[list[str], typer.Argument(help="Caches that one command made with different --slice.")],
+    out: Annotated[str, typer.Option(help="Folder or URL to write.")],
+    json_: Json = False,
+) -> None:
+    """Join partial caches of one plan."""
+    from bird_cache.convert import merge
+
+    committed, planned = merge(sources, out)
+    _print({"cache": out, "shards": f"{committed} of {planned}"}, json_, show.parts_of)
+
+
+@cache_app.command("ls")
+def cache_ls(folder: Annotated[str, typer.Argument(help="Folder or URL.")] = ".", json_: Json = False) -> None:
+    """The caches in a folder and below it."""
+    from bird_pipelines.caches import list_caches
+
+    _print(list_caches(folder), json_, show.listing)
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:

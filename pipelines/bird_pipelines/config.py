@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bird.errors import UsageError
 
@@ -42,12 +42,17 @@ class RunConfig(BaseModel):
     augment: bool = True
     dataset_settings: dict[str, str | int | float | bool] = {}
 
-    cache: Path | None = None
+    cache: str | None = None
     data_root: Path | None = None
     out: Path
     device: str = "auto"
     workers: int = Field(default=2, ge=1)
     checkpoint_seconds: float = Field(default=60.0, gt=0)
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _as_text(cls, cache: object) -> object:
+        return str(cache) if isinstance(cache, Path) else cache
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run folder to be resumed: everything that decides the result."""

@@ -233,7 +233,7 @@ def _count(table: SampleTable, rows: list[int], classes: tuple[str, ...], groups
     return dict(sorted(cells.items()))
 
 
-def cache_dataset(cache: Path) -> str:
+def cache_dataset(cache: str | Path) -> str:
     """The name of the data set whose features a cache holds."""
     described = open_cache(cache).manifest.plan.causes["dataset"]
     assert isinstance(described, dict)

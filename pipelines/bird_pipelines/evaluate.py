@@ -18,7 +18,7 @@ __all__ = ["evaluate", "run_config"]
 
 
 def evaluate(
-    run: Path, split: str = "test", *, data_root: Path | None = None, cache: Path | None = None
+    run: Path, split: str = "test", *, data_root: Path | None = None, cache: str | None = None
 ) -> dict[str, Any]:
     """The metrics of `run` on `split`, also written to RUN/metrics-SPLIT.json.
 
@@ -41,14 +41,14 @@ def evaluate(
     return metrics
 
 
-def run_config(run: Path, *, data_root: Path | None = None, cache: Path | None = None) -> tuple[RunConfig, str | None]:
+def run_config(run: Path, *, data_root: Path | None = None, cache: str | None = None) -> tuple[RunConfig, str | None]:
     """The configuration a run was started with, and its cache's fingerprint. Raises RunError."""
     if not (run / "config.json").exists():
         raise RunError(where=str(run), found="no config.json", wanted="a run folder", fix="give the --out of a run")
     found = runs.read_json(run / "config.json")
     try:
-        place = {name: Path(value) for name, value in found["place"].items() if value}
-        place |= {name: value for name, value in {"data_root": data_root, "cache": cache}.items() if value}
+        place = {name: value for name, value in found["place"].items() if value}
+        place |= {name: str(value) for name, value in {"data_root": data_root, "cache": cache}.items() if value}
         return RunConfig.model_validate({**found["identity"], **place, "out": run}), found["fingerprint"]
     except (KeyError, ValueError, AttributeError) as error:
         raise RunError(

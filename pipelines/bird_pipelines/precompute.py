@@ -7,7 +7,6 @@ run computes the very batches that an unbroken one does.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,8 @@ from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells
 from bird.errors import DataError, ImageError, TeacherError, UsageError
 from bird.teachers import Teacher, load_teacher
 from bird_cache.errors import StorageError
-from bird_cache.manifest import Layer, Manifest, Plan, Receipt
+from bird_cache.folders import Folder
+from bird_cache.manifest import Layer, Manifest, Plan, Receipt, Store
 from bird_cache.numbers import DTYPES, Dtype, storage_dtype
 from bird_cache.samples import PENDING, Samples
 from bird_cache.store import open_cache
@@ -35,6 +35,7 @@ __all__ = ["make_plan", "precompute", "precompute_command", "samples_of"]
 
 LAYER = "penultimate"
 WRITES_IN_FLIGHT = 2
+LARGEST_SHARD: dict[Store, int] = {"zarr": 65_536, "webdataset": 8192}  # rows; a tar is made in memory, with its images
 SMALL_CACHE = 20_000  # rows; below, smaller chunks waste less of the last one
 
 
@@ -53,13 +54,15 @@ class Decoded(NamedTuple):
     job: Job
     pixels: Tensor
     failed: dict[int, str]
+    sources: dict[int, bytes]
+    """the encoded images that could be read, where the store holds them"""
 
 
 def precompute(
     teacher: Teacher,
     dataset: Dataset,
     table: SampleTable,
-    out: Path,
+    out: str | Path,
     *,
     dtype: Dtype = "float16",
     precision: str = "fp32",
@@ -67,8 +70,11 @@ def precompute(
     workers: int = 2,
     shard_rows: int | None = None,
     max_failed: float = 0.01,
+    store: Store = "zarr",
+    part: tuple[int, int] = (1, 1),
 ) -> Manifest:
-    """Write (or finish writing) the cache of `teacher` over `table` in folder `out`, and return its manifest.
+    """Write (or finish writing) the cache of `teacher` over `table` in `out` (a folder or URL), and return its manifest.
+    `part` (i, n) computes only every n-th shard, from the i-th; the cache is finished by whoever writes the last one.
 
     Raises what `bird_cache.zarr_store.open_writer` raises; DataError once more than the share `max_failed` of the rows
     cannot be decoded; TeacherError or FeatureError for unusable vectors; StorageError; Interrupted. What is committed
@@ -82,21 +88,23 @@ def precompute(
         precision=precision,
         batch_size=batch_size,
         shard_rows=shard_rows,
+        store=store,
     )
     samples = samples_of(table)
     with open_writer(out, plan, samples) as writer, stop_requests() as stop:
-        jobs = plan_jobs(plan, writer.pending(), batch_size)
+        mine = [shard for shard in writer.pending() if shard % part[1] == part[0] - 1]
+        jobs = plan_jobs(plan, mine, batch_size)
         waiting = sum(job.stop - job.start for job in jobs)
-        need_room(out, plan, waiting)
+        need_room(writer.folder, plan, waiting)
         with progress(f"precompute {teacher.name}", "images", plan.rows, plan.rows - waiting) as advance:
             run_jobs(teacher, dataset, samples, plan, jobs, writer, workers, max_failed, advance, stop)
-        return writer.finish()
+        return writer.manifest if writer.pending() else writer.finish()
 
 
 def precompute_command(
     teacher: str,
     dataset: str,
-    out: Path,
+    out: str | Path,
     *,
     data_root: Path | None,
     weights: Path | None,
@@ -111,10 +119,15 @@ def precompute_command(
     shard_rows: int | None,
     keep_conflicts: bool,
     max_failed: float,
+    store: str = "zarr",
+    slice_: str = "1/1",
 ) -> dict[str, Any]:
     """`bird precompute`: open the data set and the teacher, write the cache, say what it holds (see `FeatureStore.info`)."""
     if dtype not in DTYPES:
         raise UsageError(where="--dtype", found=repr(dtype), wanted=f"one of {', '.join(DTYPES)}", fix="choose one")
+    if store not in ("zarr", "webdataset"):
+        raise UsageError(where="--store", found=repr(store), wanted="zarr or webdataset", fix="choose one")
+    part = slice_of(slice_)
     data = open_dataset(dataset, data_root, **settings)
     loaded = load_teacher(teacher, weights=weights, device=device, precision=precision, image_size=image_size)
     table = prepare(data, limit=limit, keep_conflicts=keep_conflicts, max_problem_share=max_failed, workers=workers)
@@ -130,6 +143,8 @@ def precompute_command(
         workers=workers,
         shard_rows=shard_rows,
         max_failed=max_failed,
+        store="webdataset" if store == "webdataset" else "zarr",
+        part=part,
     )
     unusable = {problem.id: problem.reason for problem in table.problems}
     return open_cache(out).info() | {"prepared": dict(table.notes), "left_out": unusable}
@@ -150,11 +165,12 @@ def run_jobs(
     """Decode, run the teacher and write, overlapping, until all jobs are done."""
     failures: dict[int, str] = {}
     parts: list[np.ndarray] = []
+    sources: dict[int, bytes] = {}
     writes: deque[Future[Receipt]] = deque()
     # One thread a decoder (the setting is per thread): a pool each for such small tensors cost eight times the work itself.
     decoder_pool = ThreadPoolExecutor(workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
     with decoder_pool as decoders, ThreadPoolExecutor(1, "write") as writers:
-        for job, pixels, failed in decode_ahead(decoders, teacher, dataset, samples, jobs, depth=workers + 2):
+        for job, pixels, failed, read in decode_ahead(decoders, teacher, dataset, samples, plan, jobs, workers + 2):
             if stop():
                 raise Interrupted
             failures |= failed
@@ -163,12 +179,13 @@ def run_jobs(
             if vectors.shape != (job.stop - job.start, teacher.dim):
                 raise wrong_shape(teacher, vectors.shape, (job.stop - job.start, teacher.dim))
             parts.append(vectors)
+            sources |= read
             if job.last:
                 start, end = plan.bounds(job.shard)
                 lost = {row: reason for row, reason in failures.items() if start <= row < end}
                 features = np.concatenate(parts)[:, None, :]  # one view
-                writes.append(writers.submit(writer.write_shard, job.shard, {LAYER: features}, lost))
-                parts = []
+                writes.append(writers.submit(writer.write_shard, job.shard, {LAYER: features}, lost, sources.get))
+                parts, sources = [], {}
             while len(writes) > (0 if job is jobs[-1] else WRITES_IN_FLIGHT):
                 writes.popleft().result()
             advance(job.stop - job.start)
@@ -179,6 +196,7 @@ def decode_ahead(
     teacher: Teacher,
     dataset: Dataset,
     samples: Samples,
+    plan: Plan,
     jobs: Sequence[Job],
     depth: int,
 ) -> Iterator[Decoded]:
@@ -186,20 +204,21 @@ def decode_ahead(
     queue: deque[Future[Decoded]] = deque()
     upcoming = iter(jobs)
     for job in upcoming:
-        queue.append(pool.submit(decode, teacher, dataset, samples, job))
+        queue.append(pool.submit(decode, teacher, dataset, samples, job, plan.images))
         if len(queue) >= depth:
             break
     while queue:
         yield queue.popleft().result()
         for job in upcoming:
-            queue.append(pool.submit(decode, teacher, dataset, samples, job))
+            queue.append(pool.submit(decode, teacher, dataset, samples, job, plan.images))
             break
 
 
-def decode(teacher: Teacher, dataset: Dataset, samples: Samples, job: Job) -> Decoded:
+def decode(teacher: Teacher, dataset: Dataset, samples: Samples, job: Job, keep: bool) -> Decoded:
     """Read, decode and preprocess one batch; a row that fails is left as zeros and keeps its place."""
     views: dict[int, Tensor] = {}
     failed: dict[int, str] = {}
+    sources: dict[int, bytes] = {}
     for row in range(job.start, job.stop):
         id = samples.ids[row]
         try:
@@ -211,6 +230,8 @@ def decode(teacher: Teacher, dataset: Dataset, samples: Samples, job: Job) -> De
                     wanted="the bytes that were planned",
                     fix="restore it, or start another cache for the changed data set",
                 )
+            if keep:
+                sources[row] = data
             views[row] = teacher.preprocess(dataset.decode(id, data))
         except ImageError as error:
             failed[row] = error.found
@@ -223,7 +244,7 @@ def decode(teacher: Teacher, dataset: Dataset, samples: Samples, job: Job) -> De
     pixels = torch.zeros(job.stop - job.start, *shape)
     for row, view in views.items():
         pixels[row - job.start] = view
-    return Decoded(job, pixels, failed)
+    return Decoded(job, pixels, failed, sources)
 
 
 def make_plan(
@@ -235,12 +256,13 @@ def make_plan(
     precision: str,
     batch_size: int,
     shard_rows: int | None,
+    store: Store = "zarr",
 ) -> Plan:
     """Everything the cache's vectors follow from, and its layout."""
     chunk_rows = 1024 if len(table) >= SMALL_CACHE else 256
     if shard_rows is None:
         # About 64 shards, so that a kill costs under 2 % of the work; 65,536 rows at most, so that files stay few.
-        shard_rows = min(max(1024, 1 << (len(table) // 64).bit_length()), 65_536)
+        shard_rows = min(max(1024, 1 << (len(table) // 64).bit_length()), LARGEST_SHARD[store])
     chunk_rows = min(chunk_rows, shard_rows)
     return Plan(
         causes={
@@ -261,6 +283,8 @@ def make_plan(
         rows=len(table),
         shard_rows=shard_rows - shard_rows % chunk_rows,
         chunk_rows=chunk_rows,
+        store=store,
+        images=store == "webdataset",
         class_names=dataset.class_names,
         group_names=dataset.group_names,
         notes={"teacher": teacher.name, "batch_size": str(batch_size)},
@@ -287,13 +311,23 @@ def plan_jobs(plan: Plan, shards: Sequence[int], batch_size: int) -> list[Job]:
     ]
 
 
-def need_room(out: Path, plan: Plan, rows: int) -> None:
+def slice_of(text: str) -> tuple[int, int]:
+    """ "2/4" -> (2, 4). Raises UsageError."""
+    first, slash, last = text.partition("/")
+    if not (slash and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise UsageError(
+            where="--slice", found=repr(text), wanted="I/N with 1 <= I <= N, such as 2/4", fix="write it so"
+        )
+    return int(first), int(last)
+
+
+def need_room(folder: Folder, plan: Plan, rows: int) -> None:
     """Raise StorageError before any work if the disk cannot hold what is still to be written."""
     row_bytes = sum(int(np.prod(spec.shape)) * storage_dtype(spec.dtype).itemsize for spec in plan.layers.values())
-    needed, free = rows * row_bytes * plan.views, shutil.disk_usage(out).free
-    if needed > free:
+    needed, free = rows * row_bytes * plan.views, folder.free()
+    if free is not None and needed > free:
         raise StorageError(
-            where=str(out),
+            where=folder.name,
             found=f"{free:,} bytes free",
             wanted=f"{needed:,} bytes for {rows:,} rows",
             fix="make room, or choose another --out",

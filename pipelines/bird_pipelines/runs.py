@@ -61,8 +61,8 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
             "an empty folder",
             "choose another --out",
         )
-    place = {"cache": config.cache, "data_root": config.data_root}
-    where = {name: str(path.resolve()) if path else None for name, path in place.items()}
+    cache = config.cache if config.cache is None or "://" in config.cache else str(Path(config.cache).resolve())
+    where = {"cache": cache, "data_root": str(config.data_root.resolve()) if config.data_root else None}
     write_json(folder / "config.json", asked | {"place": where})
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-__all__ = ["cache", "metrics_of", "panel", "parts", "run", "table", "verification"]
+__all__ = ["cache", "listing", "metrics_of", "panel", "parts", "parts_of", "repaired", "run", "table", "verification"]
 
 
 def panel(title: str, lines: dict[str, str], colour: str) -> None:
@@ -112,8 +112,33 @@ def verification(result: dict[str, Any]) -> None:
     """The outcome of `verify`, finding by finding."""
     state = "sound" if result["sound"] else f"{len(result['findings'])} findings"
     typer.echo(f"{state}: {result['rows']:,} rows in {result['shards']} shards, {result['bytes']:,} bytes")
+    for name, cell in result.get("live", {}).get("cells", {}).items():
+        lowest, mean = cell["cosine_min"], cell["cosine_mean"]
+        typer.echo(f"  {name}: {cell['rows']} rows computed again, cosine {mean:.6f} on average, {lowest:.6f} at worst")
     for finding in result["findings"]:
         typer.echo(f"  {finding}")
+
+
+def repaired(result: dict[str, Any]) -> None:
+    """What `bird cache repair` did."""
+    for line in result["done"]:
+        typer.echo(f"  {line}")
+    fix = "run the same `bird precompute` command again" if result["done"] else "nothing to repair"
+    typer.echo(f"{result['cache']}: {fix}")
+
+
+def listing(caches: dict[str, Any]) -> None:
+    """Caches, one a line."""
+    for where, line in caches.items():
+        typer.echo(f"{where}: {', '.join(str(value) for value in line.values())}")
+    if not caches:
+        typer.echo("no caches here")
+
+
+def parts_of(values: dict[str, Any]) -> None:
+    """Names and values, one a line."""
+    for name, value in values.items():
+        typer.echo(f"{name}: {value}")
 
 
 def number(value: float | None) -> str:

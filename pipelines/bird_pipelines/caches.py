@@ -1,0 +1,164 @@
+"""What can be done with caches beside making and reading them: convert, check against the live teacher, list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bird.datasets import open_dataset
+from bird.datasets.base import Dataset
+from bird.errors import UsageError
+from bird_cache.convert import convert
+from bird_cache.errors import CacheError, NotACacheError, StaleCacheError
+from bird_cache.folders import open_folder
+from bird_cache.manifest import Store
+from bird_cache.samples import OK
+from bird_cache.store import FeatureStore, open_cache, read_manifest
+from bird_cache.summary import name_of_cell
+from bird_pipelines.progress import progress
+
+__all__ = ["compare_with_teacher", "convert_command", "dataset_of", "list_caches"]
+
+LAYER = "penultimate"
+COSINE = 0.999
+
+
+def convert_command(source: str, target: str, store: str, data_root: Path | None, images: bool) -> dict[str, Any]:
+    """`bird cache convert`: see `bird_cache.convert.convert`; returns what the new cache holds."""
+    if store not in ("zarr", "webdataset"):
+        raise UsageError(where="--store", found=repr(store), wanted="zarr or webdataset", fix="choose one")
+    given = open_cache(source)
+    kind: Store = "webdataset" if store == "webdataset" else "zarr"
+    image = None
+    if kind == "webdataset" and images and not given.manifest.plan.images:
+        image = image_reader(given, dataset_of(given, data_root))
+    rows = given.manifest.plan.rows * (1 + len(given.manifest.parts))
+    with progress(f"convert to {kind}", "rows", rows, 0) as advance:
+        convert(source, target, kind, image, advance)
+    return open_cache(target).info()
+
+
+def dataset_of(store: FeatureStore, data_root: Path | None) -> Dataset:
+    """The data set whose features a cache holds, opened again."""
+    described: Any = store.manifest.plan.causes["dataset"]
+    return open_dataset(described["name"], data_root, **described["settings"])
+
+
+def image_reader(store: FeatureStore, dataset: Dataset) -> Callable[[str], bytes | None]:
+    """Encoded source by id; None where it cannot be read; StaleCacheError where it is another image than was planned."""
+    digests = dict(zip(store.samples.ids.tolist(), store.samples.digests.tolist(), strict=True))
+
+    def read(id: str) -> bytes | None:
+        try:
+            data = dataset.read(id)
+        except (KeyError, OSError):
+            return None
+        if dataset.digest(id, data) != digests[id]:
+            raise StaleCacheError(
+                where=f"{dataset.name}, sample {id}",
+                found="another image",
+                wanted="the image whose features are in the cache",
+                fix="point --data-root at the data set that the cache was made from",
+            )
+        return data
+
+    return read
+
+
+def compare_with_teacher(
+    cache: str,
+    teacher: str,
+    sample: int,
+    *,
+    data_root: Path | None,
+    weights: Path | None,
+    image_size: int | None,
+    device: str,
+) -> dict[str, Any]:
+    """Compute `sample` rows again, spread over the (class, group) cells, and compare them with the cached ones: cosine per
+    cell, and `findings` for every cell below .999.
+
+    Raises StaleCacheError where the teacher's weights are not those that the cache was made with.
+    """
+    from bird.teachers import load_teacher
+
+    store = open_cache(cache)
+    causes: Any = store.manifest.plan.causes
+    live = load_teacher(
+        teacher, weights=weights, device=device, precision=causes.get("precision", "fp32"), image_size=image_size
+    )
+    if live.weights_digest != causes["teacher"]["weights"]:
+        raise StaleCacheError(
+            where=cache,
+            found=f"teacher.weights = {causes['teacher']['weights']}",
+            wanted=f"teacher.weights = {live.weights_digest}",
+            fix="compare with the teacher that the cache was made with",
+        )
+    dataset, rows = dataset_of(store, data_root), spread(store, sample)
+    cached = store.vectors(LAYER, rows)
+    cosines = np.empty(len(rows))
+    for position, row in enumerate(rows.tolist()):
+        view = live.preprocess(dataset.image(store.samples.ids[row]))
+        answer: Any = live.features(view[None])
+        vector = (answer[LAYER] if isinstance(answer, dict) else answer)[0].double().numpy()
+        scale = float(np.linalg.norm(vector)) * float(np.linalg.norm(cached[position]))
+        cosines[position] = float(vector @ cached[position]) / max(scale, 1e-30)
+    return _by_cell(store, rows, cosines)
+
+
+def spread(store: FeatureStore, count: int) -> np.ndarray:
+    """About `count` usable rows, the same number from every (class, group) cell, chosen by the images' digests."""
+    samples = store.samples
+    usable = np.flatnonzero(samples.status == OK)
+    cells: dict[tuple[int, int], list[int]] = {}
+    for row in usable[np.argsort(samples.digests[usable], kind="stable")].tolist():
+        cells.setdefault((int(samples.labels[row]), int(samples.groups[row])), []).append(row)
+    each = -(-count // max(1, len(cells)))
+    return np.sort(np.array([row for rows in cells.values() for row in rows[:each]], np.int64))
+
+
+def _by_cell(store: FeatureStore, rows: np.ndarray, cosines: np.ndarray) -> dict[str, Any]:
+    plan, samples = store.manifest.plan, store.samples
+    keys = np.array([f"{samples.labels[row]},{samples.groups[row]}" for row in rows])
+    cells, findings = {}, []
+    for key in sorted({*keys.tolist()}):
+        name, mine = name_of_cell(plan.class_names, plan.group_names, key), cosines[keys == key]
+        cells[name] = {"rows": len(mine), "cosine_mean": float(mine.mean()), "cosine_min": float(mine.min())}
+        if not mine.min() >= COSINE:
+            findings.append(f"{name}: cosine {mine.min():.5f} between cached and live vectors, below {COSINE}")
+    return {"compared": len(rows), "cells": cells, "findings": findings}
+
+
+def list_caches(folder: str) -> dict[str, Any]:
+    """The caches in a folder and in the folders below it: path -> what their manifests say."""
+    root = open_folder(folder)
+    if not root.exists():
+        raise NotACacheError(where=folder, found="no such folder", wanted="a folder with caches", fix="check the path")
+    found = {}
+    for manifest in ("zarr.json", "manifest.json"):
+        for path in sorted(path for path in root.files() if path == manifest or path.endswith(f"/{manifest}")):
+            where = f"{folder.rstrip('/')}/{path.removesuffix(manifest)}".rstrip("/")
+            if (line := _line(where)) is not None:
+                found[where] = line
+    return found
+
+
+def _line(where: str) -> dict[str, Any] | None:
+    try:
+        _, manifest = read_manifest(open_folder(where))
+    except NotACacheError:  # a layer's own zarr.json, or another program's
+        return None
+    except CacheError as error:
+        return {"state": error.found}
+    plan = manifest.plan
+    return {
+        "state": "complete" if manifest.complete else "unfinished",
+        "store": plan.store,
+        "rows": plan.rows,
+        "layers": ", ".join(manifest.layers()),
+        "teacher": plan.notes.get("teacher", ""),
+        "fingerprint": manifest.fingerprint[:12],
+    }
