@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, final
 
 from bird_cache.errors import StorageError
@@ -12,6 +13,8 @@ from bird_cache.files import digest
 from bird_cache.folders import Folder
 
 __all__ = ["ObjectFolder"]
+
+RETRY_SECONDS = 60
 
 
 @final
@@ -23,7 +26,9 @@ class ObjectFolder(Folder):
 
         self.name = url.rstrip("/")
         with self._reporting("", 0):
-            self._store: Any = from_url(self.name)
+            self._store: Any = from_url(
+                self.name, retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=RETRY_SECONDS)}
+            )
 
     def exists(self) -> bool:
         """See Folder.exists."""

@@ -321,6 +321,19 @@ def cache_convert(
     _print(convert_command(source, target, store, data_root, images), json_, show.cache)
 
 
+@cache_app.command("fit-head")
+def cache_fit_head(
+    cache: CacheArgument,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the train features.")] = 10,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Fit a classifier on the cached train features and store its logits as a layer (bkd uses them)."""
+    from bird_pipelines.head import fit_head
+
+    _print(fit_head(cache, epochs=epochs, device=device), json_, show.cache)
+
+
 @cache_app.command("merge")
 def cache_merge(
     sources: Annotated[list[str], typer.Argument(help="Caches that one command made with different --slice.")],

@@ -27,7 +27,7 @@ from bird_pipelines.config import RunConfig
 
 __all__ = ["Images", "RunData", "load_data"]
 
-LAYER = "penultimate"
+LAYER, LOGITS = "penultimate", "logits"
 IMAGES_IN_MEMORY_BYTES = 4 << 30
 
 
@@ -101,6 +101,9 @@ class RunData:
     flip: bool
     images: Images | None
     features: Float[Tensor, "rows dim"] | None
+    logits: Float[Tensor, "rows classes"] | None
+    """the teacher's, where the cache holds them (`bird cache fit-head`, or imported)"""
+    logits_fingerprint: str | None
     fingerprint: str | None
     teacher: str | None
     failed: Mapping[str, int]
@@ -185,6 +188,8 @@ def load_data(config: RunConfig) -> RunData:
         flip=dataset.flip,
         images=images,
         features=None,
+        logits=None,
+        logits_fingerprint=None,
         fingerprint=None,
         teacher=None,
         failed=_count(table, list(failures), dataset.class_names, dataset.group_names),
@@ -214,6 +219,7 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
     assert isinstance(settings, dict)
     reads_images = config.student in STUDENTS and STUDENTS[config.student].input == "image"
     dataset = open_dataset(config.dataset, config.data_root, **settings) if reads_images else None  # type: ignore[arg-type]
+    layers = store.manifest.layers()
     return RunData(
         table=table,
         class_names=plan.class_names,
@@ -222,6 +228,10 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
         flip=dataset.flip if dataset else False,
         images=Images(dataset, table, dataset.image_size, config.workers) if dataset else None,
         features=torch.from_numpy(store.vectors(LAYER, rows)),
+        logits=torch.from_numpy(store.vectors(LOGITS, rows)) if LOGITS in layers else None,
+        logits_fingerprint=store.manifest.plan_of(store.manifest.part_of(LOGITS)).fingerprint
+        if LOGITS in layers
+        else None,
         fingerprint=store.fingerprint,
         teacher=plan.notes.get("teacher"),
         failed=_count(whole, np.flatnonzero(~usable).tolist(), plan.class_names, plan.group_names),

@@ -32,7 +32,7 @@ from bird_pipelines.data import RunData, load_data
 from bird_pipelines.progress import Interrupted, progress, stop_requests
 from bird_pipelines.scoring import logits_of, score
 
-__all__ = ["distill", "fit_teacher_head"]
+__all__ = ["distill", "features_only", "fit_teacher_head", "threads"]
 
 GATE_BINS = 50
 LIBRARIES = ("bird-distill", "torch", "torchvision", "numpy", "zarr")
@@ -82,7 +82,12 @@ class Trainer:
         """All epochs that are left."""
         self.restore()
         if self.method.logits and self.epoch < self.config.epochs:
-            self.teacher_logits = fit_teacher_head(self.data, self.config, self.device)
+            self.teacher_logits = self.data.logits
+            if self.teacher_logits is None:
+                head = fit_teacher_head(self.data, self.config, self.device)
+                self.teacher_logits = logits_of(
+                    head, features_only(self.data), np.arange(len(self.data.table)), self.device
+                )
         total = self.config.epochs * len(self.train_rows)
         done = self.epoch * len(self.train_rows) + self.consumed
         what = f"{self.config.method} -> {self.config.student}"
@@ -197,6 +202,7 @@ class Trainer:
         summary = {
             "config": self.config.identity() | {"teacher": data.teacher},
             "fingerprint": data.fingerprint,
+            "logits_fingerprint": data.logits_fingerprint if self.method.logits else None,
             "class_names": list(data.class_names),
             "group_names": list(data.group_names),
             "seconds": self.seconds,
@@ -254,24 +260,26 @@ def make_learner(config: RunConfig, data: RunData, device: torch.device) -> Lear
     return Learner(student, teacher_dim=dim, lr=config.lr, mu2=config.mu2, seed=seed_of(config.seed, 4))
 
 
-def fit_teacher_head(data: RunData, config: RunConfig, device: torch.device) -> Tensor:
-    """The teacher's logits for bkd, (rows, classes): an adapter and head, trained with CE on the cached train features
-    (the Baseline row of the foundation models). The same for every student seed."""
-    assert data.features is not None
+def fit_teacher_head(data: RunData, config: RunConfig, device: torch.device) -> Student:
+    """A head for a teacher that has none: adapter and linear layer, trained with CE on the cached train features (the
+    Baseline row of the foundation models). The same for every student seed."""
     head_config = config.model_copy(
         update={"student": "adapter", "method": "baseline", "seed": 0, "lr": 1e-3, "batch_size": 128}
     )
-    features_only = RunData(**{**vars(data), "images": None})
-    learner = make_learner(head_config, features_only, device)
-    method = make_method(head_config, features_only)
-    rows = data.rows("train")
+    data = features_only(data)
+    learner, method, rows = make_learner(head_config, data, device), make_method(head_config, data), data.rows("train")
     with progress("teacher head", "samples", config.head_epochs * len(rows)) as advance:
         for epoch in range(config.head_epochs):
             for picked in batches(shuffled(rows, 0, epoch), head_config.batch_size):
-                batch = features_only.batch(picked, device)
+                batch = data.batch(picked, device)
                 method.step(learner, batch, lambda: batch, warm=False)  # noqa: B023  (baseline draws no meta batch)
                 advance(len(picked))
-    return logits_of(learner.model.student, features_only, np.arange(len(data.table)), device)
+    return learner.model.student
+
+
+def features_only(data: RunData) -> RunData:
+    """The same data for a student that reads no image."""
+    return RunData(**{**vars(data), "images": None})
 
 
 def gate_histogram(learner: Learner) -> list[int]:
