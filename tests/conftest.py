@@ -21,3 +21,13 @@ def shared_data() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"no real data at {SHARED / 'data'} (CIFAR-10 as Parquet, SqueezeNet as ONNX)")
     return SHARED / "data"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many times each fault was tried, for the tests that say so."""
+    counts: dict[str, int] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        for fault, count in report.user_properties if report.when == "call" else ():
+            counts[fault] = counts.get(fault, 0) + count
+    for fault, count in sorted(counts.items(), key=lambda item: int(item[0].split()[0])):
+        terminalreporter.write_line(f"fault {fault}: {count:,} tried, none silent")

@@ -145,8 +145,10 @@ def _described(samples: Samples, row: int, failed: Mapping[int, str]) -> dict[st
 def _npy_header(plan: Plan, spec: Layer) -> bytes:
     """What numpy writes before an array of one row."""
     buffer = io.BytesIO()
-    empty = np.empty(row_shape(plan, spec), storage_dtype(spec.dtype))
-    np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(empty))
+    descr = np.lib.format.dtype_to_descr(storage_dtype(spec.dtype))
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": descr, "fortran_order": False, "shape": row_shape(plan, spec)}
+    )
     return buffer.getvalue()
 
 

@@ -100,15 +100,22 @@ def _chunks(data: memoryview, plan: Plan, spec: Layer, shard: int) -> NDArray[An
     end = len(data) - CRC_BYTES
     if end < planned * 16:
         raise ValueError("a shard without an index")
-    offsets = np.frombuffer(data[end - planned * 16 : end], "<u8").reshape(planned, 2)[:used, 0]
-    step = chunk_bytes + CRC_BYTES
+    index = np.frombuffer(data[end - planned * 16 : end], "<u8").reshape(planned, 2)[:used]
+    offsets, step = index[:, 0], chunk_bytes + CRC_BYTES
+    if not ((index[:, 1] == step) | (offsets == NOT_WRITTEN)).all():  # before anything is allocated
+        raise ValueError(f"chunks of {int(index[0, 1]):,} bytes instead of {step:,}")
     if np.array_equal(offsets, offsets[0] + step * np.arange(used, dtype=np.uint64)) and offsets[0] != NOT_WRITTEN:
-        return np.ndarray((used, *shape), dtype, data, int(offsets[0]), (step, *np.empty(shape, dtype).strides))
+        return np.ndarray((used, *shape), dtype, data, int(offsets[0]), (step, *_strides(shape, dtype)))
     chunks = np.full((used, *shape), fill_value(spec.dtype), dtype)
     for chunk in range(used):
         if offsets[chunk] != NOT_WRITTEN:
             chunks[chunk] = np.ndarray(shape, dtype, data, int(offsets[chunk]))
     return chunks
+
+
+def _strides(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> list[int]:
+    """Bytes from one item to the next along each axis of a contiguous array."""
+    return [int(np.prod(shape[axis + 1 :])) * dtype.itemsize for axis in range(len(shape))]
 
 
 def _encode(stored: NDArray[np.generic], spec: Layer, plan: Plan) -> bytes:
