@@ -25,7 +25,7 @@ from bird.metrics import confusion, mean_deo, recalls
 from bird.students import Student, build_student, student_files
 from bird.transforms import draw_views
 from bird_cache.files import replace, write_lock
-from bird_cache.stream import StratifiedRows, batches, raw, shuffled
+from bird_cache.order import StratifiedRows, batches, raw, shuffled
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data

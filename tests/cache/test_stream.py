@@ -1,52 +1,185 @@
-"""Orders are pure functions: nothing lost, doubled or reordered, wherever one starts."""
+"""Streaming: the same samples in the same order, whoever reads them and wherever they go on; each the one it should be."""
+
+import multiprocessing
+import resource
 
 import numpy as np
-from hypothesis import given
+import pytest
+from helpers import cachekit
+from helpers.cachekit import FAILED, ROWS, samples, vectors, write
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bird_cache.stream import StratifiedRows, batches, raw, shuffled
+from bird_cache.errors import CacheError, DamagedCacheError, StaleCacheError
+from bird_cache.store import open_cache
+from bird_cache.stream import FeatureStream
+
+LAYER = "penultimate"
+NARROW = 4096  # bytes: far less than the split needs
 
 
-@given(st.integers(1, 300), st.integers(0, 5), st.integers(0, 5))
-def test_an_epoch_is_a_permutation(count, seed, epoch):
-    rows = np.arange(count) * 3
-    order = shuffled(rows, seed, epoch)
-    assert np.array_equal(np.sort(order), rows)
-    assert np.array_equal(order, shuffled(rows, seed, epoch))
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stream") / "cache"
+    write(folder, cachekit.plan(shard_rows=32, chunk_rows=16))
+    return folder
 
 
-def test_orders_differ_by_seed_and_epoch():
-    rows = np.arange(1000)
-    orders = [shuffled(rows, seed, epoch).tolist() for seed in range(3) for epoch in range(3)]
-    assert len({*map(tuple, orders)}) == 9
+def stream_of(cache, **given):
+    return FeatureStream(open_cache(cache), "train", **{"batch_size": 16, "seed": 3, **given})
 
 
-@given(st.integers(2, 300), st.integers(2, 64), st.data())
-def test_batches_resume_where_they_stopped(count, size, data):
-    order = shuffled(np.arange(count), 0, 0)
-    whole = list(batches(order, size))
-    assert np.array_equal(np.concatenate(whole), order)
-    assert all(len(batch) >= 2 for batch in whole)
-    done = data.draw(st.integers(0, len(whole)))
-    consumed = sum(len(batch) for batch in whole[:done])
-    rest = list(batches(order, size, consumed))
-    assert [batch.tolist() for batch in rest] == [batch.tolist() for batch in whole[done:]]
+def check(batch):
+    """Every sample is what its row says, by a way of its own."""
+    table = samples()
+    assert batch.ids.tolist() == [f"sample-{row}" for row in batch.rows.tolist()]
+    assert np.array_equal(batch.labels, table.labels[batch.rows])
+    assert np.array_equal(batch.groups, table.groups[batch.rows])
+    expected = np.concatenate([vectors(row, row + 1)[:, 0] for row in batch.rows.tolist()])
+    np.testing.assert_allclose(batch.features[LAYER], expected, atol=1e-3)
 
 
-@given(st.integers(1, 10), st.integers(0, 1000))
-def test_stratified_rows_hold_every_cell(per_cell, step):
-    rows = np.arange(40)
-    labels, groups = rows % 4, (rows % 7 == 0).astype(np.int64)
-    drawn = StratifiedRows(rows, labels, groups, per_cell=per_cell, seed=1).draw(step)
-    cells, counts = np.unique(labels[drawn] * 2 + groups[drawn], return_counts=True)
-    assert len(cells) == len({*zip(labels.tolist(), groups.tolist(), strict=True)})
-    assert (counts == per_cell).all()
+def test_an_epoch_delivers_every_usable_row_once(cache):
+    stream = stream_of(cache)
+    table = samples()
+    usable = [row for row in range(ROWS) if table.splits[row] == "train" and row not in FAILED]
+    batches = list(stream.epoch(0))
+    for batch in batches:
+        check(batch)
+    assert sorted(np.concatenate([batch.rows for batch in batches]).tolist()) == usable
+    assert sum(stream.failed.values()) == len([row for row in FAILED if table.splits[row] == "train"])
 
 
-def test_random_words_are_pinned():
-    """The stored orders of finished runs depend on these numbers: they must never change."""
-    assert raw(0, 0, 0, count=2).tolist() == raw(0, 0, 0, count=3).tolist()[:2]
-    assert [int(word) % 1000 for word in raw(7, 1, 2, count=4)] == PINNED
+CASES = {
+    "before": st.tuples(st.integers(2, 64), st.integers(1, 3), st.integers(1, 4)),
+    "after": st.tuples(st.integers(2, 64), st.integers(1, 3), st.integers(1, 4)),
+    "window": st.sampled_from([None, 1, 3]),
+    "epoch": st.integers(0, 3),
+    "stop": st.integers(0, 1000),
+    "narrow": st.booleans(),
+}
 
 
-PINNED = [542, 596, 619, 947]
+def global_sequence(cache, epoch, window, consumed=0, batch=16, world=1, workers=1, narrow=False, until=None):
+    """Batches of all ranks and workers, put back together as a trainer and its loader would; and the place after them."""
+    batch = max(batch, 2 * world)
+    memory = NARROW if narrow and window else 1 << 30
+    rows = []
+    per_rank = []
+    for rank in range(world):
+        stream = stream_of(cache, batch_size=batch, window=window, rank=rank, world=world, memory_bytes=memory)
+        shares = [list(stream.epoch(epoch, consumed, worker, workers)) for worker in range(workers)]
+        count = sum(map(len, shares))
+        per_rank.append([shares[number % workers][number // workers] for number in range(count)])
+    assert len({len(batches) for batches in per_rank}) == 1, "every rank must make the same number of steps"
+    for step in zip(*per_rank, strict=True):
+        merged = np.empty(sum(len(part.rows) for part in step), np.int64)
+        for rank, part in enumerate(step):
+            assert len(part.rows) >= 2
+            merged[rank::world] = part.rows
+        rows += merged.tolist()
+        consumed = step[0].consumed
+        if until is not None and len(rows) >= until:
+            break
+    return rows, consumed
+
+
+def resume_changes_nothing(cache, before, after, window, epoch, stop, narrow):
+    whole, _ = global_sequence(cache, epoch, window)
+    head, consumed = global_sequence(cache, epoch, window, 0, *before, narrow, until=stop % len(whole))
+    tail = global_sequence(cache, epoch, window, consumed, *after, not narrow)[0] if consumed < len(whole) else []
+    assert head + tail == whole
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(**CASES)
+def test_resuming_with_other_batches_ranks_and_workers_changes_nothing(cache, **case):
+    resume_changes_nothing(cache, **case)
+
+
+@pytest.mark.torture
+def test_resuming_in_full(cache, record_property):
+    settings(max_examples=500, deadline=None)(given(**CASES)(lambda **case: resume_changes_nothing(cache, **case)))()
+    record_property("18 order", 500)
+
+
+def test_bounded_and_whole_give_the_same_batches(cache):
+    wide, narrow = stream_of(cache, window=2), stream_of(cache, window=2, memory_bytes=NARROW)
+    assert wide._held is not None
+    assert narrow._held is None
+    for a, b in zip(wide.epoch(1), narrow.epoch(1), strict=True):
+        assert np.array_equal(a.rows, b.rows)
+        np.testing.assert_array_equal(a.features[LAYER], b.features[LAYER])
+        check(b)
+
+
+def test_a_bound_that_cannot_be_kept_is_refused_with_the_number(cache):
+    with pytest.raises(CacheError, match="needs"):
+        stream_of(cache, memory_bytes=100)
+    with pytest.raises(CacheError, match="window"):
+        stream_of(cache, memory_bytes=1000, window=10)
+
+
+def test_a_swapped_vector_or_image_is_caught(cache):
+    stream = stream_of(cache)
+    stream._held.keys[[3, 4]] = stream._held.keys[[4, 3]]
+    with pytest.raises(DamagedCacheError, match="another sample"):
+        list(stream.epoch(0))
+    store = open_cache(cache)
+    digest = dict(zip(store.samples.ids.tolist(), store.samples.digests.tolist(), strict=True))
+
+    def right(ids):
+        return ids, [digest[id] for id in ids], [id.upper() for id in ids]
+
+    def swapped(ids):
+        return [ids[1], ids[0], *ids[2:]], [digest[id] for id in ids], ids
+
+    def edited(ids):
+        return ids, ["0" * 32, *(digest[id] for id in ids[1:])], ids
+
+    batch = next(stream_of(cache, images=right).epoch(0))
+    assert batch.images == [id.upper() for id in batch.ids]
+    for wrong in (swapped, edited):
+        with pytest.raises(StaleCacheError, match="sample-"):
+            next(stream_of(cache, images=wrong).epoch(0))
+
+
+def test_the_ranks_are_given_never_guessed(cache):
+    for rank, world in ((2, 2), (-1, 1), (0, 0)):
+        with pytest.raises(ValueError, match="rank"):
+            stream_of(cache, rank=rank, world=world)
+
+
+def peak(folder, bound, queue):
+    """Grown resident memory, in bytes, of streaming two epochs; in a process of its own."""
+    store = open_cache(folder)
+    stream = FeatureStream(store, "train", batch_size=256, memory_bytes=bound, window=4)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    count = sum(len(batch.rows) for epoch in range(2) for batch in stream.epoch(epoch))
+    queue.put((count, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024))
+
+
+@pytest.mark.slow
+def test_a_cache_four_times_larger_than_the_bound_streams_within_it(tmp_path):
+    """128 MiB of vectors, a bound of 32 MiB; 16 MiB of slack for the file being checked and a batch's float32 copy."""
+    rows, dim, shard = 65_536, 1024, 2048
+    from bird_cache.manifest import Layer
+    from bird_cache.writer import open_writer
+
+    table = samples(rows)
+    table.splits[:] = "train"
+    layer = Layer(shape=(dim,), dtype="float16", kind="penultimate")
+    plan = cachekit.plan(rows, shard_rows=shard, chunk_rows=1024).model_copy(update={"layers": {LAYER: layer}})
+    with open_writer(tmp_path / "large", plan, table) as writer:
+        block = np.random.default_rng(0).standard_normal((shard, 1, dim)).astype(np.float32)
+        for number in writer.pending():
+            writer.write_shard(number, {LAYER: block}, {})
+        writer.finish()
+    bound, context = 32 << 20, multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=peak, args=(tmp_path / "large", bound, queue))
+    process.start()
+    count, grown = queue.get(timeout=120)
+    process.join()
+    assert count == 2 * rows
+    assert grown < bound + (16 << 20), f"{grown >> 20} MiB"
