@@ -6,6 +6,7 @@ CacheError                    3   the cache is damaged or does not match
 ├── IncompleteCacheError      3   its manifest was never finished
 ├── DamagedCacheError         3   a file is missing, cut, altered, or in the wrong place
 ├── BusyCacheError            1   another process is writing it
+├── ImportedVectorsError      2   files of vectors that cannot be taken in
 ├── FeatureError              4   vectors that must not be stored: NaN, infinite, too large for the dtype
 └── StorageError              1   the disk refuses: full, read-only, I/O error
 """
@@ -15,6 +16,7 @@ __all__ = [
     "CacheError",
     "DamagedCacheError",
     "FeatureError",
+    "ImportedVectorsError",
     "IncompleteCacheError",
     "NotACacheError",
     "StaleCacheError",
@@ -54,6 +56,12 @@ class BusyCacheError(CacheError):
     """Another process is writing the cache."""
 
     exit_code = 1
+
+
+class ImportedVectorsError(CacheError):
+    """Files of vectors that cannot be taken in."""
+
+    exit_code = 2
 
 
 class FeatureError(CacheError):

@@ -84,6 +84,11 @@ class Plan(Record):
         """Number of shards."""
         return math.ceil(self.rows / self.shard_rows)
 
+    @property
+    def audited(self) -> str:
+        """The layer whose norms and rounding the receipts record: the penultimate one, else the first by name."""
+        return "penultimate" if "penultimate" in self.layers else min(self.layers)
+
     def bounds(self, shard: int) -> tuple[int, int]:
         """First row and end of a shard."""
         return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)

@@ -102,7 +102,7 @@ def check_shard(store: FeatureStore, part: str, shard: int) -> list[str]:
         for key in receipt.files:
             data = store.view(part, shard, key)
             findings += [f"{where}: {wrong}" for wrong in store.layout.check(data, plan, receipt, store.samples)]
-        for number, (layer, spec) in enumerate(plan.layers.items()):
+        for layer, spec in plan.layers.items():
             data = store.view(part, shard, store.layout.file_key(layer))
             stored = store.layout.decode(data, plan, layer, shard, slice(None))
             missing = absent(stored, spec.dtype)
@@ -110,7 +110,7 @@ def check_shard(store: FeatureStore, part: str, shard: int) -> list[str]:
             if not np.array_equal(missing, expected):
                 rows = np.flatnonzero(missing != expected)[:10] + start
                 findings.append(f"{where}, {layer}: rows {rows.tolist()} are NaN against the receipt")
-            elif number == 0:
+            elif layer == plan.audited:
                 vectors = from_storage(stored, spec.dtype)
                 cells = audit_cells(store.samples, start, vectors, vectors, expected)
                 findings += [f"{where}, {layer}: {wrong}" for wrong in _other_norms(cells, receipt)]

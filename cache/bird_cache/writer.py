@@ -61,7 +61,8 @@ class FeatureWriter:
         ids = self.samples.ids[start:stop].tolist()
         skip = np.array([row in failed for row in range(start, stop)])
         stored = {name: to_storage(layers[name], spec.dtype, ids, skip) for name, spec in self.plan.layers.items()}
-        first, spec = next(iter(self.plan.layers.items()))
+        first = self.plan.audited
+        spec = self.plan.layers[first]
         audit = audit_cells(self.samples, start, layers[first], from_storage(stored[first], spec.dtype), skip)
         return self.write_stored(shard, stored, failed, audit, source)
 

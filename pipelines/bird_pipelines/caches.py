@@ -15,12 +15,12 @@ from bird_cache.convert import convert
 from bird_cache.errors import CacheError, NotACacheError, StaleCacheError
 from bird_cache.folders import open_folder
 from bird_cache.manifest import Store
-from bird_cache.samples import OK
+from bird_cache.samples import OK, Samples
 from bird_cache.store import FeatureStore, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_pipelines.progress import progress
 
-__all__ = ["compare_with_teacher", "convert_command", "dataset_of", "list_caches"]
+__all__ = ["compare_with_teacher", "convert_command", "dataset_of", "image_reader", "list_caches"]
 
 LAYER = "penultimate"
 COSINE = 0.999
@@ -34,7 +34,7 @@ def convert_command(source: str, target: str, store: str, data_root: Path | None
     kind: Store = "webdataset" if store == "webdataset" else "zarr"
     image = None
     if kind == "webdataset" and images and not given.manifest.plan.images:
-        image = image_reader(given, dataset_of(given, data_root))
+        image = image_reader(given.samples, dataset_of(given, data_root))
     rows = given.manifest.plan.rows * (1 + len(given.manifest.parts))
     with progress(f"convert to {kind}", "rows", rows, 0) as advance:
         convert(source, target, kind, image, advance)
@@ -47,9 +47,9 @@ def dataset_of(store: FeatureStore, data_root: Path | None) -> Dataset:
     return open_dataset(described["name"], data_root, **described["settings"])
 
 
-def image_reader(store: FeatureStore, dataset: Dataset) -> Callable[[str], bytes | None]:
+def image_reader(samples: Samples, dataset: Dataset) -> Callable[[str], bytes | None]:
     """Encoded source by id; None where it cannot be read; StaleCacheError where it is another image than was planned."""
-    digests = dict(zip(store.samples.ids.tolist(), store.samples.digests.tolist(), strict=True))
+    digests = dict(zip(samples.ids.tolist(), samples.digests.tolist(), strict=True))
 
     def read(id: str) -> bytes | None:
         try:

@@ -334,6 +334,59 @@ def cache_fit_head(
     _print(fit_head(cache, epochs=epochs, device=device), json_, show.cache)
 
 
+@cache_app.command("import")
+def cache_import(
+    vectors: Annotated[Path, typer.Argument(help=".npy (with --ids), .parquet, or a clip-retrieval output folder.")],
+    dataset: Annotated[str, typer.Option(help="The data set that the ids belong to (`bird list datasets`).")],
+    out: Annotated[str, typer.Option(help="Folder or URL to write; the same command resumes what is there.")],
+    kind: Annotated[str, typer.Option(help="What they are: penultimate, projection, projection_l2 or logits.")],
+    provenance: Annotated[str, typer.Option(help="Where they come from, in words: model, version, who ran it.")],
+    ids: Annotated[Path | None, typer.Option(help="The ids of a .npy: .txt (one a line) or .csv.")] = None,
+    logits: Annotated[Path | None, typer.Option(help="The teacher's logits, in the same form and order.")] = None,
+    match: Annotated[str, typer.Option(help="Ids are compared whole (exact) or by file name (stem).")] = "exact",
+    data_root: DataRoot = None,
+    dtype: Annotated[str, typer.Option(help="How they are stored: float16, float32 or bfloat16.")] = "float16",
+    limit: Limit = None,
+    setting: Annotated[list[str] | None, typer.Option(help="A setting of the data set, NAME=VALUE.")] = None,
+    max_failed: Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may lack a vector.")] = 0.01,
+    store: Annotated[str, typer.Option(help="zarr or webdataset.")] = "zarr",
+    json_: Json = False,
+) -> None:
+    """Make a cache from vectors that somebody else computed."""
+    from bird_pipelines.imports import import_vectors
+
+    info = import_vectors(
+        vectors,
+        dataset,
+        out,
+        kind=kind,
+        provenance=provenance,
+        ids=ids,
+        logits=logits,
+        match=match,
+        data_root=data_root,
+        dtype=dtype,
+        limit=limit,
+        settings=_settings(setting),
+        max_failed=max_failed,
+        store=store,
+    )
+    _print(info, json_, show.cache)
+
+
+@cache_app.command("export")
+def cache_export(
+    cache: CacheArgument,
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    layer: Annotated[str, typer.Option(help="Which layer.")] = "penultimate",
+    json_: Json = False,
+) -> None:
+    """Write a layer as .npy and .parquet files in clip-retrieval's layout."""
+    from bird_pipelines.imports import export
+
+    _print(export(cache, out, layer), json_, show.parts_of)
+
+
 @cache_app.command("merge")
 def cache_merge(
     sources: Annotated[list[str], typer.Argument(help="Caches that one command made with different --slice.")],

@@ -31,7 +31,14 @@ from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_writer
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
 
-__all__ = ["make_plan", "precompute", "precompute_command", "samples_of"]
+__all__ = [
+    "dataset_causes",
+    "make_plan",
+    "precompute",
+    "precompute_command",
+    "samples_of",
+    "shard_and_chunk_rows",
+]
 
 LAYER = "penultimate"
 WRITES_IN_FLIGHT = 2
@@ -259,11 +266,7 @@ def make_plan(
     store: Store = "zarr",
 ) -> Plan:
     """Everything the cache's vectors follow from, and its layout."""
-    chunk_rows = 1024 if len(table) >= SMALL_CACHE else 256
-    if shard_rows is None:
-        # About 64 shards, so that a kill costs under 2 % of the work; 65,536 rows at most, so that files stay few.
-        shard_rows = min(max(1024, 1 << (len(table) // 64).bit_length()), LARGEST_SHARD[store])
-    chunk_rows = min(chunk_rows, shard_rows)
+    shard_rows, chunk_rows = shard_and_chunk_rows(len(table), shard_rows, store)
     return Plan(
         causes={
             "teacher": {"weights": teacher.weights_digest, "dim": teacher.dim, "kind": teacher.feature_kind},
@@ -272,16 +275,11 @@ def make_plan(
             "dtype": dtype,
             "layers": [LAYER],
             "views": "none",
-            "dataset": {
-                "name": dataset.name,
-                "settings": dict(dataset.settings),
-                "rows": len(table),
-                "identity": samples_of(table).identity(),
-            },
+            "dataset": dataset_causes(dataset, table),
         },
         layers={LAYER: Layer(shape=(teacher.dim,), dtype=dtype, kind=teacher.feature_kind)},
         rows=len(table),
-        shard_rows=shard_rows - shard_rows % chunk_rows,
+        shard_rows=shard_rows,
         chunk_rows=chunk_rows,
         store=store,
         images=store == "webdataset",
@@ -289,6 +287,25 @@ def make_plan(
         group_names=dataset.group_names,
         notes={"teacher": teacher.name, "batch_size": str(batch_size)},
     )
+
+
+def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:
+    """What identifies the rows of a cache."""
+    return {
+        "name": dataset.name,
+        "settings": dict(dataset.settings),
+        "rows": len(table),
+        "identity": samples_of(table).identity(),
+    }
+
+
+def shard_and_chunk_rows(rows: int, shard_rows: int | None, store: Store) -> tuple[int, int]:
+    """Rows a shard and a chunk. By default about 64 shards, so that a kill costs under 2 % of the work, but not so many
+    rows that files become unwieldy."""
+    if shard_rows is None:
+        shard_rows = min(max(1024, 1 << (rows // 64).bit_length()), LARGEST_SHARD[store])
+    chunk_rows = min(1024 if rows >= SMALL_CACHE else 256, shard_rows)
+    return shard_rows - shard_rows % chunk_rows, chunk_rows
 
 
 def samples_of(table: SampleTable) -> Samples:
