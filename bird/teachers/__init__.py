@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bird.devices import choose_device
@@ -16,7 +16,7 @@ from bird.teachers.base import Teacher
 from bird.teachers.models import Options, clip, flava, hugging_face, own_run, torchvision_model
 from bird.teachers.onnx import OnnxTeacher
 
-__all__ = ["TEACHERS", "Teacher", "TeacherKind", "load_teacher"]
+__all__ = ["TEACHERS", "Teacher", "TeacherKind", "expand_layers", "load_teacher"]
 
 
 def _onnx(name: str, spec: str, options: Options) -> Teacher:
@@ -59,6 +59,26 @@ TEACHERS: dict[str, TeacherKind] = {
     "run:": TeacherKind("a student of `bird train`, run:DIR", "in the run folder", own_run),
     "onnx:": TeacherKind("a black box, onnx:FILE", "in the file", _onnx),
 }
+
+
+def expand_layers(teacher: Teacher, requested: Sequence[str]) -> tuple[str, ...]:
+    """The layers that are asked for, in the order asked: "attention" and "maps" stand for those of every stage.
+
+    Raises UsageError, with what the teacher has, for anything else.
+    """
+    found: list[str] = []
+    for name in requested:
+        matching = [layer for layer in teacher.layers if layer == name or layer.startswith(f"{name}.")]
+        if not matching:
+            close = difflib.get_close_matches(name, teacher.layers, n=1)
+            raise UsageError(
+                where="--layers",
+                found=repr(name),
+                wanted=f"layers of {teacher.name}: {', '.join(teacher.layers)}",
+                fix=f"did you mean {close[0]}?" if close else "choose from these",
+            )
+        found += [layer for layer in matching if layer not in found]
+    return tuple(found)
 
 
 def load_teacher(

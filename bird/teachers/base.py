@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, final
 
@@ -17,12 +18,23 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bird.errors import TeacherError, UsageError
+from bird.views import cut
 
-__all__ = ["FeatureKind", "Json", "Teacher", "TorchTeacher", "View", "digest_of_state"]
+__all__ = ["FeatureKind", "Json", "LayerSpec", "Teacher", "TorchTeacher", "View", "digest_of_state"]
 
 Json = str | int | float | bool | list[Any] | dict[str, Any] | None
-FeatureKind = Literal["penultimate", "projection"]
+FeatureKind = Literal["penultimate", "projection", "projection_l2", "logits", "attention", "maps", "token"]
+PENULTIMATE = "penultimate"
+STAGE = re.compile(r"(layer|stage|block)\d+")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSpec:
+    """What a layer gives for one view: its shape, and what kind of vector or map it is."""
+
+    shape: tuple[int, ...]
+    kind: FeatureKind
 
 
 class Teacher(ABC):
@@ -30,6 +42,9 @@ class Teacher(ABC):
 
     `name` is what it was asked for, without local paths; `weights_digest` hashes its weights' values; `preprocessing` is
     everything that shapes its pixels, in canonical form. The last two enter a cache's fingerprint.
+    `layers` is what it can be asked for: "penultimate" always; of a CNN "attention.STAGE" (sum of squares over channels,
+    (H, W)) and "maps.STAGE" (C, H, W); of a ViT "cls" and "pooled" (the mean patch token), after the last norm and before
+    any projection; "logits" where it has a classifier.
     """
 
     name: str
@@ -37,14 +52,23 @@ class Teacher(ABC):
     feature_kind: FeatureKind
     weights_digest: str
     preprocessing: Mapping[str, Json]
+    layers: Mapping[str, LayerSpec]
 
     @abstractmethod
-    def preprocess(self, image: NDArray[np.uint8]) -> Float[Tensor, "3 height width"]:
-        """The teacher's view of an RGB image (height, width, 3). Called from several threads at once."""
+    def preprocess(
+        self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
+    ) -> Float[Tensor, "3 height width"]:
+        """The teacher's view of an RGB image (height, width, 3), or of a box of it (`bird.views`). Called from several
+        threads at once."""
 
     @abstractmethod
+    def answer(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[str]) -> dict[str, Tensor]:
+        """Each of `layers` for a batch of views, (batch, *shape), raw (never normalised), float32 on the CPU; one forward
+        pass for all of them. Raises TeacherError."""
+
     def features(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """Raw (never normalised) vectors of a batch of views, float32 on the CPU. Raises TeacherError."""
+        """The penultimate vectors alone."""
+        return self.answer(pixels, (PENULTIMATE,))[PENULTIMATE]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +86,17 @@ class View:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
-    def __call__(self, image: NDArray[np.uint8]) -> Float[Tensor, "3 height width"]:
-        """The view of an RGB image (height, width, 3)."""
+    def __call__(
+        self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
+    ) -> Float[Tensor, "3 height width"]:
+        """The view of an RGB image (height, width, 3). Of a box of it, all is seen: resized, not cropped again."""
         from torchvision.transforms.v2 import InterpolationMode  # seconds to import: not for `bird list`
         from torchvision.transforms.v2 import functional as F
 
         size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+        if box is not None and box.any():
+            image = cut(image, box).permute(1, 2, 0).numpy()
+            size = [self.crop, self.crop] if self.crop is not None else (size * 2)[:2]
         mode = InterpolationMode(self.interpolation)
         if self.resizer == "pillow":
             resized = F.resize(Image.fromarray(image), size, interpolation=mode)
@@ -103,7 +132,11 @@ class TorchTeacher(Teacher):
         precision: str,
         read: Callable[[Any], Tensor] = lambda output: output,
         reading: str = "output",
+        tokens: str | None = None,
+        logits: Callable[[Any], Tensor] | None = None,
     ) -> None:
+        """`read` takes the vector from the module's output, `logits` its logits; `tokens` is the path of the submodule
+        ("" for the whole) whose output are the tokens after the last norm."""
         if precision not in PRECISIONS:
             raise UsageError(
                 where="--precision",
@@ -115,10 +148,14 @@ class TorchTeacher(Teacher):
         self.weights_digest = digest_of_state(module.state_dict())
         self.preprocessing = {**view.canonical(), "reading": reading}
         self._view, self._read, self._device, self._dtype = view, read, device, PRECISIONS[precision]
+        self._logits, self._tokens = logits, tokens
         self._module = module.eval().requires_grad_(False).to(device)
         side = view.crop or (view.resize if isinstance(view.resize, int) else view.resize[0])
         try:
-            self.dim = self.features(torch.zeros(1, 3, side, side)).shape[1]
+            self._stages: dict[str, str] = {}
+            blank = torch.zeros(1, 3, side, side)
+            self.dim = self.answer(blank, (PENULTIMATE,))[PENULTIMATE].shape[1]
+            self.layers = self._find_layers(blank)
         except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
             raise TeacherError(
                 where=f"teacher {name}",
@@ -127,15 +164,20 @@ class TorchTeacher(Teacher):
                 fix="choose another model, or another --image-size",
             ) from error
 
-    def preprocess(self, image: NDArray[np.uint8]) -> Float[Tensor, "3 height width"]:
+    def preprocess(
+        self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
+    ) -> Float[Tensor, "3 height width"]:
         """See Teacher.preprocess."""
-        return self._view(image)
+        return self._view(image, box)
 
-    def features(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """See Teacher.features."""
-        cast = nullcontext() if self._dtype is None else torch.autocast(self._device.type, self._dtype)
-        with torch.inference_mode(), cast:
-            vectors = self._read(self._module(pixels.to(self._device, non_blocking=True)))
+    def answer(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[str]) -> dict[str, Tensor]:
+        """See Teacher.answer."""
+        names = {name.partition(".")[2] for name in layers if "." in name}
+        wanted = {stage: self._stages[stage] for stage in names}
+        if self._tokens is not None and {"cls", "pooled"} & {*layers}:
+            wanted["tokens"] = self._tokens
+        output, seen = self._forward(pixels, wanted)
+        vectors = self._read(output)
         if vectors.ndim != 2:
             raise TeacherError(
                 where=f"teacher {self.name}",
@@ -143,7 +185,77 @@ class TorchTeacher(Teacher):
                 wanted="one vector an image",
                 fix="choose a model with a pooled output",
             )
-        return vectors.float().cpu()
+        answers = {}
+        for layer in layers:
+            kind, _, stage = layer.partition(".")
+            if layer == PENULTIMATE:
+                answers[layer] = vectors
+            elif layer == "logits":
+                assert self._logits is not None
+                answers[layer] = self._logits(output)
+            elif stage:
+                answers[layer] = READERS[kind](seen[stage].float())
+            else:
+                answers[layer] = READERS[kind](_tokens_of(seen["tokens"]))
+        return {layer: tensor.float().cpu() for layer, tensor in answers.items()}
+
+    def _forward(self, pixels: Tensor, watched: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
+        """The module's output, and those of the submodules at the watched paths by name."""
+        seen: dict[str, Any] = {}
+
+        def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(module: nn.Module, given: Any, output: Any) -> None:
+                seen[name] = output
+
+            return hook
+
+        hooks = [self._module.get_submodule(path).register_forward_hook(keep(name)) for name, path in watched.items()]
+        cast = nullcontext() if self._dtype is None else torch.autocast(self._device.type, self._dtype)
+        try:
+            with torch.inference_mode(), cast:
+                return self._module(pixels.to(self._device, non_blocking=True)), seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _find_layers(self, blank: Tensor) -> dict[str, LayerSpec]:
+        """What this module can be asked for, found by one blank image."""
+        paths = _stage_paths(self._module)
+        output, seen = self._forward(blank, paths | ({} if self._tokens is None else {"tokens": self._tokens}))
+        tokens = seen.pop("tokens", None)
+        layers = {PENULTIMATE: LayerSpec((self.dim,), self.feature_kind)}
+        for stage, found in seen.items():
+            if isinstance(found, Tensor) and found.ndim == 4:
+                self._stages[stage] = paths[stage]
+                layers[f"attention.{stage}"] = LayerSpec(tuple(found.shape[2:]), "attention")
+                layers[f"maps.{stage}"] = LayerSpec(tuple(found.shape[1:]), "maps")
+        if tokens is not None and (tokens := _tokens_of(tokens)) is not None and tokens.ndim == 3:
+            layers |= {name: LayerSpec((tokens.shape[2],), "token") for name in ("cls", "pooled")}
+        if self._logits is not None:
+            layers["logits"] = LayerSpec(tuple(self._logits(output).shape[1:]), "logits")
+        return layers
+
+
+READERS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "attention": lambda maps: maps.square().sum(1),
+    "maps": lambda maps: maps,
+    "cls": lambda tokens: tokens[:, 0],
+    "pooled": lambda tokens: tokens[:, 1:].mean(1),
+}
+
+
+def _tokens_of(output: Any) -> Any:
+    return getattr(output, "last_hidden_state", output)
+
+
+def _stage_paths(module: nn.Module) -> dict[str, str]:
+    """The residual stages of a CNN by their last name: layer1, stage2, block3 ...; none inside another."""
+    found: dict[str, str] = {}
+    for path, _ in module.named_modules():
+        parts = path.split(".")
+        if STAGE.fullmatch(parts[-1]) and not any(STAGE.fullmatch(part) for part in parts[:-1]):
+            found.setdefault(parts[-1], path)
+    return found
 
 
 def digest_of_state(state: Mapping[str, Tensor]) -> str:

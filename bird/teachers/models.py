@@ -18,6 +18,7 @@ from bird.teachers.files import fill, first_line, missing_weights, offline_if_un
 
 __all__ = ["Options", "clip", "flava", "hugging_face", "own_run", "torchvision_model"]
 
+POOLED = "pooler_output, else last_hidden_state[:, 0]"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -81,6 +82,7 @@ def clip(name: str, spec: str, options: Options) -> Teacher:
         "projection",
         options,
         reading=f"projected image embedding of {model_name}, not normalised",
+        tokens="ln_post" if hasattr(model.visual, "ln_post") else None,
     )
 
 
@@ -94,7 +96,7 @@ def flava(name: str, spec: str, options: Options) -> Teacher:
     view = _processor_view(source, None, options.weights is not None, name, default)
     side = model.config.image_config.image_size
     view = View((side, side), side, view.interpolation, "pillow", view.mean, view.std)
-    return _teacher(name, model.image_model, view, "penultimate", options, _cls, "last_hidden_state[:, 0]")
+    return _teacher(name, model.image_model, view, "penultimate", options, _cls, "last_hidden_state[:, 0]", "")
 
 
 def hugging_face(name: str, spec: str, options: Options) -> Teacher:
@@ -105,7 +107,7 @@ def hugging_face(name: str, spec: str, options: Options) -> Teacher:
     source = str(options.weights or repo)
     model, _ = _from_pretrained(AutoModel, name, source, options, revision=revision or None)
     view = _processor_view(source, revision or None, options.weights is not None, name, None)
-    return _teacher(name, model, view, "penultimate", options, _pooled, "pooler_output, else last_hidden_state[:, 0]")
+    return _teacher(name, model, view, "penultimate", options, _pooled, POOLED, "")
 
 
 def torchvision_model(name: str, spec: str, options: Options) -> Teacher:
@@ -157,7 +159,9 @@ def own_run(name: str, spec: str, options: Options) -> Teacher:
             fix="train one with `bird train`",
         )
     view = View(student.image_size, student.image_size)
-    return _teacher(f"run:{student.architecture}", student, view, "penultimate", options, _features, "features")
+    return _teacher(
+        f"run:{student.architecture}", student, view, "penultimate", options, _features, "features", logits=_logits
+    )
 
 
 def _teacher(
@@ -168,6 +172,8 @@ def _teacher(
     options: Options,
     read: Callable[[Any], Tensor] = lambda output: output,
     reading: str = "output",
+    tokens: str | None = None,
+    logits: Callable[[Any], Tensor] | None = None,
 ) -> Teacher:
     return TorchTeacher(
         name,
@@ -178,6 +184,8 @@ def _teacher(
         precision=options.precision,
         read=read,
         reading=reading,
+        tokens=tokens,
+        logits=logits,
     )
 
 
@@ -189,6 +197,10 @@ def _unknown(name: str, found: str, wanted: str, known: list[str]) -> UsageError
 
 def _features(output: Any) -> Tensor:
     return output.features  # type: ignore[no-any-return]
+
+
+def _logits(output: Any) -> Tensor:
+    return output.logits  # type: ignore[no-any-return]
 
 
 def _cls(output: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.errors import TeacherError
-from bird.teachers.base import Teacher, View
+from bird.teachers.base import PENULTIMATE, LayerSpec, Teacher, View
 
 __all__ = ["OnnxTeacher"]
 
@@ -53,17 +54,26 @@ class OnnxTeacher(Teacher):
         self.name = f"onnx:{path.stem}"
         self.weights_digest = digest_of_onnx(path)
         self._view = View((height, width))
-        self._output, self.dim = self._probe(path, height, width)
+        shapes = self._probe(path, height, width)
+        self._output, self.dim = self._pick(path, shapes)
+        self.layers = {PENULTIMATE: LayerSpec((self.dim,), self.feature_kind)} | {
+            name: LayerSpec(shape[1:], "logits" if name == "logits" else "token" if len(shape) == 2 else "maps")
+            for name, shape in shapes.items()
+            if name not in (self._output, PENULTIMATE) and len(shape) in (2, 4)
+        }
         self.preprocessing = {**self._view.canonical(), "reading": f"output {self._output}"}
 
-    def preprocess(self, image: NDArray[np.uint8]) -> Float[Tensor, "3 height width"]:
+    def preprocess(
+        self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
+    ) -> Float[Tensor, "3 height width"]:
         """See Teacher.preprocess."""
-        return self._view(image)
+        return self._view(image, box)
 
-    def features(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """See Teacher.features."""
+    def answer(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[str]) -> dict[str, Tensor]:
+        """See Teacher.answer."""
+        outputs = [self._output if layer == PENULTIMATE else layer for layer in layers]
         try:
-            (vectors,) = self._session.run([self._output], {self._input.name: pixels.numpy()})
+            found = self._session.run(outputs, {self._input.name: pixels.numpy()})
         except Exception as error:
             raise TeacherError(
                 where=f"teacher {self.name}",
@@ -71,10 +81,13 @@ class OnnxTeacher(Teacher):
                 wanted=f"vectors for a batch of {tuple(pixels.shape)}",
                 fix="export it with a dynamic batch axis, or use --batch-size 1",
             ) from None
-        return torch.from_numpy(np.asarray(vectors, np.float32).reshape(len(vectors), -1))
+        return {
+            layer: torch.from_numpy(np.asarray(values, np.float32).reshape(len(pixels), *self.layers[layer].shape))
+            for layer, values in zip(layers, found, strict=True)
+        }
 
-    def _probe(self, path: Path, height: int, width: int) -> tuple[str, int]:
-        """Name and width of the first output that is one vector an image."""
+    def _probe(self, path: Path, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of all outputs for one blank image."""
         names = [output.name for output in self._session.get_outputs()]
         try:
             answers = self._session.run(None, {self._input.name: np.zeros((1, 3, height, width), np.float32)})
@@ -85,7 +98,10 @@ class OnnxTeacher(Teacher):
                 "one vector an image",
                 "give the side it wants with --image-size, or export it with a dynamic batch axis",
             ) from None
-        shapes = {name: answer.shape for name, answer in zip(names, answers, strict=True)}
+        return {name: tuple(answer.shape) for name, answer in zip(names, answers, strict=True)}
+
+    def _pick(self, path: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[str, int]:
+        """Name and width of the first output that is one vector an image."""
         for name, shape in shapes.items():
             if len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1)):
                 return name, int(shape[1])

@@ -97,6 +97,12 @@ def precompute(
     store: Annotated[
         str, typer.Option(help="zarr (vectors beside the data set) or webdataset (tars of images and vectors).")
     ] = "zarr",
+    layers: Annotated[
+        str, typer.Option(help="What to store, by commas: penultimate, attention, maps, cls, pooled, logits.")
+    ] = "penultimate",
+    views: Annotated[
+        int, typer.Option(min=0, help="Random views to store beside the deterministic one, with their crops and flips.")
+    ] = 0,
     slice_: Annotated[
         str, typer.Option("--slice", help="I/N: compute every Nth shard, from the Ith; join with `bird cache merge`.")
     ] = "1/1",
@@ -124,6 +130,8 @@ def precompute(
         max_failed=max_failed,
         store=store,
         slice_=slice_,
+        layers=layers,
+        views=views,
     )
     _print(info, json_, show.cache)
 

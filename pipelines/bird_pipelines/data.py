@@ -20,14 +20,16 @@ from bird.errors import DataError, ImageError, UsageError
 from bird.methods import Batch
 from bird.students import STUDENTS
 from bird.transforms import apply_views, center_view, unit_range
+from bird.views import view_of
 from bird_cache.errors import StaleCacheError
+from bird_cache.numbers import from_storage
 from bird_cache.samples import OK
 from bird_cache.store import FeatureStore, open_cache
 from bird_pipelines.config import RunConfig
 
 __all__ = ["Images", "RunData", "load_data"]
 
-LAYER, LOGITS = "penultimate", "logits"
+LAYER, LOGITS, BOXES = "penultimate", "logits", "boxes"
 IMAGES_IN_MEMORY_BYTES = 4 << 30
 
 
@@ -51,6 +53,11 @@ class Images:
             self._ready[missing] = True
         return self._held[torch.from_numpy(rows)]
 
+    def boxed(self, rows: NDArray[np.int64], boxes: NDArray[np.int32]) -> UInt8[Tensor, "batch 3 size size"]:
+        """Stored views of the images of the given rows: decoded anew, cut and resized as the boxes say."""
+        with ThreadPoolExecutor(self._workers) as pool:
+            return torch.stack(list(pool.map(self._one, rows.tolist(), list(boxes), chunksize=16)))
+
     def failures(self) -> dict[int, str]:
         """Decode everything once: the rows that cannot be decoded, and why."""
 
@@ -71,7 +78,7 @@ class Images:
         with ThreadPoolExecutor(self._workers) as pool:
             return list(pool.map(self._one, rows.tolist(), chunksize=16))
 
-    def _one(self, row: int) -> Tensor:
+    def _one(self, row: int, box: NDArray[np.int32] | None = None) -> Tensor:
         id = self._table.ids[row]
         try:
             data = self._dataset.read(id)
@@ -79,7 +86,8 @@ class Images:
             raise self._another_image(id, "no such sample") from None
         if self._dataset.digest(id, data) != self._table.digests[row]:
             raise self._another_image(id, "another image")
-        return center_view(self._dataset.decode(id, data), self._size)
+        image = self._dataset.decode(id, data)
+        return center_view(image, self._size) if box is None else view_of(image, box, self._size)
 
     def _another_image(self, id: str, found: str) -> StaleCacheError:
         return StaleCacheError(
@@ -104,6 +112,8 @@ class RunData:
     logits: Float[Tensor, "rows classes"] | None
     """the teacher's, where the cache holds them (`bird cache fit-head`, or imported)"""
     logits_fingerprint: str | None
+    boxes: NDArray[np.int32] | None
+    """stored views (rows, views, 5); then `features` are (rows, views, d), else (rows, d)"""
     fingerprint: str | None
     teacher: str | None
     failed: Mapping[str, int]
@@ -116,7 +126,7 @@ class RunData:
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the train split's features, each (d,); a constant feature has deviation 1."""
         assert self.features is not None
-        train = self.features[torch.from_numpy(self.rows("train"))].double()
+        train = self.features[torch.from_numpy(self.rows("train"))].double().flatten(0, -2)
         std, mean = torch.std_mean(train, dim=0, correction=0)
         return mean.float(), torch.where(std > 1e-8, std, 1.0).float()
 
@@ -126,21 +136,32 @@ class RunData:
         device: torch.device,
         *,
         views: NDArray[np.int64] | None = None,
+        stored: NDArray[np.int64] | None = None,
         moments: tuple[Tensor, Tensor] | None = None,
         teacher_logits: Tensor | None = None,
     ) -> Batch:
-        """The batch of the given rows: `views` are random views of the images, `moments` standardise the features."""
+        """The batch of the given rows: `views` are random views of the images, `stored` says instead which stored view of
+        each row the teacher saw and the student sees (default: the deterministic one), `moments` standardise."""
         index = torch.from_numpy(rows)
         teacher = None
+        features = self.features
+        if features is not None:
+            which = torch.zeros(len(rows), dtype=torch.int64) if stored is None else torch.from_numpy(stored)
+            features = features[index] if features.ndim == 2 else features[index, which]
         if self.images is not None:
-            pixels = self.images.get(rows)
-            inputs = unit_range((pixels if views is None else apply_views(pixels, views)).to(device, non_blocking=True))
+            if stored is not None:
+                assert self.boxes is not None
+                pixels = self.images.boxed(rows, self.boxes[rows, stored])
+            else:
+                pixels = self.images.get(rows)
+                pixels = pixels if views is None else apply_views(pixels, views)
+            inputs = unit_range(pixels.to(device, non_blocking=True))
         else:
-            assert self.features is not None
-            inputs = self.features[index].to(device)
+            assert features is not None
+            inputs = features.to(device)
         if moments is not None:
-            assert self.features is not None
-            teacher = ((self.features[index] - moments[0]) / moments[1]).to(device)
+            assert features is not None
+            teacher = ((features - moments[0]) / moments[1]).to(device)
         return Batch(
             inputs=inputs,
             labels=torch.from_numpy(self.table.labels[rows]).to(device),
@@ -190,6 +211,7 @@ def load_data(config: RunConfig) -> RunData:
         features=None,
         logits=None,
         logits_fingerprint=None,
+        boxes=None,
         fingerprint=None,
         teacher=None,
         failed=_count(table, list(failures), dataset.class_names, dataset.group_names),
@@ -227,7 +249,8 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
         image_size=dataset.image_size if dataset else 0,
         flip=dataset.flip if dataset else False,
         images=Images(dataset, table, dataset.image_size, config.workers) if dataset else None,
-        features=torch.from_numpy(store.vectors(LAYER, rows)),
+        features=torch.from_numpy(all_views(store, rows) if plan.views > 1 else store.vectors(LAYER, rows)),
+        boxes=store.take(BOXES, rows).astype(np.int32) if BOXES in layers else None,
         logits=torch.from_numpy(store.vectors(LOGITS, rows)) if LOGITS in layers else None,
         logits_fingerprint=store.manifest.plan_of(store.manifest.part_of(LOGITS)).fingerprint
         if LOGITS in layers
@@ -236,6 +259,13 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
         teacher=plan.notes.get("teacher"),
         failed=_count(whole, np.flatnonzero(~usable).tolist(), plan.class_names, plan.group_names),
     )
+
+
+def all_views(store: FeatureStore, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The penultimate vectors of every stored view, (rows, views, d)."""
+    spec = store.manifest.layers()[LAYER]
+    stored: NDArray[np.float32] = from_storage(store.take(LAYER, rows), spec.dtype)
+    return stored
 
 
 def _count(table: SampleTable, rows: list[int], classes: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, int]:

@@ -112,7 +112,7 @@ class Trainer:
         self.learner.model.train()
         losses = self.method.step(
             self.learner,
-            self.batch(rows, self.views(len(rows))),
+            self.batch(rows, self.views(len(rows)), self.stored_views(len(rows))),
             lambda: self.batch(self.meta_rows.draw(self.step)),
             warm=self.epoch >= self.config.warmup,
         )
@@ -123,14 +123,29 @@ class Trainer:
 
     def views(self, count: int) -> NDArray[np.int64] | None:
         """The random views of this step's images, or None where the student sees the deterministic one."""
-        if self.data.images is None or not self.config.augment:
+        if self.data.images is None or not self.config.augment or self.data.boxes is not None:
             return None
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.config.seed, 2, self.step])))
         return draw_views(rng, count, self.data.image_size, self.data.flip)
 
-    def batch(self, rows: NDArray[np.int64], views: NDArray[np.int64] | None = None) -> Batch:
+    def stored_views(self, count: int) -> NDArray[np.int64] | None:
+        """Which of the cache's random views this step's samples are seen in; None where it stores none, or none is
+        wanted."""
+        if self.data.boxes is None or not self.config.augment:
+            return None
+        random_views = self.data.boxes.shape[1] - 1
+        return 1 + (raw(self.config.seed, 5, self.step, count=count) % np.uint64(random_views)).astype(np.int64)
+
+    def batch(
+        self,
+        rows: NDArray[np.int64],
+        views: NDArray[np.int64] | None = None,
+        stored: NDArray[np.int64] | None = None,
+    ) -> Batch:
         """The batch of the given rows, with what the method asks for."""
-        return self.data.batch(rows, self.device, views=views, moments=self.moments, teacher_logits=self.teacher_logits)
+        return self.data.batch(
+            rows, self.device, views=views, stored=stored, moments=self.moments, teacher_logits=self.teacher_logits
+        )
 
     def end_epoch(self) -> None:
         """Close the epoch's line of the curve and save."""
@@ -216,6 +231,16 @@ class Trainer:
 
     def view_policy(self) -> str:
         """In words: which views the teacher and the student saw."""
+        if self.data.boxes is not None:
+            count = self.data.boxes.shape[1] - 1
+            who = (
+                "the student sees the same crop and flip"
+                if self.data.images is not None
+                else "the student reads no image"
+            )
+            return (
+                f"one of {count} stored random views a step, {who}" if self.config.augment else "the deterministic view"
+            )
         if self.data.images is None:
             return "cached features of one deterministic view; the student reads no image"
         student = "a random crop and flip" if self.config.augment else "the deterministic view"
@@ -255,7 +280,7 @@ def make_learner(config: RunConfig, data: RunData, device: torch.device) -> Lear
         feature_std=std,
         seed=seed_of(config.seed, 3),
     )
-    dim = None if data.features is None else data.features.shape[1]
+    dim = None if data.features is None else data.features.shape[-1]
     student = student.to(device)
     return Learner(student, teacher_dim=dim, lr=config.lr, mu2=config.mu2, seed=seed_of(config.seed, 4))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +21,16 @@ from torch import Tensor
 from bird.datasets import open_dataset
 from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells
 from bird.errors import DataError, ImageError, TeacherError, UsageError
-from bird.teachers import Teacher, load_teacher
+from bird.teachers import Teacher, expand_layers, load_teacher
+from bird.views import BOX, draw_boxes, view_policy
 from bird_cache.errors import StorageError
-from bird_cache.folders import Folder
+from bird_cache.folders import Folder, open_folder
 from bird_cache.manifest import Layer, Manifest, Plan, Receipt, Store
 from bird_cache.numbers import DTYPES, Dtype, storage_dtype
 from bird_cache.samples import PENDING, Samples
-from bird_cache.store import open_cache
+from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
-from bird_cache.writer import FeatureWriter, open_writer
+from bird_cache.writer import FeatureWriter, open_part, open_writer
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
 
 __all__ = [
@@ -40,7 +42,7 @@ __all__ = [
     "shard_and_chunk_rows",
 ]
 
-LAYER = "penultimate"
+LAYER, BOXES = "penultimate", "boxes"
 WRITES_IN_FLIGHT = 2
 LARGEST_SHARD: dict[Store, int] = {"zarr": 65_536, "webdataset": 8192}  # rows; a tar is made in memory, with its images
 SMALL_CACHE = 20_000  # rows; below, smaller chunks waste less of the last one
@@ -56,10 +58,12 @@ class Job(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A decoded batch, and which of its rows (numbered in the whole cache) could not be decoded, and why."""
+    """A decoded batch, and which of its rows (numbered in the whole cache) could not be decoded, and why. `pixels` hold the
+    views of each row one after the other, `boxes` say which they are (rows, views, 5)."""
 
     job: Job
     pixels: Tensor
+    boxes: np.ndarray
     failed: dict[int, str]
     sources: dict[int, bytes]
     """the encoded images that could be read, where the store holds them"""
@@ -79,6 +83,8 @@ def precompute(
     max_failed: float = 0.01,
     store: Store = "zarr",
     part: tuple[int, int] = (1, 1),
+    layers: Sequence[str] = (LAYER,),
+    views: int = 0,
 ) -> Manifest:
     """Write (or finish writing) the cache of `teacher` over `table` in `out` (a folder or URL), and return its manifest.
     `part` (i, n) computes only every n-th shard, from the i-th; the cache is finished by whoever writes the last one.
@@ -96,16 +102,41 @@ def precompute(
         batch_size=batch_size,
         shard_rows=shard_rows,
         store=store,
+        layers=expand_layers(teacher, layers),
+        views=views,
     )
     samples = samples_of(table)
-    with open_writer(out, plan, samples) as writer, stop_requests() as stop:
+    with open_for(out, plan, samples) as writer, stop_requests() as stop:
         mine = [shard for shard in writer.pending() if shard % part[1] == part[0] - 1]
-        jobs = plan_jobs(plan, mine, batch_size)
+        jobs = plan_jobs(writer.plan, mine, batch_size)
         waiting = sum(job.stop - job.start for job in jobs)
-        need_room(writer.folder, plan, waiting)
+        need_room(writer.folder, writer.plan, waiting)
         with progress(f"precompute {teacher.name}", "images", plan.rows, plan.rows - waiting) as advance:
-            run_jobs(teacher, dataset, samples, plan, jobs, writer, workers, max_failed, advance, stop)
+            run_jobs(teacher, dataset, samples, writer.plan, jobs, writer, workers, max_failed, advance, stop)
         return writer.manifest if writer.pending() else writer.finish()
+
+
+@contextmanager
+def open_for(out: str | Path, plan: Plan, samples: Samples) -> Iterator[FeatureWriter]:
+    """The writer of a new or unfinished cache; or, where a finished one lacks some of the layers, of those alone."""
+    folder = open_folder(out)
+    there = read_manifest(folder)[1] if find_layout(folder) is not None else None
+    missing = {name: spec for name, spec in plan.layers.items() if there is not None and name not in there.layers()}
+    if there is None or not there.complete:
+        with open_writer(out, plan, samples) as writer:
+            yield writer
+        return
+    kept = plan.model_copy(update={"causes": {**plan.causes, "layers": there.plan.causes.get("layers")}})
+    if not missing:
+        with open_writer(out, kept, samples) as writer:
+            yield writer
+        return
+    there.plan.require(kept, str(out))
+    wanted = {name: spec for name, spec in missing.items() if name != BOXES}
+    same = [name for name, added in there.parts.items() if not added.complete and added.layers.keys() == wanted.keys()]
+    part = same[0] if same else f"added-{len(there.parts) + 1}"
+    with open_part(out, part, wanted, {**plan.causes, "layers": [*wanted]}) as writer:
+        yield writer
 
 
 def precompute_command(
@@ -128,6 +159,8 @@ def precompute_command(
     max_failed: float,
     store: str = "zarr",
     slice_: str = "1/1",
+    layers: str = LAYER,
+    views: int = 0,
 ) -> dict[str, Any]:
     """`bird precompute`: open the data set and the teacher, write the cache, say what it holds (see `FeatureStore.info`)."""
     if dtype not in DTYPES:
@@ -152,6 +185,8 @@ def precompute_command(
         max_failed=max_failed,
         store="webdataset" if store == "webdataset" else "zarr",
         part=part,
+        layers=[name.strip() for name in layers.split(",")],
+        views=views,
     )
     unusable = {problem.id: problem.reason for problem in table.problems}
     return open_cache(out).info() | {"prepared": dict(table.notes), "left_out": unusable}
@@ -171,27 +206,33 @@ def run_jobs(
 ) -> None:
     """Decode, run the teacher and write, overlapping, until all jobs are done."""
     failures: dict[int, str] = {}
-    parts: list[np.ndarray] = []
+    parts: list[dict[str, np.ndarray]] = []
+    asked = [name for name in plan.layers if name != BOXES]
     sources: dict[int, bytes] = {}
     writes: deque[Future[Receipt]] = deque()
     # One thread a decoder (the setting is per thread): a pool each for such small tensors cost eight times the work itself.
     decoder_pool = ThreadPoolExecutor(workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
     with decoder_pool as decoders, ThreadPoolExecutor(1, "write") as writers:
-        for job, pixels, failed, read in decode_ahead(decoders, teacher, dataset, samples, plan, jobs, workers + 2):
+        for job, pixels, boxes, failed, read in decode_ahead(
+            decoders, teacher, dataset, samples, plan, jobs, workers + 2
+        ):
             if stop():
                 raise Interrupted
             failures |= failed
             refuse_too_many(plan, samples, failures, max_failed)
-            vectors = teacher.features(pixels).numpy()
-            if vectors.shape != (job.stop - job.start, teacher.dim):
-                raise wrong_shape(teacher, vectors.shape, (job.stop - job.start, teacher.dim))
-            parts.append(vectors)
+            rows = job.stop - job.start
+            answers = {name: tensor.numpy() for name, tensor in teacher.answer(pixels, asked).items()}
+            for name, values in answers.items():
+                if values.shape != (wanted := (rows * plan.views, *plan.layers[name].shape)):
+                    raise wrong_shape(teacher, values.shape, wanted)
+            whole = {name: values.reshape(rows, plan.views, *values.shape[1:]) for name, values in answers.items()}
+            parts.append(whole | ({BOXES: boxes} if BOXES in plan.layers else {}))
             sources |= read
             if job.last:
                 start, end = plan.bounds(job.shard)
                 lost = {row: reason for row, reason in failures.items() if start <= row < end}
-                features = np.concatenate(parts)[:, None, :]  # one view
-                writes.append(writers.submit(writer.write_shard, job.shard, {LAYER: features}, lost, sources.get))
+                arrays = {name: np.concatenate([each[name] for each in parts]) for name in plan.layers}
+                writes.append(writers.submit(writer.write_shard, job.shard, arrays, lost, sources.get))
                 parts, sources = [], {}
             while len(writes) > (0 if job is jobs[-1] else WRITES_IN_FLIGHT):
                 writes.popleft().result()
@@ -211,19 +252,20 @@ def decode_ahead(
     queue: deque[Future[Decoded]] = deque()
     upcoming = iter(jobs)
     for job in upcoming:
-        queue.append(pool.submit(decode, teacher, dataset, samples, job, plan.images))
+        queue.append(pool.submit(decode, teacher, dataset, samples, job, plan))
         if len(queue) >= depth:
             break
     while queue:
         yield queue.popleft().result()
         for job in upcoming:
-            queue.append(pool.submit(decode, teacher, dataset, samples, job, plan.images))
+            queue.append(pool.submit(decode, teacher, dataset, samples, job, plan))
             break
 
 
-def decode(teacher: Teacher, dataset: Dataset, samples: Samples, job: Job, keep: bool) -> Decoded:
+def decode(teacher: Teacher, dataset: Dataset, samples: Samples, job: Job, plan: Plan) -> Decoded:
     """Read, decode and preprocess one batch; a row that fails is left as zeros and keeps its place."""
-    views: dict[int, Tensor] = {}
+    views: dict[int, list[Tensor]] = {}
+    boxes = np.zeros((job.stop - job.start, plan.views, BOX), np.int32)
     failed: dict[int, str] = {}
     sources: dict[int, bytes] = {}
     for row in range(job.start, job.stop):
@@ -237,21 +279,20 @@ def decode(teacher: Teacher, dataset: Dataset, samples: Samples, job: Job, keep:
                     wanted="the bytes that were planned",
                     fix="restore it, or start another cache for the changed data set",
                 )
-            if keep:
+            if plan.images:
                 sources[row] = data
-            views[row] = teacher.preprocess(dataset.decode(id, data))
+            image = dataset.decode(id, data)
+            boxes[row - job.start] = draw_boxes(
+                samples.digests[row], plan.views - 1, image.shape[0], image.shape[1], dataset.flip
+            )
+            views[row] = [teacher.preprocess(image, box) for box in boxes[row - job.start]]
         except ImageError as error:
             failed[row] = error.found
         except OSError as error:
             failed[row] = f"unreadable: {error.strerror or error}"
-    if not views:
-        blank = np.zeros((64, 64, 3), np.uint8)
-        views = {job.start: torch.zeros_like(teacher.preprocess(blank))}
-    shape = next(iter(views.values())).shape
-    pixels = torch.zeros(job.stop - job.start, *shape)
-    for row, view in views.items():
-        pixels[row - job.start] = view
-    return Decoded(job, pixels, failed, sources)
+    blank = torch.zeros_like(views[min(views)][0] if views else teacher.preprocess(np.zeros((64, 64, 3), np.uint8)))
+    rows = (views.get(row, [blank] * plan.views) for row in range(job.start, job.stop))
+    return Decoded(job, torch.stack([view for row in rows for view in row]), boxes, failed, sources)
 
 
 def make_plan(
@@ -264,21 +305,28 @@ def make_plan(
     batch_size: int,
     shard_rows: int | None,
     store: Store = "zarr",
+    layers: Sequence[str] = (LAYER,),
+    views: int = 0,
 ) -> Plan:
     """Everything the cache's vectors follow from, and its layout."""
     shard_rows, chunk_rows = shard_and_chunk_rows(len(table), shard_rows, store)
+    given = {name: teacher.layers[name] for name in layers}
+    specs = {name: Layer(shape=spec.shape, dtype=dtype, kind=spec.kind) for name, spec in given.items()}
+    if views:
+        specs[BOXES] = Layer(shape=(BOX,), dtype="int32", kind="boxes")
     return Plan(
         causes={
             "teacher": {"weights": teacher.weights_digest, "dim": teacher.dim, "kind": teacher.feature_kind},
             "preprocessing": dict(teacher.preprocessing),
             "precision": precision,
             "dtype": dtype,
-            "layers": [LAYER],
-            "views": "none",
+            "layers": [*layers],
+            "views": view_policy(views, dataset.flip),
             "dataset": dataset_causes(dataset, table),
         },
-        layers={LAYER: Layer(shape=(teacher.dim,), dtype=dtype, kind=teacher.feature_kind)},
+        layers=specs,
         rows=len(table),
+        views=1 + views,
         shard_rows=shard_rows,
         chunk_rows=chunk_rows,
         store=store,
