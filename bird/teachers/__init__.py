@@ -15,8 +15,9 @@ from bird.errors import UsageError
 from bird.teachers.base import Teacher
 from bird.teachers.models import Options, clip, flava, hugging_face, own_run, torchvision_model
 from bird.teachers.onnx import OnnxTeacher
+from bird.teachers.service import Service, open_service
 
-__all__ = ["TEACHERS", "Teacher", "TeacherKind", "expand_layers", "load_teacher"]
+__all__ = ["TEACHERS", "Service", "Teacher", "TeacherKind", "expand_layers", "load_teacher", "open_service"]
 
 
 def _onnx(name: str, spec: str, options: Options) -> Teacher:
@@ -61,7 +62,7 @@ TEACHERS: dict[str, TeacherKind] = {
 }
 
 
-def expand_layers(teacher: Teacher, requested: Sequence[str]) -> tuple[str, ...]:
+def expand_layers(teacher: Teacher | Service, requested: Sequence[str]) -> tuple[str, ...]:
     """The layers that are asked for, in the order asked: "attention" and "maps" stand for those of every stage.
 
     Raises UsageError, with what the teacher has, for anything else.

@@ -103,6 +103,15 @@ def precompute(
     views: Annotated[
         int, typer.Option(min=0, help="Random views to store beside the deterministic one, with their crops and flips.")
     ] = 0,
+    kind: Annotated[
+        str | None, typer.Option(help="Of a service: penultimate, projection, projection_l2 or logits.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Of a service: the environment variable with its key.")
+    ] = None,
+    requests_per_minute: Annotated[float | None, typer.Option(min=0.1, help="Of a service: at most so many.")] = None,
+    price_per_1000: Annotated[float | None, typer.Option(min=0, help="Of a service: for the estimate.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be asked of the teacher, and stop.")] = False,
     slice_: Annotated[
         str, typer.Option("--slice", help="I/N: compute every Nth shard, from the Ith; join with `bird cache merge`.")
     ] = "1/1",
@@ -132,8 +141,10 @@ def precompute(
         slice_=slice_,
         layers=layers,
         views=views,
+        service={"kind": kind, "key_env": api_key_env, "per_minute": requests_per_minute, "price": price_per_1000},
+        dry_run=dry_run,
     )
-    _print(info, json_, show.cache)
+    _print(info, json_, show.parts_of if dry_run else show.cache)
 
 
 @app.command()

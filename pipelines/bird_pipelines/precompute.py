@@ -21,7 +21,7 @@ from torch import Tensor
 from bird.datasets import open_dataset
 from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells
 from bird.errors import DataError, ImageError, TeacherError, UsageError
-from bird.teachers import Teacher, expand_layers, load_teacher
+from bird.teachers import Service, Teacher, expand_layers, load_teacher, open_service
 from bird.views import BOX, draw_boxes, view_policy
 from bird_cache.errors import StorageError
 from bird_cache.folders import Folder, open_folder
@@ -31,6 +31,7 @@ from bird_cache.samples import PENDING, Samples
 from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer
+from bird_pipelines.paid import Job, Paid, adopt_canaries, payload, refuse_views, save_canaries
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
 
 __all__ = [
@@ -48,15 +49,6 @@ LARGEST_SHARD: dict[Store, int] = {"zarr": 65_536, "webdataset": 8192}  # rows; 
 SMALL_CACHE = 20_000  # rows; below, smaller chunks waste less of the last one
 
 
-class Job(NamedTuple):
-    """A batch to decode: rows start..stop of one shard."""
-
-    shard: int
-    start: int
-    stop: int
-    last: bool
-
-
 class Decoded(NamedTuple):
     """A decoded batch, and which of its rows (numbered in the whole cache) could not be decoded, and why. `pixels` hold the
     views of each row one after the other, `boxes` say which they are (rows, views, 5)."""
@@ -67,10 +59,12 @@ class Decoded(NamedTuple):
     failed: dict[int, str]
     sources: dict[int, bytes]
     """the encoded images that could be read, where the store holds them"""
+    payloads: dict[int, bytes]
+    """what is sent to a service"""
 
 
 def precompute(
-    teacher: Teacher,
+    teacher: Teacher | Service,
     dataset: Dataset,
     table: SampleTable,
     out: str | Path,
@@ -93,6 +87,9 @@ def precompute(
     cannot be decoded; TeacherError or FeatureError for unusable vectors; StorageError; Interrupted. What is committed
     is kept, and the same call goes on from there.
     """
+    if isinstance(teacher, Service):
+        refuse_views(views)
+        adopt_canaries(teacher, open_folder(out))
     plan = make_plan(
         teacher,
         dataset,
@@ -111,6 +108,8 @@ def precompute(
         jobs = plan_jobs(writer.plan, mine, batch_size)
         waiting = sum(job.stop - job.start for job in jobs)
         need_room(writer.folder, writer.plan, waiting)
+        if isinstance(teacher, Service):
+            save_canaries(teacher, writer.folder)
         with progress(f"precompute {teacher.name}", "images", plan.rows, plan.rows - waiting) as advance:
             run_jobs(teacher, dataset, samples, writer.plan, jobs, writer, workers, max_failed, advance, stop)
         return writer.manifest if writer.pending() else writer.finish()
@@ -161,6 +160,8 @@ def precompute_command(
     slice_: str = "1/1",
     layers: str = LAYER,
     views: int = 0,
+    service: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """`bird precompute`: open the data set and the teacher, write the cache, say what it holds (see `FeatureStore.info`)."""
     if dtype not in DTYPES:
@@ -169,9 +170,19 @@ def precompute_command(
         raise UsageError(where="--store", found=repr(store), wanted="zarr or webdataset", fix="choose one")
     part = slice_of(slice_)
     data = open_dataset(dataset, data_root, **settings)
-    loaded = load_teacher(teacher, weights=weights, device=device, precision=precision, image_size=image_size)
+    loaded: Teacher | Service
+    given = dict(service or {})
+    price = given.pop("price", None)
+    if "://" in teacher:
+        loaded = open_service(teacher, image_size=image_size, **given)
+    else:
+        loaded = load_teacher(teacher, weights=weights, device=device, precision=precision, image_size=image_size)
     table = prepare(data, limit=limit, keep_conflicts=keep_conflicts, max_problem_share=max_failed, workers=workers)
     require_test_cells(data, table)
+    if dry_run:
+        size = sum(len(data.read(id)) for id in table.ids.tolist())
+        asking = loaded.estimate(len(table), size, price) if isinstance(loaded, Service) else {"images": len(table)}
+        return {"teacher": loaded.name, "dim": loaded.dim, "kind": loaded.feature_kind, **asking}
     precompute(
         loaded,
         data,
@@ -193,7 +204,7 @@ def precompute_command(
 
 
 def run_jobs(
-    teacher: Teacher,
+    teacher: Teacher | Service,
     dataset: Dataset,
     samples: Samples,
     plan: Plan,
@@ -207,13 +218,14 @@ def run_jobs(
     """Decode, run the teacher and write, overlapping, until all jobs are done."""
     failures: dict[int, str] = {}
     parts: list[dict[str, np.ndarray]] = []
+    paid = Paid(teacher, writer.folder) if isinstance(teacher, Service) else None
     asked = [name for name in plan.layers if name != BOXES]
     sources: dict[int, bytes] = {}
     writes: deque[Future[Receipt]] = deque()
     # One thread a decoder (the setting is per thread): a pool each for such small tensors cost eight times the work itself.
     decoder_pool = ThreadPoolExecutor(workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
     with decoder_pool as decoders, ThreadPoolExecutor(1, "write") as writers:
-        for job, pixels, boxes, failed, read in decode_ahead(
+        for job, pixels, boxes, failed, read, sent in decode_ahead(
             decoders, teacher, dataset, samples, plan, jobs, workers + 2
         ):
             if stop():
@@ -221,7 +233,13 @@ def run_jobs(
             failures |= failed
             refuse_too_many(plan, samples, failures, max_failed)
             rows = job.stop - job.start
-            answers = {name: tensor.numpy() for name, tensor in teacher.answer(pixels, asked).items()}
+            if isinstance(teacher, Service):
+                assert paid is not None
+                answers, refused = paid.ask(job, sent)
+                failures |= refused
+                refuse_too_many(plan, samples, failures, max_failed)
+            else:
+                answers = {name: tensor.numpy() for name, tensor in teacher.answer(pixels, asked).items()}
             for name, values in answers.items():
                 if values.shape != (wanted := (rows * plan.views, *plan.layers[name].shape)):
                     raise wrong_shape(teacher, values.shape, wanted)
@@ -232,7 +250,8 @@ def run_jobs(
                 start, end = plan.bounds(job.shard)
                 lost = {row: reason for row, reason in failures.items() if start <= row < end}
                 arrays = {name: np.concatenate([each[name] for each in parts]) for name in plan.layers}
-                writes.append(writers.submit(writer.write_shard, job.shard, arrays, lost, sources.get))
+                commit = writer.write_shard if paid is None else paid.committing(writer)
+                writes.append(writers.submit(commit, job.shard, arrays, lost, sources.get))
                 parts, sources = [], {}
             while len(writes) > (0 if job is jobs[-1] else WRITES_IN_FLIGHT):
                 writes.popleft().result()
@@ -241,7 +260,7 @@ def run_jobs(
 
 def decode_ahead(
     pool: ThreadPoolExecutor,
-    teacher: Teacher,
+    teacher: Teacher | Service,
     dataset: Dataset,
     samples: Samples,
     plan: Plan,
@@ -262,12 +281,13 @@ def decode_ahead(
             break
 
 
-def decode(teacher: Teacher, dataset: Dataset, samples: Samples, job: Job, plan: Plan) -> Decoded:
+def decode(teacher: Teacher | Service, dataset: Dataset, samples: Samples, job: Job, plan: Plan) -> Decoded:
     """Read, decode and preprocess one batch; a row that fails is left as zeros and keeps its place."""
     views: dict[int, list[Tensor]] = {}
     boxes = np.zeros((job.stop - job.start, plan.views, BOX), np.int32)
     failed: dict[int, str] = {}
     sources: dict[int, bytes] = {}
+    payloads: dict[int, bytes] = {}
     for row in range(job.start, job.stop):
         id = samples.ids[row]
         try:
@@ -279,9 +299,12 @@ def decode(teacher: Teacher, dataset: Dataset, samples: Samples, job: Job, plan:
                     wanted="the bytes that were planned",
                     fix="restore it, or start another cache for the changed data set",
                 )
+            image = dataset.decode(id, data)
             if plan.images:
                 sources[row] = data
-            image = dataset.decode(id, data)
+            if isinstance(teacher, Service):
+                payloads[row] = payload(id, data, image)
+                continue
             boxes[row - job.start] = draw_boxes(
                 samples.digests[row], plan.views - 1, image.shape[0], image.shape[1], dataset.flip
             )
@@ -290,13 +313,15 @@ def decode(teacher: Teacher, dataset: Dataset, samples: Samples, job: Job, plan:
             failed[row] = error.found
         except OSError as error:
             failed[row] = f"unreadable: {error.strerror or error}"
+    if isinstance(teacher, Service):
+        return Decoded(job, torch.empty(0), boxes, failed, sources, payloads)
     blank = torch.zeros_like(views[min(views)][0] if views else teacher.preprocess(np.zeros((64, 64, 3), np.uint8)))
     rows = (views.get(row, [blank] * plan.views) for row in range(job.start, job.stop))
-    return Decoded(job, torch.stack([view for row in rows for view in row]), boxes, failed, sources)
+    return Decoded(job, torch.stack([view for row in rows for view in row]), boxes, failed, sources, {})
 
 
 def make_plan(
-    teacher: Teacher,
+    teacher: Teacher | Service,
     dataset: Dataset,
     table: SampleTable,
     *,
@@ -416,7 +441,7 @@ def refuse_too_many(plan: Plan, samples: Samples, failures: dict[int, str], max_
     )
 
 
-def wrong_shape(teacher: Teacher, found: tuple[int, ...], wanted: tuple[int, ...]) -> TeacherError:
+def wrong_shape(teacher: Teacher | Service, found: tuple[int, ...], wanted: tuple[int, ...]) -> TeacherError:
     """The error for a teacher that answers with another shape than it promised."""
     return TeacherError(
         where=f"teacher {teacher.name}",

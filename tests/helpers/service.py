@@ -1,0 +1,140 @@
+"""A real embeddings service on this machine, with faults on demand: it counts what it is asked, and knows the truth."""
+
+import base64
+import json
+import random
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import xxhash
+
+DIM = 12
+FAULTS = (
+    "429",
+    "429 after",
+    "503",
+    "reset",
+    "truncated",
+    "fewer",
+    "permuted",
+    "doubled",
+    "nan",
+    "dimension",
+    "html",
+    "hang",
+)
+
+
+def truth(image, salt=0):
+    """The vector of an image: a pure function of its bytes."""
+    seed = np.random.SeedSequence([xxhash.xxh3_64_intdigest(image), salt])
+    words = np.random.Philox(seed).random_raw(DIM)
+    return (words / 2**63 - 1).astype(np.float32) * 3
+
+
+class Peer:
+    """`rate` of the requests go wrong, in every way of `FAULTS`. `asked` counts images it answered for rightly."""
+
+    def __init__(self, rate=0.0, seed=0, faults=FAULTS, unit=False, salt=0, status=None, poison=None):
+        self.rate, self.random, self.faults, self.unit, self.salt = rate, random.Random(seed), faults, unit, salt
+        self.status, self.poison = status, poison
+        self.asked, self.seen, self.keys, self.lock = Counter(), Counter(), set(), threading.Lock()
+
+    def __enter__(self):
+        peer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_):
+                pass
+
+            def do_GET(self):
+                shape = {"name": "image", "datatype": "BYTES", "shape": [-1, 1]}
+                reply(self, 200, json.dumps({"name": "m", "inputs": [shape], "outputs": []}).encode())
+
+            def do_POST(self):
+                peer.handle(self)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.host = f"127.0.0.1:{self.server.server_address[1]}"
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def vector(self, image):
+        found = truth(image, self.salt)
+        return found / np.linalg.norm(found) if self.unit else found
+
+    def handle(self, http):
+        body = json.loads(http.rfile.read(int(http.headers["content-length"])))
+        self.keys.add(http.headers.get("authorization"))
+        kserve = http.path.endswith("/infer")
+        given = body["inputs"][0]["data"] if kserve else [uri.split(",", 1)[1] for uri in body["input"]]
+        images = [base64.b64decode(text) for text in given]
+        with self.lock:
+            fault = self.random.choice(self.faults) if self.random.random() < self.rate else None
+        if self.status:
+            return reply(http, self.status, b"no", {"location": "http://127.0.0.1:9/"})
+        if self.poison in images:
+            return reply(http, 500, b"poisoned")
+        if fault in ("429", "429 after", "503"):
+            headers = {"retry-after": "0.01"} if fault == "429 after" else {}
+            return reply(http, int(fault[:3]), b"busy", headers)
+        if fault == "reset":
+            return http.connection.close()
+        if fault == "hang":
+            http.close_connection = True
+            return threading.Event().wait(1.0)
+        if fault == "html":
+            return reply(http, 200, b"<html>welcome</html>", {"content-type": "text/html"})
+        vectors = [self.vector(image) for image in images]
+        if not kserve:
+            data = self.spoil(fault, [{"index": i, "embedding": encode(v)} for i, v in enumerate(vectors)])
+            text = json.dumps({"data": data}).encode()
+        else:
+            shape = [len(vectors), DIM]
+            output = {
+                "name": "features",
+                "datatype": "FP32",
+                "shape": shape,
+                "data": np.stack(vectors).ravel().tolist(),
+            }
+            text = json.dumps({"outputs": [output]}).encode()
+        if fault == "truncated":
+            return reply(http, 200, text[: len(text) // 2])
+        with self.lock:
+            self.asked.update(images)
+        return reply(http, 200, text)
+
+    def spoil(self, fault, data):
+        if fault == "fewer":
+            return data[:-1]
+        if fault == "permuted":
+            return self.random.sample(data, len(data))
+        if fault == "doubled" and len(data) > 1:
+            data[1]["index"] = 0
+        if fault == "nan":
+            data[0]["embedding"] = encode(np.full(DIM, np.nan, np.float32))
+        if fault == "dimension":
+            data[0]["embedding"] = encode(np.zeros(DIM + 1, np.float32))
+        return data
+
+
+def encode(vector):
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def reply(http, status, body, headers=()):
+    http.send_response(status)
+    for name, value in dict(headers).items():
+        http.send_header(name, value)
+    http.send_header("content-length", str(len(body)))
+    http.end_headers()
+    http.wfile.write(body)
