@@ -60,6 +60,7 @@ class Held:
         """Load `rows` (ascending) shard by shard."""
         store, plan = stream.store, stream.store.manifest.plan
         self.rows, self.keys = rows, stream.keys[rows]
+        self._adjoining = len(rows) > 0 and int(rows[-1] - rows[0]) == len(rows) - 1
         specs = {name: store.manifest.layers()[name] for name in stream.layers}
         self.layers = {
             name: np.empty((len(rows), plan.views, *spec.shape), storage_dtype(spec.dtype))
@@ -75,7 +76,7 @@ class Held:
 
     def take(self, rows: Ints) -> tuple[Ints, NDArray[np.uint64]]:
         """Positions of `rows` here, and the keys that are stored there."""
-        positions = np.searchsorted(self.rows, rows)
+        positions = rows - self.rows[0] if self._adjoining else np.searchsorted(self.rows, rows)
         return positions, self.keys[positions]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bird_cache.manifest import CellAudit, Summary
-from bird_cache.numbers import BLOCK_ROWS
+from bird_cache.numbers import BLOCK_ROWS, Dtype, from_storage
 from bird_cache.samples import Samples
 
 if TYPE_CHECKING:
@@ -79,15 +79,12 @@ def add_cells(audits: Iterable[Mapping[str, CellAudit]]) -> dict[str, CellAudit]
 def audit_cells(
     samples: Samples,
     start: int,
-    exact: NDArray[np.float32],
-    stored: NDArray[np.float32],
+    norms: NDArray[np.float64],
+    rounding: NDArray[np.float64],
     skip: NDArray[np.bool_],
 ) -> dict[str, CellAudit]:
-    """Rows, failures, norms and rounding error of each (class, group) cell in one shard."""
-    rows = slice(start, start + len(exact))
-    norms = norms_of(stored)
-    difference = norms_of(exact.reshape(len(exact), -1) - stored.reshape(len(exact), -1))
-    rounding = difference / np.maximum(norms, np.finfo(np.float32).tiny)
+    """Rows, failures, norms and relative rounding error of each (class, group) cell in one shard, from those of its rows."""
+    rows = slice(start, start + len(norms))
     cells: dict[str, CellAudit] = {}
     for label, group in {*zip(samples.labels[rows].tolist(), samples.groups[rows].tolist(), strict=True)}:
         mine = (samples.labels[rows] == label) & (samples.groups[rows] == group)
@@ -103,16 +100,16 @@ def audit_cells(
     return cells
 
 
-def norms_of(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """L2 norm of each row, whatever its shape; computed in blocks that stay in the processor's cache."""
-    flat = rows.reshape(len(rows), -1)
+def norms_of(stored: NDArray[np.generic], dtype: Dtype) -> NDArray[np.float64]:
+    """L2 norm of each stored row, whatever its shape; computed in blocks that stay in the processor's cache."""
+    flat = stored.reshape(len(stored), -1)
     norms = np.empty(len(flat))
     for start in range(0, len(flat), BLOCK_ROWS):
-        block = flat[start : start + BLOCK_ROWS].astype(np.float32)
+        block = from_storage(flat[start : start + BLOCK_ROWS], dtype).astype(np.float32, copy=False)
         with np.errstate(over="ignore"):
             norms[start : start + BLOCK_ROWS] = np.sqrt(np.einsum("ij,ij->i", block, block))
     if (large := np.isinf(norms)).any():  # squares beyond float32
-        norms[large] = np.linalg.norm(flat[large].astype(np.float64), axis=1)
+        norms[large] = np.linalg.norm(from_storage(flat[large], dtype).astype(np.float64), axis=1)
     return norms
 
 

@@ -13,9 +13,9 @@ from bird_cache.errors import CacheError, DamagedCacheError, NotACacheError
 from bird_cache.folders import open_folder, same_bytes
 from bird_cache.layout import SAMPLES, receipt_name
 from bird_cache.manifest import CellAudit, Receipt
-from bird_cache.numbers import absent, from_storage
+from bird_cache.numbers import absent
 from bird_cache.store import FeatureStore
-from bird_cache.summary import audit_cells, summarise
+from bird_cache.summary import audit_cells, norms_of, summarise
 from bird_cache.writer import render
 
 __all__ = ["Verification", "repair", "verify"]
@@ -106,13 +106,14 @@ def check_shard(store: FeatureStore, part: str, shard: int) -> list[str]:
             data = store.view(part, shard, store.layout.file_key(layer))
             stored = store.layout.decode(data, plan, layer, shard, slice(None))
             missing = absent(stored, spec.dtype)
-            expected = np.array([row in receipt.failed for row in range(start, stop)])
+            expected = np.zeros(stop - start, bool)
+            expected[[row - start for row in receipt.failed]] = True
             if not np.array_equal(missing, expected):
                 rows = np.flatnonzero(missing != expected)[:10] + start
                 findings.append(f"{where}, {layer}: rows {rows.tolist()} are NaN against the receipt")
             elif layer == plan.audited:
-                vectors = from_storage(stored, spec.dtype)
-                cells = audit_cells(store.samples, start, vectors, vectors, expected)
+                norms = norms_of(stored, spec.dtype)
+                cells = audit_cells(store.samples, start, norms, np.zeros_like(norms), expected)
                 findings += [f"{where}, {layer}: {wrong}" for wrong in _other_norms(cells, receipt)]
     except DamagedCacheError as error:
         findings.append(error.found)

@@ -21,7 +21,7 @@ from bird_cache.manifest import CellAudit, FileRecord, Layer, Manifest, Part, Pl
 from bird_cache.numbers import from_storage, to_storage
 from bird_cache.samples import OK, Samples
 from bird_cache.store import FeatureStore, damaged, find_layout, ids_digest, layout_of, read_manifest, read_receipts
-from bird_cache.summary import audit_cells, summarise
+from bird_cache.summary import audit_cells, norms_of, summarise
 
 __all__ = ["FeatureWriter", "open_part", "open_writer"]
 
@@ -62,8 +62,10 @@ class FeatureWriter:
         skip = np.array([row in failed for row in range(start, stop)])
         stored = {name: to_storage(layers[name], spec.dtype, ids, skip) for name, spec in self.plan.layers.items()}
         first = self.plan.audited
-        spec = self.plan.layers[first]
-        audit = audit_cells(self.samples, start, layers[first], from_storage(stored[first], spec.dtype), skip)
+        dtype, kept = self.plan.layers[first].dtype, stored[first]
+        norms = norms_of(kept, dtype)
+        error = norms_of(layers[first].astype(np.float32) - from_storage(kept, dtype), "float32")
+        audit = audit_cells(self.samples, start, norms, error / np.maximum(norms, np.finfo(np.float32).tiny), skip)
         return self.write_stored(shard, stored, failed, audit, source)
 
     def write_stored(
