@@ -88,7 +88,8 @@ class FeatureStream:
     `memory_bytes` bounds what is held: all of the split if it fits, else two groups of `window` shards (the current one,
     and the next one on its way). `window` None: the whole set is shuffled if its vectors take up to 4 GiB, else groups
     of 10 shards. `view` gives each row's view (rows, epoch) -> (rows,), default 0. `images` gives images by id, and what
-    it gives is compared with what was cached, sample by sample. `rank` of `world` takes its share of every batch.
+    it gives is compared with what was cached, sample by sample. `rank` of `world` takes its share of every batch: two
+    samples or more, but where one resumes with more ranks than before at the last few samples of an epoch.
     """
 
     def __init__(
