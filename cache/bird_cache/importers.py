@@ -103,6 +103,7 @@ def _read_ids(path: Path) -> NDArray[np.object_]:
 
 def _parquet(path: Path) -> Imported:
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
@@ -114,6 +115,8 @@ def _parquet(path: Path) -> Imported:
     column = next((name for name in ID_COLUMNS if name in table.column_names), None)
     if column is None:
         raise _refuse(path, f"columns {table.column_names[:8]}", f"ids in one of {', '.join(ID_COLUMNS)}", "rename it")
+    if table[column].null_count:
+        raise _refuse(path, f"{table[column].null_count} rows without an id", "an id for every vector", "fill them in")
     lists = [name for name in table.column_names if _is_list(table.schema.field(name).type)]
     numbers = [name for name in table.column_names if pa.types.is_floating(table.schema.field(name).type)]
     if len(lists) == 1:
@@ -122,7 +125,7 @@ def _parquet(path: Path) -> Imported:
         if len(table) == 0 or vectors.null_count or len(flat) % len(table):
             raise _refuse(path, f"vectors of several widths in {lists[0]}", "one width for all", "check the column")
         block = flat.reshape(len(table), -1)
-        widths = np.asarray([len(value) for value in vectors[:1000]])
+        widths = pc.list_value_length(vectors).to_numpy(zero_copy_only=False)  # of every row: one other shifts all
         if (widths != block.shape[1]).any():
             raise _refuse(path, f"vectors of several widths in {lists[0]}", "one width for all", "check the column")
     elif not lists and numbers:

@@ -135,3 +135,18 @@ def test_a_folder_whose_files_do_not_belong_together_is_refused(tmp_path):
         read_vectors(folder)
     with pytest.raises(ImportedVectorsError, match="ids"):
         read_vectors(folder / "img_emb" / "img_emb_0.npy")
+
+
+@pytest.mark.parametrize("row", [0, 3000])
+def test_one_vector_of_another_width_shifts_no_row(tmp_path, row):
+    vectors = [[1.0, 2.0]] * 4000
+    vectors[row], vectors[row + 1] = [1.0], [1.0, 2.0, 3.0]
+    pq.write_table(pa.table({"id": [str(i) for i in range(4000)], "vector": vectors}), tmp_path / "v.parquet")
+    with pytest.raises(ImportedVectorsError, match="several widths"):
+        read_vectors(tmp_path / "v.parquet")
+
+
+def test_a_missing_id_is_refused(tmp_path):
+    pq.write_table(pa.table({"id": [None, *IDS[1:]], "vector": list(VECTORS)}), tmp_path / "v.parquet")
+    with pytest.raises(ImportedVectorsError, match="without an id"):
+        read_vectors(tmp_path / "v.parquet")
