@@ -21,7 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from bird_cache.errors import CacheError, DamagedCacheError, StaleCacheError
-from bird_cache.numbers import from_storage, storage_dtype
+from bird_cache.numbers import absent, from_storage, storage_dtype
 from bird_cache.order import EpochOrder, slices
 from bird_cache.samples import OK
 from bird_cache.store import FeatureStore
@@ -57,37 +57,52 @@ class Held:
     """Rows of the layers in memory as they are stored, each with the key of its id."""
 
     def __init__(self, stream: FeatureStream, rows: Ints) -> None:
-        """Load `rows` (ascending) shard by shard."""
+        """Load `rows` (ascending) shard by shard. Raises DamagedCacheError where a row holds no vector."""
         store, plan = stream.store, stream.store.manifest.plan
-        self.rows, self.keys = rows, stream.keys[rows]
+        self.keys, self._shard_rows = stream.keys[rows], plan.shard_rows
+        shards = np.unique(rows // plan.shard_rows)
+        self._slot = np.full(plan.shards, -1)
+        self._slot[shards] = np.arange(len(shards))
+        self._places = np.zeros(len(shards) * plan.shard_rows, np.int32)
+        self._places[self._at(rows)] = np.arange(len(rows))
         specs = {name: store.manifest.layers()[name] for name in stream.layers}
         self.layers = {
             name: np.empty((len(rows), plan.views, *spec.shape), storage_dtype(spec.dtype))
             for name, spec in specs.items()
         }
-        for shard in np.unique(rows // plan.shard_rows).tolist():
+        for shard in shards.tolist():
             start, stop = plan.bounds(shard)
             first, end = np.searchsorted(rows, [start, stop])
             mine = rows[first:end]
             for name, array in self.layers.items():
-                array[first:end] = store.read(name, int(mine[0]), int(mine[-1]) + 1)[mine - mine[0]]
+                stored = store.read(name, int(mine[0]), int(mine[-1]) + 1)
+                array[first:end] = stored if len(stored) == len(mine) else stored[mine - mine[0]]
+                stream.require_vectors(name, mine, array[first:end])
         store.release()
 
-    def take(self, rows: Ints) -> tuple[Ints, NDArray[np.uint64]]:
+    def holds(self, rows: Ints) -> NDArray[np.bool_]:
+        """Which of `rows` are of the shards held here."""
+        return np.asarray(self._slot[rows // self._shard_rows] >= 0)
+
+    def take(self, rows: Ints) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
         """Positions of `rows` here, and the keys that are stored there."""
-        positions = np.searchsorted(self.rows, rows)
+        positions = self._places[self._at(rows)]
         return positions, self.keys[positions]
+
+    def _at(self, rows: Ints) -> Ints:
+        return self._slot[rows // self._shard_rows] * self._shard_rows + rows % self._shard_rows
 
 
 @final
 class FeatureStream:
-    """The usable rows of one split, batch by batch, epoch by epoch. Rows that failed are left out and counted in `failed`
-    by "class, group".
+    """The usable rows of one split, batch by batch, epoch by epoch. Rows that failed in any of the `layers` are left out
+    and counted in `failed` by "class, group".
 
-    `memory_bytes` bounds what is held: all of the split if it fits, else two groups of `window` shards (the current one,
-    and the next one on its way). `window` None: the whole set is shuffled if its vectors take up to 4 GiB, else groups
-    of 10 shards. `view` gives each row's view (rows, epoch) -> (rows,), default 0. `images` gives images by id, and what
-    it gives is compared with what was cached, sample by sample. `rank` of `world` takes its share of every batch.
+    `memory_bytes` bounds the vectors held by a process: all of the split if it fits, else two groups of `window` shards
+    (the current one, and the next one on its way; more where a batch spans more). `window` None: the whole set is
+    shuffled if its vectors take up to 4 GiB, else groups of 10 shards. `view` gives each row's view (rows, epoch) ->
+    (rows,), default 0. `images` gives images by id, and what it gives is compared with what was cached, sample by sample.
+    `rank` of `world` takes its share of every batch.
     """
 
     def __init__(
@@ -106,7 +121,8 @@ class FeatureStream:
         images: ImageSource | None = None,
     ) -> None:
         """Raises IncompleteCacheError, KeyError for an unknown layer, CacheError if not even two groups fit the bound,
-        ValueError for a rank outside 0..world-1 or a batch smaller than two samples a rank."""
+        DamagedCacheError where a vector is missing or altered, ValueError for a rank outside 0..world-1 or a batch smaller
+        than two samples a rank."""
         store.require_complete()
         if not 0 <= rank < world or batch_size < 2 * world:
             raise ValueError(
@@ -118,8 +134,8 @@ class FeatureStream:
         specs = [store.manifest.layers()[name] for name in layers]
         self.row_bytes = sum(plan.views * int(np.prod(s.shape)) * storage_dtype(s.dtype).itemsize for s in specs)
         mine = samples.splits == split
-        self.rows = np.flatnonzero(mine & (samples.status == OK))
-        lost = np.flatnonzero(mine & (samples.status != OK))
+        usable = self._usable()
+        self.rows, lost = np.flatnonzero(mine & usable), np.flatnonzero(mine & ~usable)
         cells = Counter(f"{samples.labels[row]},{samples.groups[row]}" for row in lost.tolist())
         self.failed = {name_of_cell(plan.class_names, plan.group_names, key): n for key, n in sorted(cells.items())}
         self.keys = np.array([xxhash.xxh3_64_intdigest(id.encode()) for id in samples.ids.tolist()], np.uint64)
@@ -143,9 +159,16 @@ class FeatureStream:
     def epoch(self, epoch: int, consumed: int = 0, worker: int = 0, workers: int = 1) -> Iterator[StreamBatch]:
         """The batches of one epoch after its first `consumed` samples; of these every `workers`-th from number `worker`.
 
-        Raises DamagedCacheError, StaleCacheError where a sample is not the one that its place says.
+        Raises DamagedCacheError, StaleCacheError where a sample is not the one that its place says; ValueError where too
+        few samples are left to give every rank one.
         """
         order = self.order(epoch)
+        left = len(order) - consumed
+        if left < 0 or 0 < left < self.world:
+            raise ValueError(
+                f"{left} of {len(order)} samples left in epoch {epoch} for {self.world} ranks: wanted 0, or one a rank; "
+                "resume this epoch with fewer ranks"
+            )
         cuts = slices(len(order), self.batch_size, consumed, 2 * self.world)
         wanted = [cut for number, cut in enumerate(cuts) if number % workers == worker]
         held = self._everything(order) if self._held is not None else self._group_by_group(order, wanted)
@@ -173,11 +196,32 @@ class FeatureStream:
             return array[:, 0].take(positions, axis=0) if array.shape[1] == 1 else array[positions, views]
         out = np.empty((len(rows), *held[0].layers[name].shape[2:]), held[0].layers[name].dtype)
         for group in held:
-            mine = np.isin(rows, group.rows)
+            mine = group.holds(rows)
             positions, keys = group.take(rows[mine])
             self._require_keys(rows[mine], keys)
             out[mine] = group.layers[name][positions, views[mine]]
         return out
+
+    def _usable(self) -> NDArray[np.bool_]:
+        """Which rows of the cache have a vector in every layer that is asked for; layers added later fail on their own."""
+        store = self.store
+        usable = np.asarray(store.samples.status == OK)
+        for part in {store.manifest.part_of(name) for name in self.layers}:
+            for receipt in store.part_receipts[part].values():
+                usable[list(receipt.failed)] = False
+        return usable
+
+    def require_vectors(self, layer: str, rows: Ints, stored: NDArray[np.generic]) -> None:
+        """Raise DamagedCacheError, naming the first, where one of `rows` has a NaN or an infinity for a vector."""
+        empty = absent(stored, self.store.manifest.layers()[layer].dtype)
+        if empty.any():
+            row = int(rows[np.flatnonzero(empty)[0]])
+            raise DamagedCacheError(
+                where=self.store.path,
+                found=f"NaN or infinity in {layer} of {self.store.samples.ids[row]!r} (row {row}), which says it is sound",
+                wanted="a finite vector for every sample that did not fail",
+                fix="see all of it with `bird cache verify`",
+            )
 
     def _require_keys(self, rows: Ints, keys: NDArray[np.uint64]) -> None:
         if not np.array_equal(keys, self.keys[rows]):
@@ -233,13 +277,17 @@ class FeatureStream:
         return held
 
     def _require_room(self, memory_bytes: int) -> None:
-        order = self.order(0)
-        largest = int(np.diff(order.starts).max()) * self.row_bytes
-        if order.groups == 1 or 2 * largest > memory_bytes:
-            needed = 2 * largest if order.groups > 1 else largest
+        """Raise CacheError unless the groups that a batch and its successor need fit, in whatever epoch."""
+        sizes = np.unique(self.rows // self.store.manifest.plan.shard_rows, return_counts=True)[1]
+        sizes.sort()
+        window = self.window or len(sizes)
+        largest, smallest = int(sizes[-window:].sum()), int(sizes[:window].sum())
+        spanned = 1 - (-(self.batch_size + 2 * self.world - 2) // smallest)
+        needed = min(max(spanned, 2) * largest, len(self.rows)) * self.row_bytes
+        if needed > memory_bytes:
             raise CacheError(
                 where=self.store.path,
                 found=f"a bound of {memory_bytes:,} bytes for a shuffle that needs {needed:,}",
-                wanted="room for the whole split, or for two groups of shards",
+                wanted="room for the whole split, or for two groups of shards and all that a batch spans",
                 fix=f"raise memory_bytes, or give a smaller window (shards shuffled together; now {self.window or 'all'})",
             )

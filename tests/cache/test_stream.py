@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bird_cache.errors import CacheError, DamagedCacheError, StaleCacheError
+from bird_cache.manifest import CellAudit, Layer
 from bird_cache.store import open_cache
 from bird_cache.stream import FeatureStream
+from bird_cache.writer import open_part, open_writer
 
 LAYER = "penultimate"
 NARROW = 4096  # bytes: far less than the split needs
@@ -113,6 +115,16 @@ def test_bounded_and_whole_give_the_same_batches(cache):
         check(b)
 
 
+def test_the_layout_of_the_store_changes_nothing(cache, tmp_path):
+    tars = cachekit.plan(shard_rows=32, chunk_rows=16).model_copy(update={"store": "webdataset"})
+    write(tmp_path / "tars", tars)
+    for memory in (NARROW, 1 << 30):
+        streams = [stream_of(folder, window=2, memory_bytes=memory) for folder in (cache, tmp_path / "tars")]
+        for a, b in zip(*(stream.epoch(2, 48) for stream in streams), strict=True):
+            assert a.ids.tolist() == b.ids.tolist()
+            np.testing.assert_array_equal(a.features[LAYER], b.features[LAYER])
+
+
 def test_a_bound_that_cannot_be_kept_is_refused_with_the_number(cache):
     with pytest.raises(CacheError, match="needs"):
         stream_of(cache, memory_bytes=100)
@@ -150,6 +162,67 @@ def test_the_ranks_are_given_never_guessed(cache):
             stream_of(cache, rank=rank, world=world)
 
 
+@pytest.mark.parametrize("left", [1, 2, 3, 5])
+def test_a_rest_that_cannot_be_shared_is_refused_on_every_rank(cache, left):
+    """Steps must be as many on every rank and none empty: fewer samples than ranks is for fewer ranks to finish."""
+    start = len(stream_of(cache)) - left
+    for rank in range(3):
+        rest = stream_of(cache, rank=rank, world=3).epoch(0, start)
+        if left < 3:
+            with pytest.raises(ValueError, match="fewer ranks"):
+                next(rest)
+        else:
+            assert [len(batch.rows) > 0 for batch in rest] == [True]
+    assert sum(len(batch.rows) for batch in stream_of(cache).epoch(0, start)) == left
+    with pytest.raises(ValueError, match="left"):
+        next(stream_of(cache).epoch(0, start + left + 1))
+
+
+def test_rows_that_failed_in_an_added_layer_are_left_out_and_counted(tmp_path):
+    write(tmp_path / "cache", cachekit.plan(shard_rows=32, chunk_rows=16))
+    spec, gone = {"maps": Layer(shape=(2, 2), dtype="float32", kind="maps")}, 33
+    with open_part(tmp_path / "cache", "maps", spec, {"teacher": "sha256:1"}) as writer:
+        for shard in writer.pending():
+            start, stop = writer.plan.bounds(shard)
+            failed = {gone: "undecodable"} if start <= gone < stop else {}
+            writer.write_shard(shard, {"maps": np.ones((stop - start, 1, 2, 2), np.float32)}, failed)
+        writer.finish()
+    alone, both = (stream_of(tmp_path / "cache", layers=names) for names in ([LAYER], [LAYER, "maps"]))
+    assert np.setdiff1d(alone.rows, both.rows).tolist() == [gone]
+    assert sum(both.failed.values()) == sum(alone.failed.values()) + 1
+    for batch in both.epoch(0):
+        assert batch.features["maps"].shape[1:] == (2, 2)
+        assert all(np.isfinite(vectors).all() for vectors in batch.features.values())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_vector_that_is_none_is_never_delivered(tmp_path, value):
+    """No writer of ours commits one: this shard was, with its hash, by another."""
+    plan = cachekit.plan(shard_rows=32, chunk_rows=16)
+    with open_writer(tmp_path / "cache", plan, samples()) as writer:
+        for shard in writer.pending():
+            start, stop = plan.bounds(shard)
+            stored, lost = vectors(start, stop).astype(np.float16), cachekit.lost(start, stop)
+            stored[[row - start for row in lost]] = np.nan
+            stored[6 if shard == 3 else slice(0), 0, 3] = value
+            audit = {"0,0": CellAudit(rows=stop - start - len(lost), failed=len(lost))}
+            writer.write_stored(shard, {LAYER: stored}, lost, audit)
+        writer.finish()
+    for memory in (NARROW, 1 << 30):
+        with pytest.raises(DamagedCacheError, match=r"sample-102.*row 102"):
+            list(stream_of(tmp_path / "cache", window=2, memory_bytes=memory).epoch(0))
+
+
+def test_the_bound_counts_every_group_that_a_batch_spans(cache):
+    """Groups of one shard hold 8 to 11 samples: a batch of 64 spans up to 9."""
+    with pytest.raises(CacheError, match="all that a batch spans"):
+        stream_of(cache, batch_size=64, window=1, memory_bytes=1500)
+    needed = 9 * 11 * 2 * cachekit.DIM
+    narrow = stream_of(cache, batch_size=64, window=1, memory_bytes=needed + 1000)
+    whole = [batch.rows.tolist() for batch in stream_of(cache, batch_size=64, window=1).epoch(0)]
+    assert [batch.rows.tolist() for batch in narrow.epoch(0)] == whole
+
+
 def peak(folder, bound, queue):
     """Grown resident memory, in bytes, of streaming two epochs; in a process of its own."""
     store = open_cache(folder)
@@ -163,9 +236,6 @@ def peak(folder, bound, queue):
 def test_a_cache_four_times_larger_than_the_bound_streams_within_it(tmp_path):
     """128 MiB of vectors, a bound of 32 MiB; 16 MiB of slack for the file being checked and a batch's float32 copy."""
     rows, dim, shard = 65_536, 1024, 2048
-    from bird_cache.manifest import Layer
-    from bird_cache.writer import open_writer
-
     table = samples(rows)
     table.splits[:] = "train"
     layer = Layer(shape=(dim,), dtype="float16", kind="penultimate")
