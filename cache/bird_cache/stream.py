@@ -277,13 +277,14 @@ class FeatureStream:
         return held
 
     def _require_room(self, memory_bytes: int) -> None:
-        """Raise CacheError unless the groups that a batch and its successor need fit, in whatever epoch."""
+        """Raise CacheError unless two groups fit, in whatever epoch, and those that a batch covers whole between them."""
         sizes = np.unique(self.rows // self.store.manifest.plan.shard_rows, return_counts=True)[1]
         sizes.sort()
         window = self.window or len(sizes)
         largest, smallest = int(sizes[-window:].sum()), int(sizes[:window].sum())
-        spanned = 1 - (-(self.batch_size + 2 * self.world - 2) // smallest)
-        needed = min(max(spanned, 2) * largest, len(self.rows)) * self.row_bytes
+        between = self.batch_size + 2 * self.world - 4  # of a batch that the rest joined, all but its first and last
+        covered = between if between >= smallest else 0
+        needed = min(2 * largest + covered, len(self.rows)) * self.row_bytes
         if needed > memory_bytes:
             raise CacheError(
                 where=self.store.path,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import cachekit
 
 from bird_cache.store import open_cache
 from bird_cache.stream import FeatureStream
@@ -42,12 +43,10 @@ def test_another_number_of_workers_goes_on_where_the_first_stopped(cache):
     assert [row for batch in again for row in batch.rows.tolist()] == whole
 
 
-def test_workers_stream_within_their_bound(cache):
-    store = open_cache(cache)
-    dim, shard_rows = store.manifest.layers()["penultimate"].shape[0], store.manifest.plan.shard_rows
-    bound = 2 * 2 * dim * shard_rows
-    stream = FeatureStream(store, "train", batch_size=16, seed=1, window=1, memory_bytes=bound)
-    assert len(stream) > 2 * shard_rows
+def test_workers_stream_within_their_bound(tmp_path):
+    cachekit.write(tmp_path / "cache", cachekit.plan(shard_rows=32, chunk_rows=16))
+    store = open_cache(tmp_path / "cache")
+    stream = FeatureStream(store, "train", batch_size=16, seed=1, window=1, memory_bytes=1500)
     assert rows_of(StreamLoader(stream, workers=2).epoch(0)) == rows_of(stream.epoch(0))
 
 
