@@ -20,8 +20,8 @@ NO_INTEGER = -(1 << 31)
 SIGN_AND_REST, BIAS = np.int32(-0x7000_2000), np.float32(2.0**112)
 """of a float16's bits, sign extended and moved by 13: those that mean something; and float32's bias over float16's"""
 EXPONENTS: dict[Dtype, int] = {"float16": 0x7C00, "float32": 0x7F80_0000, "bfloat16": 0x7F80}
-BLOCK_VALUES = 1 << 16  # likewise, of a conversion
 BLOCK_ROWS = 256  # small enough that a block's temporaries stay in the processor's cache
+BLOCK_VALUES = 1 << 17  # likewise
 
 
 def storage_dtype(dtype: Dtype) -> np.dtype[np.generic]:
@@ -56,13 +56,14 @@ def to_storage(vectors: NDArray[Any], dtype: Dtype, ids: Sequence[str], skip: ND
     return stored
 
 
-def from_storage(stored: NDArray[np.generic], dtype: Dtype) -> NDArray[Any]:
-    """Stored bits as float32, NaN where a row failed; int32 as it is."""
+def from_storage(stored: NDArray[np.generic], dtype: Dtype, *, finite: bool = False) -> NDArray[Any]:
+    """Stored bits as float32, NaN where a row failed; int32 as it is. `finite` says that no value is NaN or infinite,
+    which then need not be looked for."""
     if dtype == "int32":
         return stored
     if dtype == "bfloat16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
-    return _widened(stored) if dtype == "float16" else stored.astype(np.float32)
+    return _widened(stored, finite) if dtype == "float16" else stored.astype(np.float32)
 
 
 def absent(stored: NDArray[np.generic], dtype: Dtype) -> NDArray[np.bool_]:
@@ -79,7 +80,7 @@ def absent(stored: NDArray[np.generic], dtype: Dtype) -> NDArray[np.bool_]:
     return found
 
 
-def _widened(stored: NDArray[np.generic]) -> NDArray[np.float32]:
+def _widened(stored: NDArray[np.generic], finite: bool) -> NDArray[np.float32]:
     """float16 as float32, bit for bit what `astype` gives and several times faster: numpy converts value by value, this
     moves sign, exponent and fraction to their places and corrects the exponent's bias by a product."""
     halves = np.ascontiguousarray(stored).reshape(-1)
@@ -87,7 +88,7 @@ def _widened(stored: NDArray[np.generic]) -> NDArray[np.float32]:
     exponent = np.uint16(EXPONENTS["float16"])
     for start in range(0, len(halves), BLOCK_VALUES):
         block = slice(start, start + BLOCK_VALUES)
-        if ((halves[block].view(np.uint16) & exponent) == exponent).any():  # NaN and infinity have no bias
+        if not finite and ((halves[block].view(np.uint16) & exponent) == exponent).any():  # these have no bias
             out[block] = halves[block]
             continue
         bits = out[block].view(np.int32)

@@ -70,14 +70,14 @@ class Held:
             name: np.empty((len(rows), plan.views, *spec.shape), storage_dtype(spec.dtype))
             for name, spec in specs.items()
         }
-        for shard in shards.tolist():
-            start, stop = plan.bounds(shard)
-            first, end = np.searchsorted(rows, [start, stop])
+        step = plan.chunk_rows if plan.store == "zarr" else plan.shard_rows  # what is read without a copy
+        for piece in np.unique(rows // step).tolist():
+            first, end = np.searchsorted(rows, [piece * step, (piece + 1) * step])
             mine = rows[first:end]
             for name, array in self.layers.items():
                 stored = store.read(name, int(mine[0]), int(mine[-1]) + 1)
                 array[first:end] = stored if len(stored) == len(mine) else stored[mine - mine[0]]
-                stream.require_vectors(name, mine, array[first:end])
+        stream.require_vectors(rows, self.layers)
         store.release()
 
     def holds(self, rows: Ints) -> NDArray[np.bool_]:
@@ -141,6 +141,7 @@ class FeatureStream:
         self.keys = np.array([xxhash.xxh3_64_intdigest(id.encode()) for id in samples.ids.tolist()], np.uint64)
         small = len(self.rows) * self.row_bytes <= WHOLE_SET_BYTES
         self.window = window if window is not None or small else WINDOW_SHARDS
+        self._seen = np.zeros(plan.rows, bool)
         self._held: Held | None = None
         if len(self.rows) * self.row_bytes <= memory_bytes:
             self._held = Held(self, self.rows)
@@ -182,7 +183,7 @@ class FeatureStream:
         features = {}
         for name in self.layers:
             stored = self._gather(name, rows, views, held)
-            features[name] = from_storage(stored, specs[name].dtype)
+            features[name] = from_storage(stored, specs[name].dtype, finite=True)  # as `require_vectors` found
         ids = samples.ids[rows]
         images = None if self._images is None else self._checked_images(rows, ids)
         return StreamBatch(rows, ids, samples.labels[rows], samples.groups[rows], views, features, images, consumed)
@@ -211,17 +212,21 @@ class FeatureStream:
                 usable[list(receipt.failed)] = False
         return usable
 
-    def require_vectors(self, layer: str, rows: Ints, stored: NDArray[np.generic]) -> None:
-        """Raise DamagedCacheError, naming the first, where one of `rows` has a NaN or an infinity for a vector."""
-        empty = absent(stored, self.store.manifest.layers()[layer].dtype)
-        if empty.any():
-            row = int(rows[np.flatnonzero(empty)[0]])
-            raise DamagedCacheError(
-                where=self.store.path,
-                found=f"NaN or infinity in {layer} of {self.store.samples.ids[row]!r} (row {row}), which says it is sound",
-                wanted="a finite vector for every sample that did not fail",
-                fix="see all of it with `bird cache verify`",
-            )
+    def require_vectors(self, rows: Ints, layers: Mapping[str, NDArray[np.generic]]) -> None:
+        """Raise DamagedCacheError, naming the first, where one of `rows` has a NaN or an infinity for a vector. Each row
+        is looked at once: what is read later was found to be the same bytes."""
+        new = np.flatnonzero(~self._seen[rows])
+        for name, array in layers.items() if len(new) else ():
+            empty = absent(array if len(new) == len(rows) else array[new], self.store.manifest.layers()[name].dtype)
+            if empty.any():
+                row = int(rows[new[np.flatnonzero(empty)[0]]])
+                raise DamagedCacheError(
+                    where=self.store.path,
+                    found=f"NaN or infinity in {name} of {self.store.samples.ids[row]!r} (row {row}), which did not fail",
+                    wanted="a finite vector for every sample that did not fail",
+                    fix="see all of it with `bird cache verify`",
+                )
+        self._seen[rows] = True
 
     def _require_keys(self, rows: Ints, keys: NDArray[np.uint64]) -> None:
         if not np.array_equal(keys, self.keys[rows]):

@@ -16,7 +16,8 @@ def same_bits(a, b):
 def test_every_float16_becomes_the_same_float32_as_by_casting():
     assert same_bits(from_storage(EVERY, "float16"), EVERY.astype(np.float32))
     finite = EVERY[np.isfinite(EVERY)]
-    assert same_bits(from_storage(finite, "float16"), finite.astype(np.float32))
+    for known in (False, True):
+        assert same_bits(from_storage(finite, "float16", finite=known), finite.astype(np.float32))
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(0, 3))

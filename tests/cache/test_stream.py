@@ -77,7 +77,7 @@ def global_sequence(cache, epoch, window, consumed=0, batch=16, world=1, workers
     for step in zip(*per_rank, strict=True):
         merged = np.empty(sum(len(part.rows) for part in step), np.int64)
         for rank, part in enumerate(step):
-            assert len(part.rows) >= 2
+            assert len(part.rows) > 0
             merged[rank::world] = part.rows
         rows += merged.tolist()
         consumed = step[0].consumed
@@ -89,7 +89,9 @@ def global_sequence(cache, epoch, window, consumed=0, batch=16, world=1, workers
 def resume_changes_nothing(cache, before, after, window, epoch, stop, narrow):
     whole, _ = global_sequence(cache, epoch, window)
     head, consumed = global_sequence(cache, epoch, window, 0, *before, narrow, until=stop % len(whole))
-    tail = global_sequence(cache, epoch, window, consumed, *after, not narrow)[0] if consumed < len(whole) else []
+    batch, world, workers = after
+    world = max(1, min(world, len(whole) - consumed))  # more ranks than samples left are refused: see below
+    tail = global_sequence(cache, epoch, window, consumed, batch, world, workers, not narrow)[0]
     assert head + tail == whole
 
 
