@@ -38,6 +38,7 @@ torture: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python bench/step.py
 	$(BIN)/python bench/precompute.py
+	$(BIN)/python bench/stream.py
 
 wheel: $(VENV)/.installed
 	$(BIN)/python tests/wheel_check.py

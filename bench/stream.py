@@ -1,6 +1,6 @@
 """Shuffled epochs of cached vectors: our stream beside other ways to read the same ones. Paired, in one process.
 
-    python bench/stream.py [--rows 200000] [--dim 512] [--batch 256] [--rounds 5] [--out out/stream.json]
+    python bench/stream.py [--rows 200000] [--dim 512] [--batch 256] [--rounds 5] [--only NAME ...] [--out out/stream.json]
 
 litdata and mosaicml-streaming pin other versions than we do. To have them in the table, give them an environment of
 their own that finds ours (PYTHON is the interpreter of ours), and run there; without them they are left out:
@@ -34,7 +34,7 @@ from bird_cache.stream import FeatureStream
 from bird_cache.writer import open_writer
 
 SHARD_ROWS, CHUNK_ROWS, WINDOW = 8192, 1024, 4
-LAYER = "penultimate"
+LAYER, OURS = "penultimate", "bird, in memory"
 CHECKS = {
     "bird, in memory": "key of every row; shard hash at first touch; NaN at load",
     "bird, bounded": "key of every row; shard hash at first touch; NaN at load",
@@ -233,6 +233,8 @@ def measure(folder, options):
     write_cache(folder / "cache", vectors)
     epochs = {}
     for name, (module, prepare) in CONTESTANTS.items():
+        if name != OURS and options.only and name not in options.only:
+            continue
         if importlib.util.find_spec(module) is None:
             sys.stderr.write(f"{name} left out: no {module} here (how to have it: the first lines of this file)\n")
             continue
@@ -256,12 +258,13 @@ def main():
     parser.add_argument(
         "--work", type=Path, help="where the copies are written for the while; default: a temporary folder"
     )
+    parser.add_argument("--only", nargs="+", choices=[*CONTESTANTS], help="these and ours; default: all that are here")
     parser.add_argument("--out", type=Path, default=Path("out/stream.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         rates = measure(Path(folder), options)
-    ours = rates["bird, in memory"]
+    ours = rates[OURS]
     results = {
         name: {
             "rows_per_second": spread(found),

@@ -158,6 +158,18 @@ def test_a_swapped_vector_or_image_is_caught(cache):
             next(stream_of(cache, images=wrong).epoch(0))
 
 
+@pytest.mark.parametrize("memory", [NARROW, 1 << 30])
+def test_shards_that_changed_places_on_disk_are_caught(tmp_path, memory):
+    write(tmp_path / "cache", cachekit.plan(shard_rows=32, chunk_rows=16))
+    store = open_cache(tmp_path / "cache")
+    one, other = (tmp_path / "cache" / store.receipts[shard].files[LAYER].path for shard in (2, 5))
+    bytes_of_one = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(bytes_of_one)
+    with pytest.raises(DamagedCacheError, match="shard [25]"):
+        list(stream_of(tmp_path / "cache", window=2, memory_bytes=memory).epoch(0))
+
+
 def test_the_ranks_are_given_never_guessed(cache):
     for rank, world in ((2, 2), (-1, 1), (0, 0)):
         with pytest.raises(ValueError, match="rank"):
