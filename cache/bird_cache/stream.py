@@ -53,6 +53,7 @@ class StreamBatch:
     consumed: int
 
 
+@final
 class Held:
     """Rows of the layers in memory as they are stored, each with the key of its id."""
 

@@ -166,7 +166,7 @@ def test_shards_that_changed_places_on_disk_are_caught(tmp_path, memory):
     bytes_of_one = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(bytes_of_one)
-    with pytest.raises(DamagedCacheError, match="shard [25]"):
+    with pytest.raises(DamagedCacheError, match=r"shard [25]"):
         list(stream_of(tmp_path / "cache", window=2, memory_bytes=memory).epoch(0))
 
 
