@@ -117,6 +117,12 @@ def test_bounded_and_whole_give_the_same_batches(cache):
         check(b)
 
 
+def test_vectors_as_stored_are_the_same_vectors(cache):
+    for wide, stored in zip(stream_of(cache).epoch(0), stream_of(cache, widen=False).epoch(0), strict=True):
+        assert stored.features[LAYER].dtype == np.float16
+        np.testing.assert_array_equal(wide.features[LAYER], stored.features[LAYER].astype(np.float32))
+
+
 def test_the_layout_of_the_store_changes_nothing(cache, tmp_path):
     tars = cachekit.plan(shard_rows=32, chunk_rows=16).model_copy(update={"store": "webdataset"})
     write(tmp_path / "tars", tars)
