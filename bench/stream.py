@@ -1,157 +1,289 @@
-"""Rows a second of a shuffled epoch, keys checked: our stream against what else reads the same vectors from this disk.
+"""Shuffled epochs of cached vectors: our stream beside other ways to read the same ones. Paired, in one process.
 
-    python bench/stream.py [--rows 200000] [--rounds 5]
+    python bench/stream.py [--rows 200000] [--dim 512] [--batch 256] [--rounds 5] [--only NAME ...] [--out out/stream.json]
 
-All deliver float32 batches of 256 x 512 from float16 on disk. Rounds are interleaved; ratios are of the same round.
+litdata and mosaicml-streaming pin other versions than we do. To have them in the table, give them an environment of
+their own that finds ours (PYTHON is the interpreter of ours), and run there; without them they are left out:
+
+    python -m venv /tmp/bench-stream && /tmp/bench-stream/bin/pip install litdata mosaicml-streaming
+    PYTHON -c "import site; print(site.getsitepackages()[0])" > "$(/tmp/bench-stream/bin/python -c \
+        "import site; print(site.getsitepackages()[0])")/zz_ours.pth"
+    PYTHONPATH=.:cache:pipelines /tmp/bench-stream/bin/python bench/stream.py
+
+Every contestant reads from a warm page cache, has no worker processes, and ends where a training step begins: float32
+(batch, dim). Each is asked once, untimed, whether it gives every vector once. Rounds time one epoch of each, in turn;
+a ratio is taken within a round.
 """
 
 import argparse
+import importlib.util
 import json
-import os
 import statistics
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
-os.environ["WDS_SECURE"] = "1"
-
 import numpy as np
-import webdataset
-import zarr
+import torch
 
 from bird_cache.manifest import Layer, Plan
 from bird_cache.samples import PENDING, Samples
 from bird_cache.store import open_cache
 from bird_cache.stream import FeatureStream
-from bird_cache.verify import verify
 from bird_cache.writer import open_writer
 
-DIM, BATCH, BLOCK, SHARD = 512, 256, 1024, 8192
+SHARD_ROWS, CHUNK_ROWS, WINDOW = 8192, 1024, 4
+LAYER, OURS = "penultimate", "bird, in memory"
+CHECKS = {
+    "bird, in memory": "key of every row; shard hash at first touch; NaN at load",
+    "bird, bounded": "key of every row; shard hash at first touch; NaN at load",
+    "memmap, random rows": "nothing",
+    "memmap, shuffled blocks": "nothing",
+    "zarr, shuffled chunks": "CRC32C of every chunk; no keys",
+    "webdataset": "nothing; the key travels with the row",
+    "litdata": "nothing; the id travels with the row",
+    "mosaicml-streaming": "nothing by default; the id travels with the row",
+}
 
 
-def make(folder, rows, store):
-    """A cache of random vectors, as one of our stores."""
-    text = [
-        np.array(column, dtype=object)
-        for column in zip(*((f"id-{i}", "train", f"{i:032x}", PENDING) for i in range(rows)), strict=True)
-    ]
-    numbers = np.arange(rows) % 2
-    samples = Samples(text[0], numbers, numbers, text[1], text[2], text[3])
+def name_of(row):
+    return f"images/{row:08d}.png"
+
+
+def widened(stored):
+    """The fastest way here from float16 to float32."""
+    return torch.from_numpy(np.ascontiguousarray(stored)).float()
+
+
+def shuffled_groups(count, unit, epoch, read, batch):
+    """Units permuted, groups of `WINDOW` shards' worth read and shuffled: the order of our bounded stream."""
+    rng = np.random.default_rng(epoch)
+    starts, together = rng.permutation(np.arange(0, count, unit)), WINDOW * SHARD_ROWS // unit
+    for first in range(0, len(starts), together):
+        group = np.concatenate([read(start, min(start + unit, count)) for start in starts[first : first + together]])
+        order = rng.permutation(len(group))
+        for at in range(0, len(group), batch):
+            yield None, widened(group[order[at : at + batch]])
+
+
+def write_cache(folder, vectors):
+    rows = len(vectors)
+    number = np.arange(rows)
+
+    def text(values):
+        return np.array(values, dtype=object)
+
+    names = text([name_of(row) for row in range(rows)])
+    digests = text([f"{row:032x}" for row in range(rows)])
+    samples = Samples(names, number % 10, number % 2, text(["train"] * rows), digests, text([PENDING] * rows))
     plan = Plan(
-        causes={"bench": rows},
-        layers={"penultimate": Layer(shape=(DIM,), dtype="float16", kind="penultimate")},
+        causes={"teacher": "none"},
+        layers={LAYER: Layer(shape=vectors.shape[1:], dtype="float16", kind="penultimate")},
         rows=rows,
-        shard_rows=SHARD,
-        chunk_rows=BLOCK,
-        store=store,
-        class_names=("a", "b"),
+        shard_rows=SHARD_ROWS,
+        chunk_rows=CHUNK_ROWS,
+        class_names=tuple("abcdefghij"),
         group_names=("g", "h"),
     )
-    rng = np.random.default_rng(0)
     with open_writer(folder, plan, samples) as writer:
         for shard in writer.pending():
             start, stop = plan.bounds(shard)
-            vectors = rng.standard_normal((stop - start, 1, DIM)).astype(np.float32)
-            writer.write_shard(shard, {"penultimate": vectors}, {})
+            writer.write_shard(shard, {LAYER: vectors[start:stop, None].astype(np.float32)}, {})
         writer.finish()
 
 
-def stream(folder, memory_bytes, window):
-    source = FeatureStream(open_cache(folder), "train", batch_size=BATCH, memory_bytes=memory_bytes, window=window)
-    return lambda epoch: sum(len(batch.features["penultimate"]) for batch in source.epoch(epoch))
-
-
-def shuffled_blocks(read, rows, window=10 * SHARD):
-    """Blocks in random order, rows mixed within a window: what a careful person writes."""
+def bird(folder, vectors, batch, memory_bytes, window):
+    stream = FeatureStream(
+        open_cache(folder / "cache"), "train", batch_size=batch, memory_bytes=memory_bytes, window=window, widen=False
+    )
 
     def epoch(number):
-        rng, count = np.random.default_rng(number), 0
-        blocks = rng.permutation(-(-rows // BLOCK))
-        for start in range(0, len(blocks), window // BLOCK):
-            held = np.concatenate(
-                [read(b * BLOCK, min((b + 1) * BLOCK, rows)) for b in blocks[start : start + window // BLOCK]]
-            )
-            order = rng.permutation(len(held))
-            for first in range(0, len(held), BATCH):
-                count += len(held[order[first : first + BATCH]].astype(np.float32))
-        return count
+        for given in stream.epoch(number):
+            yield given.ids, widened(given.features[LAYER])
 
     return epoch
 
 
-def tars(folder, rows):
-    shards = sorted(str(path) for path in Path(folder).glob("*.tar"))
+def bird_in_memory(folder, vectors, batch):
+    return bird(folder, vectors, batch, 4 << 30, None)
+
+
+def bird_bounded(folder, vectors, batch):
+    return bird(folder, vectors, batch, 2 * WINDOW * SHARD_ROWS * vectors[0].nbytes, WINDOW)
+
+
+def memmap_rows(folder, vectors, batch):
+    mapped = np.load(folder / "vectors.npy", mmap_mode="r")
 
     def epoch(number):
-        pipeline = webdataset.WebDataset(shards, shardshuffle=100, seed=number).shuffle(4096).decode()
-        count, batch = 0, []
-        for sample in pipeline:
-            batch.append(sample["penultimate.npy"][0])
-            if len(batch) == BATCH:
-                count, batch = count + len(np.stack(batch).astype(np.float32)), []
-        return count + len(batch)
+        order = np.random.default_rng(number).permutation(len(mapped))
+        for at in range(0, len(order), batch):
+            yield None, widened(mapped.take(order[at : at + batch], axis=0))
 
     return epoch
+
+
+def memmap_blocks(folder, vectors, batch):
+    mapped = np.load(folder / "vectors.npy", mmap_mode="r")
+    return lambda number: shuffled_groups(len(mapped), CHUNK_ROWS, number, lambda a, b: mapped[a:b], batch)
+
+
+def zarr_chunks(folder, vectors, batch):
+    import zarr
+
+    array = zarr.open(str(folder / "cache"), mode="r")[LAYER]
+    return lambda number: shuffled_groups(
+        len(vectors), CHUNK_ROWS, number, lambda a, b: array[int(a) : int(b), 0], batch
+    )
+
+
+def webdataset(folder, vectors, batch):
+    import webdataset as wds
+
+    (folder / "tars").mkdir()
+    with wds.ShardWriter(str(folder / "tars/%06d.tar"), maxcount=SHARD_ROWS, verbose=0) as sink:
+        for row, vector in enumerate(vectors):
+            sink.write({"__key__": f"{row:08d}", "npy": vector})
+    urls = sorted(map(str, (folder / "tars").glob("*.tar")))
+
+    def epoch(number):
+        data = wds.WebDataset(urls, shardshuffle=len(urls), seed=number, empty_check=False)
+        data = data.shuffle(SHARD_ROWS).decode().to_tuple("__key__", "npy").batched(batch)
+        for keys, stored in data:
+            yield [name_of(int(key)) for key in keys], widened(np.stack(stored))
+
+    return epoch
+
+
+def lit_items(part):
+    path, start, stop = part
+    vectors = np.load(path, mmap_mode="r")
+    for row in range(start, stop):
+        yield {"id": name_of(row), "x": np.array(vectors[row])}
+
+
+def litdata(folder, vectors, batch):
+    import litdata as lit
+
+    rows = len(vectors)
+    parts = [(str(folder / "vectors.npy"), at, min(at + SHARD_ROWS, rows)) for at in range(0, rows, SHARD_ROWS)]
+    out = str(folder / "lit")
+    lit.optimize(lit_items, parts, output_dir=out, chunk_size=SHARD_ROWS, num_workers=1, verbose=False)
+    data = lit.StreamingDataset(out, shuffle=True)
+
+    def epoch(number):
+        data.set_epoch(number)
+        loader = lit.StreamingDataLoader(data, batch_size=batch, num_workers=0, collate_fn=collated)
+        yield from loader
+
+    return epoch
+
+
+def collated(items):
+    return [item["id"] for item in items], widened(np.stack([item["x"] for item in items]))
+
+
+def mosaicml(folder, vectors, batch):
+    import streaming
+
+    out = str(folder / "mds")
+    with streaming.MDSWriter(out=out, columns={"id": "str", "x": f"ndarray:float16:{vectors.shape[1]}"}) as sink:
+        for row, vector in enumerate(vectors):
+            sink.write({"id": name_of(row), "x": vector})
+    streaming.base.util.clean_stale_shared_memory()
+    data = streaming.StreamingDataset(local=out, shuffle=True, batch_size=batch, num_canonical_nodes=1)
+    return lambda number: iter(torch.utils.data.DataLoader(data, batch_size=batch, collate_fn=collated))
+
+
+CONTESTANTS = {
+    "bird, in memory": ("bird_cache", bird_in_memory),
+    "bird, bounded": ("bird_cache", bird_bounded),
+    "memmap, random rows": ("numpy", memmap_rows),
+    "memmap, shuffled blocks": ("numpy", memmap_blocks),
+    "zarr, shuffled chunks": ("zarr", zarr_chunks),
+    "webdataset": ("webdataset", webdataset),
+    "litdata": ("litdata", litdata),
+    "mosaicml-streaming": ("streaming", mosaicml),
+}
+
+
+def prove(name, epoch, vectors):
+    """Whether an epoch holds every vector once, and under its id where there are ids."""
+    seen, total = [], 0.0
+    for ids, features in epoch:
+        features = np.asarray(features)
+        total += float(features.sum(dtype=np.float64))
+        if ids is not None:
+            rows = [int(id[7:15]) for id in ids]
+            np.testing.assert_array_equal(features[:, :8], vectors[rows, :8].astype(np.float32), err_msg=name)
+            seen += rows
+    expected = float(vectors.sum(dtype=np.float64))
+    if abs(total - expected) > 1e-6 * vectors.size or (seen and sorted(seen) != list(range(len(vectors)))):
+        raise SystemExit(f"{name} does not give every vector once")
+
+
+def spread(values):
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def measure(folder, options):
+    vectors = np.random.default_rng(0).standard_normal((options.rows, options.dim), np.float32).astype(np.float16)
+    np.save(folder / "vectors.npy", vectors)
+    write_cache(folder / "cache", vectors)
+    epochs = {}
+    for name, (module, prepare) in CONTESTANTS.items():
+        if name != OURS and options.only and name not in options.only:
+            continue
+        if importlib.util.find_spec(module) is None:
+            sys.stderr.write(f"{name} left out: no {module} here (how to have it: the first lines of this file)\n")
+            continue
+        epochs[name] = prepare(folder, vectors, options.batch)
+        prove(name, epochs[name](0), vectors)
+    rates = {name: [] for name in epochs}
+    for number in range(1, options.rounds + 1):
+        for name, epoch in epochs.items():
+            began = time.perf_counter()
+            count = sum(len(features) for _, features in epoch(number))
+            rates[name].append(count / (time.perf_counter() - began))
+    return rates
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--work", type=Path, help="where the copies are written for the while; default: a temporary folder"
+    )
+    parser.add_argument("--only", nargs="+", choices=[*CONTESTANTS], help="these and ours; default: all that are here")
+    parser.add_argument("--out", type=Path, default=Path("out/stream.json"))
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory() as box:
-        make(f"{box}/zarr", options.rows, "zarr")
-        make(f"{box}/tar", min(options.rows, 4 * SHARD), "webdataset")
-        flat = np.lib.format.open_memmap(f"{box}/flat.npy", "w+", np.float16, (options.rows, DIM))
-        flat[:] = open_cache(f"{box}/zarr").read("penultimate", 0, options.rows)[:, 0]
-        mapped = np.load(f"{box}/flat.npy", mmap_mode="r")
-        array = zarr.open(f"{box}/zarr", mode="r")["penultimate"]
-        began = time.perf_counter()
-        found = verify(f"{box}/zarr", workers=2)
-        speed = found.bytes / (time.perf_counter() - began) / 1e9
-        assert not found.findings
-        group = 10 * SHARD * DIM * 2
-        runs = {
-            "bird, in memory": stream(f"{box}/zarr", 4 << 30, None),
-            "bird, bounded": stream(f"{box}/zarr", 2 * group + 1, 10) if options.rows > 22 * SHARD else None,
-            "numpy memmap, shuffled blocks": shuffled_blocks(lambda a, b: np.array(mapped[a:b]), options.rows),
-            "numpy memmap, random rows": lambda number: sum(
-                len(mapped[rows].astype(np.float32))
-                for rows in np.array_split(
-                    np.random.default_rng(number).permutation(options.rows), options.rows // BATCH
-                )
-            ),
-            "plain zarr, shuffled blocks": shuffled_blocks(lambda a, b: array[a:b][:, 0], options.rows),
-            "webdataset, our tars": tars(f"{box}/tar", options.rows),
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=options.work) as folder:
+        rates = measure(Path(folder), options)
+    ours = rates[OURS]
+    results = {
+        name: {
+            "rows_per_second": spread(found),
+            "gigabytes_per_second": statistics.median(found) * options.dim * 2 / 1e9,
+            "bird_in_memory_over_it": spread([a / b for a, b in zip(ours, found, strict=True)]),
+            "checks": CHECKS[name],
         }
-        rates = {name: [] for name, run in runs.items() if run}
-        for number in range(options.rounds + 1):
-            for name in rates:
-                began = time.perf_counter()
-                count = runs[name](number)
-                if number:  # the first round warms the page cache
-                    rates[name].append(count / (time.perf_counter() - began))
-        bytes_a_row = (
-            sum(path.stat().st_size for path in Path(f"{box}/zarr/penultimate").rglob("*") if path.is_file())
-            / options.rows
-        )
-    ours = rates["bird, in memory"]
-    result = {
-        "rows": options.rows,
-        "verify GB/s": round(speed, 2),
-        "bytes a row / 2d": round(bytes_a_row / (2 * DIM), 4),
+        for name, found in rates.items()
     }
-    for name, values in rates.items():
-        ratios = sorted(a / b for a, b in zip(ours, values, strict=True))
-        result[name] = {
-            "rows/s": round(statistics.median(values)),
-            "GB/s": round(statistics.median(values) * DIM * 2 / 1e9, 3),
-            "bird in memory over it": [round(r, 2) for r in (ratios[0], statistics.median(ratios), ratios[-1])],
-        }
-    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    said = {"rows": options.rows, "dim": options.dim, "batch": options.batch, "rounds": options.rounds}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({**said, "numpy": np.__version__, "results": results}, indent=1) + "\n")
+    for name, found in sorted(results.items(), key=lambda item: -item[1]["rows_per_second"]["median"]):
+        rate, ratio = found["rows_per_second"], found["bird_in_memory_over_it"]
+        sys.stdout.write(
+            f"{name:24} {rate['median']:>10,.0f} rows/s ({rate['min']:,.0f}-{rate['max']:,.0f})"
+            f"  {found['gigabytes_per_second']:.3f} GB/s  ours/it {ratio['median']:.2f}"
+            f" ({ratio['min']:.2f}-{ratio['max']:.2f})  checks: {found['checks']}\n"
+        )
 
 
 if __name__ == "__main__":

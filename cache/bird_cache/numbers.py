@@ -17,8 +17,11 @@ DTYPES: tuple[Dtype, ...] = ("float16", "float32", "bfloat16")
 """what vectors can be stored as; int32 is for the boxes of stored views"""
 BFLOAT16_NAN = 0x7FC0
 NO_INTEGER = -(1 << 31)
+SIGN_AND_REST, BIAS = np.int32(-0x7000_2000), np.float32(2.0**112)
+"""of a float16's bits, sign extended and moved by 13: those that mean something; and float32's bias over float16's"""
 EXPONENTS: dict[Dtype, int] = {"float16": 0x7C00, "float32": 0x7F80_0000, "bfloat16": 0x7F80}
 BLOCK_ROWS = 256  # small enough that a block's temporaries stay in the processor's cache
+BLOCK_VALUES = 1 << 17  # likewise
 
 
 def storage_dtype(dtype: Dtype) -> np.dtype[np.generic]:
@@ -53,13 +56,14 @@ def to_storage(vectors: NDArray[Any], dtype: Dtype, ids: Sequence[str], skip: ND
     return stored
 
 
-def from_storage(stored: NDArray[np.generic], dtype: Dtype) -> NDArray[Any]:
-    """Stored bits as float32, NaN where a row failed; int32 as it is."""
+def from_storage(stored: NDArray[np.generic], dtype: Dtype, *, finite: bool = False) -> NDArray[Any]:
+    """Stored bits as float32, NaN where a row failed; int32 as it is. `finite` says that no value is NaN or infinite,
+    which then need not be looked for."""
     if dtype == "int32":
         return stored
     if dtype == "bfloat16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float32)
+    return _widened(stored, finite) if dtype == "float16" else stored.astype(np.float32)
 
 
 def absent(stored: NDArray[np.generic], dtype: Dtype) -> NDArray[np.bool_]:
@@ -74,6 +78,25 @@ def absent(stored: NDArray[np.generic], dtype: Dtype) -> NDArray[np.bool_]:
         block = slice(start, start + BLOCK_ROWS)
         found[block] = ((bits[block] & exponent) == exponent).any(axis=1)
     return found
+
+
+def _widened(stored: NDArray[np.generic], finite: bool) -> NDArray[np.float32]:
+    """float16 as float32, bit for bit what `astype` gives and several times faster: numpy converts value by value, this
+    moves sign, exponent and fraction to their places and corrects the exponent's bias by a product."""
+    halves = np.ascontiguousarray(stored).reshape(-1)
+    out = np.empty(len(halves), np.float32)
+    exponent = np.uint16(EXPONENTS["float16"])
+    for start in range(0, len(halves), BLOCK_VALUES):
+        block = slice(start, start + BLOCK_VALUES)
+        if not finite and ((halves[block].view(np.uint16) & exponent) == exponent).any():  # these have no bias
+            out[block] = halves[block]
+            continue
+        bits = out[block].view(np.int32)
+        bits[...] = halves[block].view(np.int16)
+        bits <<= 13
+        bits &= SIGN_AND_REST
+        out[block] *= BIAS
+    return out.reshape(stored.shape)
 
 
 def _bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.generic]:

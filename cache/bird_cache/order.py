@@ -6,6 +6,7 @@ The raw output of numpy's Philox generator is fixed for all time (its `permutati
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ def shuffled(rows: Rows, seed: int, epoch: int) -> Rows:
     return rows[np.argsort(raw(seed, 0, epoch, count=len(rows)), kind="stable")]
 
 
+@final
 class EpochOrder:
     """The order of `rows` (ascending) in one epoch, read piece by piece.
 
@@ -122,6 +124,7 @@ def shuffle_score(order: Rows) -> float:
     return float(np.abs(np.diff(ranks)).mean() / ((len(order) + 1) / 3))
 
 
+@final
 class StratifiedRows:
     """Batches with a fixed number of rows from every (class, group) cell that has any, drawn with replacement."""
 
@@ -137,6 +140,7 @@ class StratifiedRows:
         return np.concatenate([cell[pick % len(cell)] for cell, pick in zip(self._cells, picks, strict=True)])
 
 
+@final
 class InverseFrequencyRows:
     """Batches in which every (class, group) cell that has any row is as likely as another, drawn with replacement."""
 

@@ -21,7 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from bird_cache.errors import CacheError, DamagedCacheError, StaleCacheError
-from bird_cache.numbers import from_storage, storage_dtype
+from bird_cache.numbers import absent, from_storage, storage_dtype
 from bird_cache.order import EpochOrder, slices
 from bird_cache.samples import OK
 from bird_cache.store import FeatureStore
@@ -40,56 +40,71 @@ ImageSource = Callable[[Sequence[str]], tuple[Sequence[str], Sequence[str], Any]
 
 @dataclasses.dataclass(frozen=True)
 class StreamBatch:
-    """One batch, or one rank's share of it. `features` maps each layer to float32 (batch, *shape) of each sample's view;
-    `consumed` is how many samples of the epoch's global sequence are done after it."""
+    """One batch, or one rank's share of it. `features` maps each layer to (batch, *shape) of each sample's view, float32
+    unless they were asked for as stored; `consumed` is how many samples of the epoch's global sequence are done after it."""
 
     rows: Ints
     ids: NDArray[np.object_]
     labels: Ints
     groups: Ints
     views: Ints
-    features: Mapping[str, NDArray[np.float32]]
+    features: Mapping[str, NDArray[Any]]
     images: Any
     consumed: int
 
 
+@final
 class Held:
     """Rows of the layers in memory as they are stored, each with the key of its id."""
 
     def __init__(self, stream: FeatureStream, rows: Ints) -> None:
-        """Load `rows` (ascending) shard by shard."""
+        """Load `rows` (ascending) shard by shard. Raises DamagedCacheError where a row holds no vector."""
         store, plan = stream.store, stream.store.manifest.plan
-        self.rows, self.keys = rows, stream.keys[rows]
-        self._adjoining = len(rows) > 0 and int(rows[-1] - rows[0]) == len(rows) - 1
+        self.keys, self._shard_rows = stream.keys[rows], plan.shard_rows
+        shards = np.unique(rows // plan.shard_rows)
+        self._slot = np.full(plan.shards, -1)
+        self._slot[shards] = np.arange(len(shards))
+        self._places = np.zeros(len(shards) * plan.shard_rows, np.int32)
+        self._places[self._at(rows)] = np.arange(len(rows))
         specs = {name: store.manifest.layers()[name] for name in stream.layers}
         self.layers = {
             name: np.empty((len(rows), plan.views, *spec.shape), storage_dtype(spec.dtype))
             for name, spec in specs.items()
         }
-        for shard in np.unique(rows // plan.shard_rows).tolist():
-            start, stop = plan.bounds(shard)
-            first, end = np.searchsorted(rows, [start, stop])
+        step = plan.chunk_rows if plan.store == "zarr" else plan.shard_rows  # what is read without a copy
+        for piece in np.unique(rows // step).tolist():
+            first, end = np.searchsorted(rows, [piece * step, (piece + 1) * step])
             mine = rows[first:end]
             for name, array in self.layers.items():
-                array[first:end] = store.read(name, int(mine[0]), int(mine[-1]) + 1)[mine - mine[0]]
+                stored = store.read(name, int(mine[0]), int(mine[-1]) + 1)
+                array[first:end] = stored if len(stored) == len(mine) else stored[mine - mine[0]]
+        stream.require_vectors(rows, self.layers)
         store.release()
 
-    def take(self, rows: Ints) -> tuple[Ints, NDArray[np.uint64]]:
+    def holds(self, rows: Ints) -> NDArray[np.bool_]:
+        """Which of `rows` are of the shards held here."""
+        return np.asarray(self._slot[rows // self._shard_rows] >= 0)
+
+    def take(self, rows: Ints) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
         """Positions of `rows` here, and the keys that are stored there."""
-        positions = rows - self.rows[0] if self._adjoining else np.searchsorted(self.rows, rows)
+        positions = self._places[self._at(rows)]
         return positions, self.keys[positions]
+
+    def _at(self, rows: Ints) -> Ints:
+        return self._slot[rows // self._shard_rows] * self._shard_rows + rows % self._shard_rows
 
 
 @final
 class FeatureStream:
-    """The usable rows of one split, batch by batch, epoch by epoch. Rows that failed are left out and counted in `failed`
-    by "class, group".
+    """The usable rows of one split, batch by batch, epoch by epoch. Rows that failed in any of the `layers` are left out
+    and counted in `failed` by "class, group".
 
-    `memory_bytes` bounds what is held: all of the split if it fits, else two groups of `window` shards (the current one,
-    and the next one on its way). `window` None: the whole set is shuffled if its vectors take up to 4 GiB, else groups
-    of 10 shards. `view` gives each row's view (rows, epoch) -> (rows,), default 0. `images` gives images by id, and what
-    it gives is compared with what was cached, sample by sample. `rank` of `world` takes its share of every batch: two
-    samples or more, but where one resumes with more ranks than before at the last few samples of an epoch.
+    `memory_bytes` bounds the vectors held by a process: all of the split if it fits, else two groups of `window` shards
+    (the current one, and the next one on its way; more where a batch spans more). `window` None: the whole set is
+    shuffled if its vectors take up to 4 GiB, else groups of 10 shards. `view` gives each row's view (rows, epoch) ->
+    (rows,), default 0. `images` gives images by id, and what it gives is compared with what was cached, sample by sample.
+    `rank` of `world` takes its share of every batch: two samples or more. Without `widen`, vectors come as they are
+    stored (bfloat16 as its bits): half the bytes from a worker, and torch makes float32 of float16 faster than numpy can.
     """
 
     def __init__(
@@ -106,27 +121,30 @@ class FeatureStream:
         window: int | None = None,
         view: Callable[[Ints, int], Ints] | None = None,
         images: ImageSource | None = None,
+        widen: bool = True,
     ) -> None:
         """Raises IncompleteCacheError, KeyError for an unknown layer, CacheError if not even two groups fit the bound,
-        ValueError for a rank outside 0..world-1 or a batch smaller than two samples a rank."""
+        DamagedCacheError where a vector is missing or altered, ValueError for a rank outside 0..world-1 or a batch smaller
+        than two samples a rank."""
         store.require_complete()
         if not 0 <= rank < world or batch_size < 2 * world:
             raise ValueError(
                 f"rank {rank} of {world}, batches of {batch_size}: wanted 0 <= rank < world, 2 samples a rank"
             )
         self.store, self.layers, self.seed, self.rank, self.world = store, tuple(layers), seed, rank, world
-        self.batch_size, self._view, self._images = batch_size, view, images
+        self.batch_size, self._view, self._images, self._widen = batch_size, view, images, widen
         plan, samples = store.manifest.plan, store.samples
         specs = [store.manifest.layers()[name] for name in layers]
         self.row_bytes = sum(plan.views * int(np.prod(s.shape)) * storage_dtype(s.dtype).itemsize for s in specs)
         mine = samples.splits == split
-        self.rows = np.flatnonzero(mine & (samples.status == OK))
-        lost = np.flatnonzero(mine & (samples.status != OK))
+        usable = self._usable()
+        self.rows, lost = np.flatnonzero(mine & usable), np.flatnonzero(mine & ~usable)
         cells = Counter(f"{samples.labels[row]},{samples.groups[row]}" for row in lost.tolist())
         self.failed = {name_of_cell(plan.class_names, plan.group_names, key): n for key, n in sorted(cells.items())}
         self.keys = np.array([xxhash.xxh3_64_intdigest(id.encode()) for id in samples.ids.tolist()], np.uint64)
         small = len(self.rows) * self.row_bytes <= WHOLE_SET_BYTES
         self.window = window if window is not None or small else WINDOW_SHARDS
+        self._seen = np.zeros(plan.rows, bool)
         self._held: Held | None = None
         if len(self.rows) * self.row_bytes <= memory_bytes:
             self._held = Held(self, self.rows)
@@ -145,9 +163,16 @@ class FeatureStream:
     def epoch(self, epoch: int, consumed: int = 0, worker: int = 0, workers: int = 1) -> Iterator[StreamBatch]:
         """The batches of one epoch after its first `consumed` samples; of these every `workers`-th from number `worker`.
 
-        Raises DamagedCacheError, StaleCacheError where a sample is not the one that its place says.
+        Raises DamagedCacheError, StaleCacheError where a sample is not the one that its place says; ValueError where too
+        few samples are left to give every rank two.
         """
         order = self.order(epoch)
+        left = len(order) - consumed
+        if left < 0 or (self.world > 1 and 0 < left < 2 * self.world):
+            raise ValueError(
+                f"{left} of {len(order)} samples left in epoch {epoch} for {self.world} ranks: wanted none, or two a rank; "
+                "resume this epoch with fewer ranks"
+            )
         cuts = slices(len(order), self.batch_size, consumed, 2 * self.world)
         wanted = [cut for number, cut in enumerate(cuts) if number % workers == worker]
         held = self._everything(order) if self._held is not None else self._group_by_group(order, wanted)
@@ -161,7 +186,8 @@ class FeatureStream:
         features = {}
         for name in self.layers:
             stored = self._gather(name, rows, views, held)
-            features[name] = from_storage(stored, specs[name].dtype)
+            # finite: `require_vectors` found them so
+            features[name] = from_storage(stored, specs[name].dtype, finite=True) if self._widen else stored
         ids = samples.ids[rows]
         images = None if self._images is None else self._checked_images(rows, ids)
         return StreamBatch(rows, ids, samples.labels[rows], samples.groups[rows], views, features, images, consumed)
@@ -175,11 +201,36 @@ class FeatureStream:
             return array[:, 0].take(positions, axis=0) if array.shape[1] == 1 else array[positions, views]
         out = np.empty((len(rows), *held[0].layers[name].shape[2:]), held[0].layers[name].dtype)
         for group in held:
-            mine = np.isin(rows, group.rows)
+            mine = group.holds(rows)
             positions, keys = group.take(rows[mine])
             self._require_keys(rows[mine], keys)
             out[mine] = group.layers[name][positions, views[mine]]
         return out
+
+    def _usable(self) -> NDArray[np.bool_]:
+        """Which rows of the cache have a vector in every layer that is asked for; layers added later fail on their own."""
+        store = self.store
+        usable = np.asarray(store.samples.status == OK)
+        for part in {store.manifest.part_of(name) for name in self.layers}:
+            for receipt in store.part_receipts[part].values():
+                usable[list(receipt.failed)] = False
+        return usable
+
+    def require_vectors(self, rows: Ints, layers: Mapping[str, NDArray[np.generic]]) -> None:
+        """Raise DamagedCacheError, naming the first, where one of `rows` has a NaN or an infinity for a vector. Each row
+        is looked at once: what is read later was found to be the same bytes."""
+        new = np.flatnonzero(~self._seen[rows])
+        for name, array in layers.items() if len(new) else ():
+            empty = absent(array if len(new) == len(rows) else array[new], self.store.manifest.layers()[name].dtype)
+            if empty.any():
+                row = int(rows[new[np.flatnonzero(empty)[0]]])
+                raise DamagedCacheError(
+                    where=self.store.path,
+                    found=f"NaN or infinity in {name} of {self.store.samples.ids[row]!r} (row {row}), which did not fail",
+                    wanted="a finite vector for every sample that did not fail",
+                    fix="see all of it with `bird cache verify`",
+                )
+        self._seen[rows] = True
 
     def _require_keys(self, rows: Ints, keys: NDArray[np.uint64]) -> None:
         if not np.array_equal(keys, self.keys[rows]):
@@ -235,13 +286,18 @@ class FeatureStream:
         return held
 
     def _require_room(self, memory_bytes: int) -> None:
-        order = self.order(0)
-        largest = int(np.diff(order.starts).max()) * self.row_bytes
-        if order.groups == 1 or 2 * largest > memory_bytes:
-            needed = 2 * largest if order.groups > 1 else largest
+        """Raise CacheError unless two groups fit, in whatever epoch, and those that a batch covers whole between them."""
+        sizes = np.unique(self.rows // self.store.manifest.plan.shard_rows, return_counts=True)[1]
+        sizes.sort()
+        window = self.window or len(sizes)
+        largest, smallest = int(sizes[-window:].sum()), int(sizes[:window].sum())
+        between = self.batch_size + 2 * self.world - 4  # of a batch that the rest joined, all but its first and last
+        covered = between if between >= smallest else 0
+        needed = min(2 * largest + covered, len(self.rows)) * self.row_bytes
+        if needed > memory_bytes:
             raise CacheError(
                 where=self.store.path,
                 found=f"a bound of {memory_bytes:,} bytes for a shuffle that needs {needed:,}",
-                wanted="room for the whole split, or for two groups of shards",
+                wanted="room for the whole split, or for two groups of shards and all that a batch spans",
                 fix=f"raise memory_bytes, or give a smaller window (shards shuffled together; now {self.window or 'all'})",
             )

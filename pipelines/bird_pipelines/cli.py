@@ -37,28 +37,26 @@ Out = Annotated[Path, typer.Option(help="Folder to write; the same command resum
 def main() -> None:
     """Run the command line and leave with its exit code: 0 done, 1 failure, 2 usage or input, 3 cache, 4 teacher, 130
     interrupted and resumable."""
-    from bird.errors import BirdError
-    from bird_cache.errors import CacheError
-    from bird_pipelines.progress import Interrupted
-
     debug = "--debug" in sys.argv
     args = [argument for argument in sys.argv[1:] if argument != "--debug"]
     # torch's own forward-mode rules still compile themselves with a function it deprecates
     warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated", category=FutureWarning)
     try:
         app(args=args, prog_name="bird")
-    except Interrupted:
-        show.panel("Interrupted", {"what is done is kept": "run the same command again to resume"}, "yellow")
-        sys.exit(130)
-    except (BirdError, CacheError) as error:
-        if debug:
-            raise
-        lines = {"where": error.where, "found": error.found, "wanted": error.wanted, "what to do": error.fix}
-        show.panel(type(error).__name__, lines, "red")
-        sys.exit(error.exit_code)
     except Exception as error:
+        from bird.errors import BirdError
+        from bird_cache.errors import CacheError
+        from bird_pipelines.progress import Interrupted
+
+        if isinstance(error, Interrupted):
+            show.panel("Interrupted", {"what is done is kept": "run the same command again to resume"}, "yellow")
+            sys.exit(130)
         if debug:
             raise
+        if isinstance(error, BirdError | CacheError):
+            lines = {"where": error.where, "found": error.found, "wanted": error.wanted, "what to do": error.fix}
+            show.panel(type(error).__name__, lines, "red")
+            sys.exit(error.exit_code)
         show.panel(
             type(error).__name__,
             {"unexpected": str(error), "what to do": "run it again with --debug and report it"},

@@ -11,11 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bird_cache.errors import CacheError, DamagedCacheError, StaleCacheError
+from bird_cache.manifest import CellAudit, Layer
 from bird_cache.store import open_cache
 from bird_cache.stream import FeatureStream
+from bird_cache.writer import open_part, open_writer
 
 LAYER = "penultimate"
-NARROW = 4096  # bytes: far less than the split needs
+NARROW = 4608  # bytes: far less than the split needs
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,6 @@ def global_sequence(cache, epoch, window, consumed=0, batch=16, world=1, workers
     memory = NARROW if narrow and window else 1 << 30
     rows = []
     per_rank = []
-    left = len(stream_of(cache)) - consumed
     for rank in range(world):
         stream = stream_of(cache, batch_size=batch, window=window, rank=rank, world=world, memory_bytes=memory)
         shares = [list(stream.epoch(epoch, consumed, worker, workers)) for worker in range(workers)]
@@ -76,8 +77,7 @@ def global_sequence(cache, epoch, window, consumed=0, batch=16, world=1, workers
     for step in zip(*per_rank, strict=True):
         merged = np.empty(sum(len(part.rows) for part in step), np.int64)
         for rank, part in enumerate(step):
-            # fewer only where one resumes, with more ranks than before, at an epoch's last few samples
-            assert len(part.rows) >= 2 or left < 2 * world
+            assert len(part.rows) >= 2
             merged[rank::world] = part.rows
         rows += merged.tolist()
         consumed = step[0].consumed
@@ -89,7 +89,9 @@ def global_sequence(cache, epoch, window, consumed=0, batch=16, world=1, workers
 def resume_changes_nothing(cache, before, after, window, epoch, stop, narrow):
     whole, _ = global_sequence(cache, epoch, window)
     head, consumed = global_sequence(cache, epoch, window, 0, *before, narrow, until=stop % len(whole))
-    tail = global_sequence(cache, epoch, window, consumed, *after, not narrow)[0] if consumed < len(whole) else []
+    batch, world, workers = after
+    world = max(1, min(world, (len(whole) - consumed) // 2))  # more ranks than that are refused: see below
+    tail = global_sequence(cache, epoch, window, consumed, batch, world, workers, not narrow)[0]
     assert head + tail == whole
 
 
@@ -113,6 +115,22 @@ def test_bounded_and_whole_give_the_same_batches(cache):
         assert np.array_equal(a.rows, b.rows)
         np.testing.assert_array_equal(a.features[LAYER], b.features[LAYER])
         check(b)
+
+
+def test_vectors_as_stored_are_the_same_vectors(cache):
+    for wide, stored in zip(stream_of(cache).epoch(0), stream_of(cache, widen=False).epoch(0), strict=True):
+        assert stored.features[LAYER].dtype == np.float16
+        np.testing.assert_array_equal(wide.features[LAYER], stored.features[LAYER].astype(np.float32))
+
+
+def test_the_layout_of_the_store_changes_nothing(cache, tmp_path):
+    tars = cachekit.plan(shard_rows=32, chunk_rows=16).model_copy(update={"store": "webdataset"})
+    write(tmp_path / "tars", tars)
+    for memory in (NARROW, 1 << 30):
+        streams = [stream_of(folder, window=2, memory_bytes=memory) for folder in (cache, tmp_path / "tars")]
+        for a, b in zip(*(stream.epoch(2, 48) for stream in streams), strict=True):
+            assert a.ids.tolist() == b.ids.tolist()
+            np.testing.assert_array_equal(a.features[LAYER], b.features[LAYER])
 
 
 def test_a_bound_that_cannot_be_kept_is_refused_with_the_number(cache):
@@ -146,10 +164,83 @@ def test_a_swapped_vector_or_image_is_caught(cache):
             next(stream_of(cache, images=wrong).epoch(0))
 
 
+@pytest.mark.parametrize("memory", [NARROW, 1 << 30])
+def test_shards_that_changed_places_on_disk_are_caught(tmp_path, memory):
+    write(tmp_path / "cache", cachekit.plan(shard_rows=32, chunk_rows=16))
+    store = open_cache(tmp_path / "cache")
+    one, other = (tmp_path / "cache" / store.receipts[shard].files[LAYER].path for shard in (2, 5))
+    bytes_of_one = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(bytes_of_one)
+    with pytest.raises(DamagedCacheError, match=r"shard [25]"):
+        list(stream_of(tmp_path / "cache", window=2, memory_bytes=memory).epoch(0))
+
+
 def test_the_ranks_are_given_never_guessed(cache):
     for rank, world in ((2, 2), (-1, 1), (0, 0)):
         with pytest.raises(ValueError, match="rank"):
             stream_of(cache, rank=rank, world=world)
+
+
+@pytest.mark.parametrize("left", [1, 2, 3, 5, 6, 7])
+def test_a_rest_that_cannot_be_shared_is_refused_on_every_rank(cache, left):
+    """Steps must be as many on every rank, of two samples or more: batch norm has no statistics of one."""
+    start = len(stream_of(cache)) - left
+    for rank in range(3):
+        rest = stream_of(cache, rank=rank, world=3).epoch(0, start)
+        if left < 6:
+            with pytest.raises(ValueError, match="fewer ranks"):
+                next(rest)
+        else:
+            assert [len(batch.rows) >= 2 for batch in rest] == [True]
+    assert sum(len(batch.rows) for batch in stream_of(cache).epoch(0, start)) == left
+    with pytest.raises(ValueError, match="left"):
+        next(stream_of(cache).epoch(0, start + left + 1))
+
+
+def test_rows_that_failed_in_an_added_layer_are_left_out_and_counted(tmp_path):
+    write(tmp_path / "cache", cachekit.plan(shard_rows=32, chunk_rows=16))
+    spec, gone = {"maps": Layer(shape=(2, 2), dtype="float32", kind="maps")}, 33
+    with open_part(tmp_path / "cache", "maps", spec, {"teacher": "sha256:1"}) as writer:
+        for shard in writer.pending():
+            start, stop = writer.plan.bounds(shard)
+            failed = {gone: "undecodable"} if start <= gone < stop else {}
+            writer.write_shard(shard, {"maps": np.ones((stop - start, 1, 2, 2), np.float32)}, failed)
+        writer.finish()
+    alone, both = (stream_of(tmp_path / "cache", layers=names) for names in ([LAYER], [LAYER, "maps"]))
+    assert np.setdiff1d(alone.rows, both.rows).tolist() == [gone]
+    assert sum(both.failed.values()) == sum(alone.failed.values()) + 1
+    for batch in both.epoch(0):
+        assert batch.features["maps"].shape[1:] == (2, 2)
+        assert all(np.isfinite(vectors).all() for vectors in batch.features.values())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_vector_that_is_none_is_never_delivered(tmp_path, value):
+    """No writer of ours commits one: this shard was, with its hash, by another."""
+    plan = cachekit.plan(shard_rows=32, chunk_rows=16)
+    with open_writer(tmp_path / "cache", plan, samples()) as writer:
+        for shard in writer.pending():
+            start, stop = plan.bounds(shard)
+            stored, lost = vectors(start, stop).astype(np.float16), cachekit.lost(start, stop)
+            stored[[row - start for row in lost]] = np.nan
+            stored[6 if shard == 3 else slice(0), 0, 3] = value
+            audit = {"0,0": CellAudit(rows=stop - start, failed=len(lost))}
+            writer.write_stored(shard, {LAYER: stored}, lost, audit)
+        writer.finish()
+    for memory in (NARROW, 1 << 30):
+        with pytest.raises(DamagedCacheError, match=r"sample-102.*row 102"):
+            list(stream_of(tmp_path / "cache", window=2, memory_bytes=memory).epoch(0))
+
+
+def test_the_bound_counts_every_group_that_a_batch_spans(cache):
+    """Groups of one shard hold 8 to 11 samples: a batch of 64 covers several, and parts of two."""
+    with pytest.raises(CacheError, match="all that a batch spans"):
+        stream_of(cache, batch_size=64, window=1, memory_bytes=1500)
+    needed = (2 * 11 + 62) * 2 * cachekit.DIM
+    narrow = stream_of(cache, batch_size=64, window=1, memory_bytes=needed)
+    whole = [batch.rows.tolist() for batch in stream_of(cache, batch_size=64, window=1).epoch(0)]
+    assert [batch.rows.tolist() for batch in narrow.epoch(0)] == whole
 
 
 def peak(folder, bound, queue):
@@ -165,9 +256,6 @@ def peak(folder, bound, queue):
 def test_a_cache_four_times_larger_than_the_bound_streams_within_it(tmp_path):
     """128 MiB of vectors, a bound of 32 MiB; 16 MiB of slack for the file being checked and a batch's float32 copy."""
     rows, dim, shard = 65_536, 1024, 2048
-    from bird_cache.manifest import Layer
-    from bird_cache.writer import open_writer
-
     table = samples(rows)
     table.splits[:] = "train"
     layer = Layer(shape=(dim,), dtype="float16", kind="penultimate")
