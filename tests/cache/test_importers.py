@@ -66,7 +66,7 @@ def form_again(folder, form):
     [
         (["a", "a", *IDS[2:]], "more than once: 'a'"),
         (["e\u0301", "\u00e9", *IDS[2:]], "after unicode normalisation"),
-        (["", *IDS[1:]], "empty ids"),
+        (["", *IDS[1:]], "no id at rows \\[0\\]"),
         (IDS[1:], "40 vectors for 39 ids"),
         (["x\0y", *IDS[1:]], "NUL"),
     ],
