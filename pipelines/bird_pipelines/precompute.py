@@ -37,6 +37,7 @@ from bird_pipelines.progress import Advance, Interrupted, progress, stop_request
 __all__ = [
     "dataset_causes",
     "make_plan",
+    "need_room",
     "precompute",
     "precompute_command",
     "samples_of",
