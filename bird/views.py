@@ -15,6 +15,8 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bird.errors import DataError
+from bird.images import MAX_PIXELS
 from bird.transforms import center_view
 
 __all__ = ["BOX", "cut", "draw_boxes", "view_of", "view_policy"]
@@ -47,10 +49,21 @@ def draw_boxes(digest: str, count: int, height: int, width: int, flip: bool) -> 
 
 
 def cut(image: NDArray[np.uint8], box: NDArray[np.int32]) -> UInt8[Tensor, "3 height width"]:
-    """The pixels of a box of an RGB image (height, width, 3), zeros beyond its edges, mirrored where the box says so."""
+    """The pixels of a box of an RGB image (height, width, 3), zeros beyond its edges, mirrored where the box says so.
+
+    Raises DataError for a box that is empty, too large, or entirely beyond the image.
+    """
     from torchvision.transforms.v2 import functional as F  # seconds to import
 
     top, left, height, width, mirrored = box.tolist()
+    meets = -height < top < image.shape[0] and -width < left < image.shape[1]
+    if height < 1 or width < 1 or height * width > MAX_PIXELS or not meets or mirrored not in (0, 1):
+        raise DataError(
+            where="a stored view",
+            found=f"top {top}, left {left}, height {height}, width {width}, mirrored {mirrored}",
+            wanted=f"a box that meets an image of {image.shape[0]} x {image.shape[1]} pixels",
+            fix="the views belong to other images, or the cache is damaged: run `bird cache verify`",
+        )
     pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
     found = F.crop(pixels, top, left, height, width)
     found = F.horizontal_flip(found) if mirrored else found

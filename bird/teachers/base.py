@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, final
 
 import numpy as np
@@ -18,23 +17,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bird.errors import TeacherError, UsageError
+from bird.teachers.layers import FeatureKind, LayerSpec, Tap
 from bird.views import cut
 
 __all__ = ["FeatureKind", "Json", "LayerSpec", "Teacher", "TorchTeacher", "View", "digest_of_state"]
 
 Json = str | int | float | bool | list[Any] | dict[str, Any] | None
-FeatureKind = Literal["penultimate", "projection", "projection_l2", "logits", "attention", "maps", "token"]
 PENULTIMATE = "penultimate"
-STAGE = re.compile(r"(layer|stage|block)\d+")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerSpec:
-    """What a layer gives for one view: its shape, and what kind of vector or map it is."""
-
-    shape: tuple[int, ...]
-    kind: FeatureKind
 
 
 class Teacher(ABC):
@@ -42,9 +32,7 @@ class Teacher(ABC):
 
     `name` is what it was asked for, without local paths; `weights_digest` hashes its weights' values; `preprocessing` is
     everything that shapes its pixels, in canonical form. The last two enter a cache's fingerprint.
-    `layers` is what it can be asked for: "penultimate" always; of a CNN "attention.STAGE" (sum of squares over channels,
-    (H, W)) and "maps.STAGE" (C, H, W); of a ViT "cls" and "pooled" (the mean patch token), after the last norm and before
-    any projection; "logits" where it has a classifier.
+    `layers` is what it can be asked for: "penultimate" always, the others as `bird.teachers.layers` describes them.
     """
 
     name: str
@@ -86,6 +74,13 @@ class View:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the view of a square, in pixels."""
+        if self.crop is not None:
+            return self.crop, self.crop
+        return (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+
     def __call__(
         self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
     ) -> Float[Tensor, "3 height width"]:
@@ -95,8 +90,7 @@ class View:
 
         size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
         if box is not None and box.any():
-            image = cut(image, box).permute(1, 2, 0).numpy()
-            size = [self.crop, self.crop] if self.crop is not None else (size * 2)[:2]
+            image, size = cut(image, box).permute(1, 2, 0).numpy(), list(self.sides)
         mode = InterpolationMode(self.interpolation)
         if self.resizer == "pillow":
             resized = F.resize(Image.fromarray(image), size, interpolation=mode)
@@ -119,7 +113,7 @@ class View:
 
 @final
 class TorchTeacher(Teacher):
-    """A torch module, the view it takes, and how its vector is read."""
+    """A torch module, the view it takes, and where its layers are tapped."""
 
     def __init__(
         self,
@@ -127,16 +121,11 @@ class TorchTeacher(Teacher):
         module: nn.Module,
         view: View,
         *,
-        kind: FeatureKind,
+        taps: Mapping[str, Tap],
         device: torch.device,
         precision: str,
-        read: Callable[[Any], Tensor] = lambda output: output,
         reading: str = "output",
-        tokens: str | None = None,
-        logits: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        """`read` takes the vector from the module's output, `logits` its logits; `tokens` is the path of the submodule
-        ("" for the whole) whose output are the tokens after the last norm."""
         if precision not in PRECISIONS:
             raise UsageError(
                 where="--precision",
@@ -144,25 +133,24 @@ class TorchTeacher(Teacher):
                 wanted=f"one of {', '.join(PRECISIONS)}",
                 fix="choose one",
             )
-        self.name, self.feature_kind = name, kind
+        self.name, self.feature_kind = name, taps[PENULTIMATE].kind
         self.weights_digest = digest_of_state(module.state_dict())
         self.preprocessing = {**view.canonical(), "reading": reading}
-        self._view, self._read, self._device, self._dtype = view, read, device, PRECISIONS[precision]
-        self._logits, self._tokens = logits, tokens
+        self._view, self._taps, self._device, self._dtype = view, taps, device, PRECISIONS[precision]
         self._module = module.eval().requires_grad_(False).to(device)
-        side = view.crop or (view.resize if isinstance(view.resize, int) else view.resize[0])
+        height, width = view.sides
         try:
-            self._stages: dict[str, str] = {}
-            blank = torch.zeros(1, 3, side, side)
-            self.dim = self.answer(blank, (PENULTIMATE,))[PENULTIMATE].shape[1]
-            self.layers = self._find_layers(blank)
+            blank = self.answer(torch.zeros(1, 3, height, width), tuple(taps))
         except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+            said = (str(error) or repr(error)).splitlines()[0][:160]
             raise TeacherError(
                 where=f"teacher {name}",
-                found=f"a failure on one blank {side} x {side} image ({(str(error) or repr(error)).splitlines()[0][:160]})",
+                found=f"a failure on one blank {height} x {width} image ({said})",
                 wanted="a model of images alone, that takes this size and answers with a vector",
                 fix="choose another model, or another --image-size",
             ) from error
+        self.layers = {layer: LayerSpec(tuple(blank[layer].shape[1:]), tap.kind) for layer, tap in taps.items()}
+        (self.dim,) = self.layers[PENULTIMATE].shape
 
     def preprocess(
         self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
@@ -172,90 +160,51 @@ class TorchTeacher(Teacher):
 
     def answer(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[str]) -> dict[str, Tensor]:
         """See Teacher.answer."""
-        names = {name.partition(".")[2] for name in layers if "." in name}
-        wanted = {stage: self._stages[stage] for stage in names}
-        if self._tokens is not None and {"cls", "pooled"} & {*layers}:
-            wanted["tokens"] = self._tokens
-        output, seen = self._forward(pixels, wanted)
-        vectors = self._read(output)
-        if vectors.ndim != 2:
-            raise TeacherError(
-                where=f"teacher {self.name}",
-                found=f"an answer of shape {tuple(vectors.shape)}",
-                wanted="one vector an image",
-                fix="choose a model with a pooled output",
-            )
-        answers = {}
-        for layer in layers:
-            kind, _, stage = layer.partition(".")
-            if layer == PENULTIMATE:
-                answers[layer] = vectors
-            elif layer == "logits":
-                assert self._logits is not None
-                answers[layer] = self._logits(output)
-            elif stage:
-                answers[layer] = READERS[kind](seen[stage].float())
-            else:
-                answers[layer] = READERS[kind](_tokens_of(seen["tokens"]))
-        return {layer: tensor.float().cpu() for layer, tensor in answers.items()}
-
-    def _forward(self, pixels: Tensor, watched: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
-        """The module's output, and those of the submodules at the watched paths by name."""
-        seen: dict[str, Any] = {}
-
-        def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
-            def hook(module: nn.Module, given: Any, output: Any) -> None:
-                seen[name] = output
-
-            return hook
-
-        hooks = [self._module.get_submodule(path).register_forward_hook(keep(name)) for name, path in watched.items()]
         cast = nullcontext() if self._dtype is None else torch.autocast(self._device.type, self._dtype)
+        with torch.inference_mode(), cast, self._listening(layers) as heard:
+            self._module(pixels.to(self._device, non_blocking=True))
+        for layer in layers:
+            shape = tuple(heard[layer].shape) if layer in heard else ()
+            if shape[:1] != (len(pixels),) or (layer == PENULTIMATE and len(shape) != 2):
+                raise TeacherError(
+                    where=f"teacher {self.name}, layer {layer}",
+                    found=f"an answer of shape {shape}",
+                    wanted="one vector an image" if layer == PENULTIMATE else "one array an image",
+                    fix="choose a model with a pooled output" if layer == PENULTIMATE else "leave this layer out",
+                )
+        return {layer: heard[layer].float().cpu() for layer in layers}
+
+    @contextmanager
+    def _listening(self, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Hooks on the submodules of `layers` while it is open; what they read, by layer."""
+        heard: dict[str, Tensor] = {}
+        handles = []
         try:
-            with torch.inference_mode(), cast:
-                return self._module(pixels.to(self._device, non_blocking=True)), seen
+            for layer in layers:
+                tap = self._taps[layer]
+                part = self._module.get_submodule(tap.path)
+                if tap.of == "input":
+                    handles.append(part.register_forward_pre_hook(_hear_input(heard, layer, tap.read)))
+                else:
+                    handles.append(part.register_forward_hook(_hear_output(heard, layer, tap.read)))
+            yield heard
         finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _find_layers(self, blank: Tensor) -> dict[str, LayerSpec]:
-        """What this module can be asked for, found by one blank image."""
-        paths = _stage_paths(self._module)
-        output, seen = self._forward(blank, paths | ({} if self._tokens is None else {"tokens": self._tokens}))
-        tokens = seen.pop("tokens", None)
-        layers = {PENULTIMATE: LayerSpec((self.dim,), self.feature_kind)}
-        for stage, found in seen.items():
-            if isinstance(found, Tensor) and found.ndim == 4:
-                self._stages[stage] = paths[stage]
-                layers[f"attention.{stage}"] = LayerSpec(tuple(found.shape[2:]), "attention")
-                layers[f"maps.{stage}"] = LayerSpec(tuple(found.shape[1:]), "maps")
-        if tokens is not None and (tokens := _tokens_of(tokens)) is not None and tokens.ndim == 3:
-            layers |= {name: LayerSpec((tokens.shape[2],), "token") for name in ("cls", "pooled")}
-        if self._logits is not None:
-            layers["logits"] = LayerSpec(tuple(self._logits(output).shape[1:]), "logits")
-        return layers
+            for handle in handles:
+                handle.remove()
 
 
-READERS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "attention": lambda maps: maps.square().sum(1),
-    "maps": lambda maps: maps,
-    "cls": lambda tokens: tokens[:, 0],
-    "pooled": lambda tokens: tokens[:, 1:].mean(1),
-}
+def _hear_input(heard: dict[str, Tensor], layer: str, read: Callable[[Any], Tensor]) -> Callable[..., None]:
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        heard[layer] = read(inputs[0])
+
+    return hook
 
 
-def _tokens_of(output: Any) -> Any:
-    return getattr(output, "last_hidden_state", output)
+def _hear_output(heard: dict[str, Tensor], layer: str, read: Callable[[Any], Tensor]) -> Callable[..., None]:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        heard[layer] = read(output)
 
-
-def _stage_paths(module: nn.Module) -> dict[str, str]:
-    """The residual stages of a CNN by their last name: layer1, stage2, block3 ...; none inside another."""
-    found: dict[str, str] = {}
-    for path, _ in module.named_modules():
-        parts = path.split(".")
-        if STAGE.fullmatch(parts[-1]) and not any(STAGE.fullmatch(part) for part in parts[:-1]):
-            found.setdefault(parts[-1], path)
-    return found
+    return hook
 
 
 def digest_of_state(state: Mapping[str, Tensor]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from bird.errors import TeacherError, UsageError
 from bird.students import IMAGENET_MEAN, IMAGENET_STD, Student, load_student
-from bird.teachers.base import FeatureKind, Teacher, TorchTeacher, View
+from bird.teachers.base import PENULTIMATE, Teacher, TorchTeacher, View
 from bird.teachers.files import fill, first_line, missing_weights, offline_if_unreachable, read_state
+from bird.teachers.layers import Tap, stage_taps, token_taps
 
 __all__ = ["Options", "clip", "flava", "hugging_face", "own_run", "torchvision_model"]
 
-POOLED = "pooler_output, else last_hidden_state[:, 0]"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -79,10 +79,9 @@ def clip(name: str, spec: str, options: Options) -> Teacher:
         name,
         model.visual,
         view,
-        "projection",
+        {PENULTIMATE: Tap("projection"), **stage_taps(model.visual), **_clip_tokens(model.visual)},
         options,
-        reading=f"projected image embedding of {model_name}, not normalised",
-        tokens="ln_post" if hasattr(model.visual, "ln_post") else None,
+        f"projected image embedding of {model_name}, not normalised",
     )
 
 
@@ -96,7 +95,8 @@ def flava(name: str, spec: str, options: Options) -> Teacher:
     view = _processor_view(source, None, options.weights is not None, name, default)
     side = model.config.image_config.image_size
     view = View((side, side), side, view.interpolation, "pillow", view.mean, view.std)
-    return _teacher(name, model.image_model, view, "penultimate", options, _cls, "last_hidden_state[:, 0]", "")
+    taps = {PENULTIMATE: Tap("penultimate", read=_cls), **_hidden_tokens(model.image_model)}
+    return _teacher(name, model.image_model, view, taps, options, "last_hidden_state[:, 0]")
 
 
 def hugging_face(name: str, spec: str, options: Options) -> Teacher:
@@ -107,7 +107,8 @@ def hugging_face(name: str, spec: str, options: Options) -> Teacher:
     source = str(options.weights or repo)
     model, _ = _from_pretrained(AutoModel, name, source, options, revision=revision or None)
     view = _processor_view(source, revision or None, options.weights is not None, name, None)
-    return _teacher(name, model, view, "penultimate", options, _pooled, POOLED, "")
+    taps = {PENULTIMATE: Tap("penultimate", read=_pooled), **_hidden_tokens(model)}
+    return _teacher(name, model, view, taps, options, "pooler_output, else last_hidden_state[:, 0]")
 
 
 def torchvision_model(name: str, spec: str, options: Options) -> Teacher:
@@ -131,11 +132,10 @@ def torchvision_model(name: str, spec: str, options: Options) -> Teacher:
     if (weight := state.get(f"{head}.weight")) is not None:  # trained for another number of classes
         model = models.get_model(spec, weights=None, num_classes=len(weight))
     fill(model, state, name)
-    parent, _, last = head.rpartition(".")
-    setattr(model.get_submodule(parent), last, nn.Identity())
+    taps = {PENULTIMATE: Tap("penultimate", head, of="input"), "logits": Tap("logits"), **stage_taps(model)}
     side = options.image_size or 224
     view = View(side * 256 // 224, side, "bilinear", "pillow", IMAGENET_MEAN, IMAGENET_STD)
-    return _teacher(name, model, view, "penultimate", options, reading="input of the last linear layer")
+    return _teacher(name, model, view, taps, options, "input of the last linear layer")
 
 
 def own_run(name: str, spec: str, options: Options) -> Teacher:
@@ -159,33 +159,30 @@ def own_run(name: str, spec: str, options: Options) -> Teacher:
             fix="train one with `bird train`",
         )
     view = View(student.image_size, student.image_size)
-    return _teacher(
-        f"run:{student.architecture}", student, view, "penultimate", options, _features, "features", logits=_logits
-    )
+    taps = {
+        PENULTIMATE: Tap("penultimate", read=_features),
+        "logits": Tap("logits", read=_logits),
+        **stage_taps(student.backbone, "backbone."),
+    }
+    return _teacher(f"run:{student.architecture}", student, view, taps, options, "features")
 
 
 def _teacher(
     name: str,
     module: nn.Module,
     view: View,
-    kind: FeatureKind,
+    taps: Mapping[str, Tap],
     options: Options,
-    read: Callable[[Any], Tensor] = lambda output: output,
-    reading: str = "output",
-    tokens: str | None = None,
-    logits: Callable[[Any], Tensor] | None = None,
+    reading: str,
 ) -> Teacher:
     return TorchTeacher(
         name,
         module,
         view,
-        kind=kind,
+        taps=taps,
         device=options.device,
         precision=options.precision,
-        read=read,
         reading=reading,
-        tokens=tokens,
-        logits=logits,
     )
 
 
@@ -201,6 +198,27 @@ def _features(output: Any) -> Tensor:
 
 def _logits(output: Any) -> Tensor:
     return output.logits  # type: ignore[no-any-return]
+
+
+def _hidden(output: Any) -> Tensor:
+    return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def _clip_tokens(tower: Any) -> dict[str, Tap]:
+    """Of open_clip's ViT, where the last norm sees all tokens: not behind an attention pool, nor after an average."""
+    if type(tower).__name__ != "VisionTransformer" or tower.attn_pool is not None or tower.final_ln_after_pool:
+        return {}
+    return token_taps("ln_post", lambda tokens: tokens)
+
+
+def _hidden_tokens(model: Any) -> dict[str, Tap]:
+    """Of transformers' ViTs; CLIP's norms its CLS token only, and leaves last_hidden_state as it was before."""
+    if type(model).__name__ in ("ViTModel", "FlavaImageModel"):
+        return token_taps("", _hidden)
+    if type(model).__name__ == "CLIPVisionModel":
+        norm = next(part for path, part in model.named_modules() if path.endswith("post_layernorm"))
+        return token_taps("", lambda output: norm(output.last_hidden_state))
+    return {}
 
 
 def _cls(output: Any) -> Tensor:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from bird.errors import BirdError, TeacherError, UsageError
 from bird.students import build_student, student_files
-from bird.teachers import TEACHERS, load_teacher
+from bird.teachers import TEACHERS, expand_layers, load_teacher
 from bird.transforms import center_view
 
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
@@ -732,3 +732,206 @@ def test_the_list_says_where_weights_come_from():
     for name, kind in TEACHERS.items():
         assert kind.description, name
         assert kind.weights, name
+
+
+# ---- further layers ---------------------------------------------------------------------------------------------
+
+STAGED = {  # kind -> stages
+    "clip-rn": ["layer1", "layer2", "layer3", "layer4"],
+    "run": ["layer1", "layer2", "layer3", "layer4"],
+    "torchvision": ["stage2", "stage3", "stage4"],
+}
+CLASSIFIERS = {  # a torchvision model -> stage -> the modules from the stage before, in their order
+    "resnet18": {
+        "layer1": ["conv1", "bn1", "relu", "maxpool", "layer1"],
+        **{f"layer{i}": [f"layer{i}"] for i in (2, 3, 4)},
+    },
+    "regnet_y_400mf": {
+        "block1": ["stem", "trunk_output.block1"],
+        **{f"block{i}": [f"trunk_output.block{i}"] for i in (2, 3, 4)},
+    },
+    "convnext_tiny": {f"stage{i}": [f"features.{2 * i - 2}", f"features.{2 * i - 1}"] for i in (1, 2, 3, 4)},
+    "shufflenet_v2_x0_5": {"stage2": ["conv1", "maxpool", "stage2"], "stage3": ["stage3"], "stage4": ["stage4"]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_layers_take_one_pass_and_leave_the_vector_alone(teachers, kind):
+    teacher = teachers[kind]
+    pixels, layers = batch_of(teacher, 2), tuple(teacher.layers)
+    module = getattr(teacher, "_module", None)
+    alone = teacher.features(pixels)
+    passes = []
+    if module is not None:
+        counter = module.register_forward_hook(lambda *_: passes.append(1))
+        together = teacher.answer(pixels, layers)
+        counter.remove()
+        assert len(passes) == 1
+        assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()), "a hook is left"
+    else:
+        together = teacher.answer(pixels, layers)
+    assert tuple(together) == layers
+    assert torch.equal(together["penultimate"], alone)
+    for layer, values in together.items():
+        assert values.shape == (2, *teacher.layers[layer].shape)
+        assert values.dtype == torch.float32
+        assert values.device.type == "cpu"
+        assert torch.equal(values, teacher.answer(pixels, [layer])[layer])
+    assert teacher.layers["penultimate"].shape == (teacher.dim,)
+    assert teacher.layers["penultimate"].kind == teacher.feature_kind
+
+
+@pytest.mark.parametrize("architecture", CLASSIFIERS)
+def test_stages_and_logits_of_a_classifier(architecture, tmp_path):
+    from torchvision import models
+
+    torch.manual_seed(8)
+    net = models.get_model(architecture, weights=None, num_classes=5).eval()
+    weights = save_state(net.state_dict(), tmp_path / "w.safetensors")
+    teacher = load_teacher(f"torchvision:{architecture}", weights=weights, image_size=64)
+    pixels = batch_of(teacher, 2)
+    found = teacher.answer(pixels, expand_layers(teacher, ["maps", "attention", "logits"]))
+    assert len(found) == 2 * len(CLASSIFIERS[architecture]) + 1
+    with torch.inference_mode():
+        assert torch.equal(found["logits"], net(pixels))
+        x = pixels
+        for stage, modules in CLASSIFIERS[architecture].items():
+            for path in modules:
+                x = net.get_submodule(path)(x)
+            assert torch.equal(found[f"maps.{stage}"], x)
+            torch.testing.assert_close(found[f"attention.{stage}"], torch.einsum("bchw,bchw->bhw", x, x))
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet34", "shufflenetv2"])
+def test_stages_and_logits_of_our_own_run(architecture, tmp_path):
+    student = build_student(architecture, classes=3, image_size=32, seed=9).eval()
+    for name, data in student_files(student).items():
+        (tmp_path / name).write_bytes(data)
+    teacher = load_teacher(f"run:{tmp_path}")
+    pixels = batch_of(teacher, 2)
+    found = teacher.answer(pixels, expand_layers(teacher, ["penultimate", "logits", "maps", "attention"]))
+    last = "stage4" if architecture == "shufflenetv2" else "layer4"
+    with torch.inference_mode():
+        answer = student(pixels)
+        maps = found[f"maps.{last}"]
+        pooled = student.backbone.conv5(maps) if architecture == "shufflenetv2" else maps
+    assert torch.equal(found["penultimate"], answer.features)
+    assert torch.equal(found["logits"], answer.logits)
+    torch.testing.assert_close(pooled.mean((2, 3)), answer.features)
+    torch.testing.assert_close(found[f"attention.{last}"], maps.square().sum(1))
+
+
+def test_stages_of_clips_resnet(teachers, clip_states):
+    import open_clip
+
+    model = open_clip.create_model("bird-tiny-rn", load_weights=False, pretrained_text=False).eval()
+    model.load_state_dict(clip_states["bird-tiny-rn"])
+    pixels = batch_of(teachers["clip-rn"], 2)
+    found = teachers["clip-rn"].answer(pixels, expand_layers(teachers["clip-rn"], ["maps", "attention"]))
+    with torch.inference_mode():
+        x = model.visual.stem(pixels)
+        for i in range(1, 5):
+            x = model.visual.get_submodule(f"layer{i}")(x)
+            assert torch.equal(found[f"maps.layer{i}"], x)
+            torch.testing.assert_close(found[f"attention.layer{i}"], x.square().sum(1))
+
+
+def test_tokens_of_clips_vit(teachers, clip_states):
+    import open_clip
+
+    model = open_clip.create_model("bird-tiny-vit", load_weights=False, pretrained_text=False).eval()
+    model.load_state_dict(clip_states["bird-tiny-vit"])
+    pixels = batch_of(teachers["clip-vit"], 2)
+    found = teachers["clip-vit"].answer(pixels, ["cls", "pooled", "penultimate"])
+    model.visual.output_tokens = True
+    with torch.inference_mode():
+        _, patches = model.visual(pixels)
+        torch.testing.assert_close(found["cls"] @ model.visual.proj, found["penultimate"])
+    torch.testing.assert_close(found["pooled"], patches.mean(1))
+
+
+@pytest.mark.parametrize("kind", ["flava", "hf"])
+def test_tokens_of_transformers_vits(request, teachers, kind):
+    from transformers import FlavaModel, ViTModel
+
+    if kind == "flava":
+        model = FlavaModel.from_pretrained(request.getfixturevalue("flava_folder")).image_model.eval()
+    else:
+        model = ViTModel.from_pretrained(request.getfixturevalue("vit_folder"), dtype=torch.float32).eval()
+    pixels = batch_of(teachers[kind], 2)
+    found = teachers[kind].answer(pixels, ["cls", "pooled"])
+    with torch.inference_mode():
+        before = model(pixels, output_hidden_states=True).hidden_states[-1]
+        tokens = model.layernorm(before)
+    torch.testing.assert_close(found["cls"], tokens[:, 0])
+    torch.testing.assert_close(found["pooled"], tokens[:, 1:].mean(1))
+
+
+def test_tokens_of_transformers_clip(tmp_path, vit_folder):
+    """Its last_hidden_state is not normed: the tokens are taken after the norm all the same."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(10)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=32, patch_size=16, projection_dim=16)).eval()
+    norm = next(part for name, part in model.named_modules() if name.endswith("post_layernorm"))
+    torch.nn.init.normal_(norm.weight)
+    model.save_pretrained(tmp_path)
+    processor = json.loads((vit_folder / "preprocessor_config.json").read_text())
+    processor["image_processor_type"] = "CLIPImageProcessor"  # this architecture names none of its own
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    teacher = load_teacher("hf:someone/tiny-clip", weights=tmp_path)
+    pixels = batch_of(teacher, 2)
+    found = teacher.answer(pixels, ["cls", "pooled"])
+    with torch.inference_mode():
+        answer = model(pixels)
+        patches = norm(answer.last_hidden_state[:, 1:])
+    torch.testing.assert_close(found["cls"], answer.pooler_output)
+    torch.testing.assert_close(found["pooled"], patches.mean(1))
+
+
+def test_an_onnx_file_gives_its_other_outputs_by_name(teachers):
+    teacher = teachers["onnx"]
+    assert list(teacher.layers) == ["penultimate", "map"]
+    assert teacher.layers["map"].kind == "maps"
+    pixels = batch_of(teacher, 2)
+    assert torch.equal(teacher.answer(pixels, ["map"])["map"], pixels), "the graph's identity"
+
+
+def test_families_of_layers_are_expanded(teachers):
+    for kind, stages in STAGED.items():
+        teacher = teachers[kind]
+        attention = [f"attention.{stage}" for stage in stages]
+        assert expand_layers(teacher, ["attention"]) == tuple(attention)
+        assert expand_layers(teacher, ["maps"]) == tuple(f"maps.{stage}" for stage in stages)
+        repeated = [attention[1], "penultimate", "attention", "penultimate"]
+        assert expand_layers(teacher, repeated) == (attention[1], "penultimate", attention[0], *attention[2:])
+    assert expand_layers(teachers["clip-vit"], ["cls", "penultimate"]) == ("cls", "penultimate")
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "hint"),
+    [
+        ("run", "attention.layer5", "did you mean attention.layer"),
+        ("flava", "attention", "cls"),
+        ("hf", "zzz", "pooled"),
+    ],
+)
+def test_an_unknown_layer_is_refused_with_what_there_is(teachers, kind, layer, hint):
+    with pytest.raises(UsageError) as error:
+        expand_layers(teachers[kind], [layer])
+    text = message(error)
+    assert layer in text
+    assert hint in text
+    assert "penultimate" in text
+
+
+def test_another_head_is_another_teacher(tmp_path, shufflenet):
+    """Its logits are a layer, so the head's weights count, too."""
+    state = {name: value.clone() for name, value in shufflenet.state_dict().items()}
+    digests = []
+    for i in range(2):
+        state["fc.bias"] += i
+        path = save_state(state, tmp_path / f"{i}.safetensors")
+        digests.append(load_teacher("torchvision:shufflenet_v2_x0_5", weights=path, image_size=64).weights_digest)
+    assert digests[0] != digests[1]
