@@ -16,12 +16,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 64_000_000
 
 
-def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode_image(data: bytes, name: str, max_pixels: int | None = None) -> NDArray[np.uint8]:
     """Decode one still image to RGB, (height, width, 3) uint8, upright (EXIF), alpha laid over black.
 
-    The size is read from the header and checked before a pixel is allocated.
+    At most `max_pixels` (None: MAX_PIXELS). The size is read from the header and checked before a pixel is allocated.
     Raises ImageError, naming `name`, for anything that is not one whole still image in a known format.
     """
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
 
     def refuse(found: str) -> ImageError:
         return ImageError(

@@ -118,6 +118,8 @@ class Dataset(ABC):
     image_size: int
     flip: bool
     settings: Mapping[str, str | int | float | bool]
+    max_pixels: int | None = None
+    """what an image file may hold, None for 64 million; more is refused from its header"""
 
     @abstractmethod
     def listing(self) -> Listing:

@@ -87,7 +87,7 @@ class CelebA(Dataset):
         """RGB pixels, (218, 178, 3) in the aligned images."""
         from bird.images import decode_image
 
-        return decode_image(data, id)
+        return decode_image(data, id, self.max_pixels)
 
     def assign_splits(self, table: SampleTable) -> NDArray[np.object_]:
         """The official parts, test cut to equal cells in file order. Raises DataError for a cell too small."""

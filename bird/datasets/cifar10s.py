@@ -94,7 +94,7 @@ class Cifar10S(Dataset):
         if self._encoded:
             from bird.images import decode_image
 
-            pixels = decode_image(data, id)
+            pixels = decode_image(data, id, self.max_pixels)
         else:
             pixels = np.frombuffer(data, np.uint8).reshape(3, 32, 32).transpose(1, 2, 0)
         return luma(pixels) if self._where[id][2] == 1 else np.ascontiguousarray(pixels)

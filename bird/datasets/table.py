@@ -97,7 +97,7 @@ class TableDataset(Dataset):
         """RGB pixels."""
         from bird.images import decode_image
 
-        return decode_image(data, id)
+        return decode_image(data, id, self.max_pixels)
 
     def assign_splits(self, table: SampleTable) -> NDArray[np.object_]:
         """The table's own splits, or `test_fraction` of each cell as test (at least one, never all) by content hash."""

@@ -84,7 +84,7 @@ class UTKFace(Dataset):
         """RGB pixels."""
         from bird.images import decode_image
 
-        return decode_image(data, id)
+        return decode_image(data, id, self.max_pixels)
 
     def assign_splits(self, table: SampleTable) -> NDArray[np.object_]:
         """Test cells of equal size, the rest train. Raises DataError naming a cell that is too small."""

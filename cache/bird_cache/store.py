@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
@@ -19,7 +19,7 @@ from bird_cache.folders import Folder, open_folder
 from bird_cache.layout import SAMPLES, Layout, receipt_name
 from bird_cache.manifest import FileRecord, Manifest, Receipt, open_sealed
 from bird_cache.numbers import from_storage
-from bird_cache.samples import Samples
+from bird_cache.samples import OK, Samples
 
 __all__ = [
     "FeatureStore",
@@ -120,6 +120,14 @@ class FeatureStore:
             start, stop = self.manifest.plan.bounds(shard)
             out[mine] = from_storage(self.read(layer, start, stop)[rows[mine] - start, view], spec.dtype)
         return out
+
+    def usable(self, layers: Iterable[str]) -> NDArray[np.bool_]:
+        """Which rows have a vector in every one of `layers`; layers added later fail on their own."""
+        usable = np.asarray(self.samples.status == OK)
+        for part in {self.manifest.part_of(name) for name in layers}:
+            for receipt in self.part_receipts[part].values():
+                usable[list(receipt.failed)] = False
+        return usable
 
     def sources(self, shard: int) -> list[bytes | None]:
         """The encoded image of each row of a shard, where the store holds images."""

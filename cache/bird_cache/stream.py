@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from bird_cache.errors import CacheError, DamagedCacheError, StaleCacheError
 from bird_cache.numbers import absent, from_storage, storage_dtype
 from bird_cache.order import EpochOrder, slices
-from bird_cache.samples import OK
 from bird_cache.store import FeatureStore
 from bird_cache.summary import name_of_cell
 
@@ -137,7 +136,7 @@ class FeatureStream:
         specs = [store.manifest.layers()[name] for name in layers]
         self.row_bytes = sum(plan.views * int(np.prod(s.shape)) * storage_dtype(s.dtype).itemsize for s in specs)
         mine = samples.splits == split
-        usable = self._usable()
+        usable = store.usable(self.layers)
         self.rows, lost = np.flatnonzero(mine & usable), np.flatnonzero(mine & ~usable)
         cells = Counter(f"{samples.labels[row]},{samples.groups[row]}" for row in lost.tolist())
         self.failed = {name_of_cell(plan.class_names, plan.group_names, key): n for key, n in sorted(cells.items())}
@@ -206,15 +205,6 @@ class FeatureStream:
             self._require_keys(rows[mine], keys)
             out[mine] = group.layers[name][positions, views[mine]]
         return out
-
-    def _usable(self) -> NDArray[np.bool_]:
-        """Which rows of the cache have a vector in every layer that is asked for; layers added later fail on their own."""
-        store = self.store
-        usable = np.asarray(store.samples.status == OK)
-        for part in {store.manifest.part_of(name) for name in self.layers}:
-            for receipt in store.part_receipts[part].values():
-                usable[list(receipt.failed)] = False
-        return usable
 
     def require_vectors(self, rows: Ints, layers: Mapping[str, NDArray[np.generic]]) -> None:
         """Raise DamagedCacheError, naming the first, where one of `rows` has a NaN or an infinity for a vector. Each row

@@ -92,6 +92,17 @@ def precompute(
     ] = None,
     keep_conflicts: Annotated[bool, typer.Option(help="Keep identical images with different labels.")] = False,
     max_failed: Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unusable.")] = 0.01,
+    on_error: Annotated[
+        str,
+        typer.Option(
+            help="skip: up to --max-failed unusable images are counted and left out; fail: stop at the first."
+        ),
+    ] = "skip",
+    max_megapixels: Annotated[float | None, typer.Option(min=0.01, help="Refuse larger images. Default 64.")] = None,
+    update: Annotated[
+        str | None,
+        typer.Option(help="A finished cache of the same teacher: only what the data set has new since is computed."),
+    ] = None,
     store: Annotated[
         str, typer.Option(help="zarr (vectors beside the data set) or webdataset (tars of images and vectors).")
     ] = "zarr",
@@ -135,6 +146,9 @@ def precompute(
         shard_rows=shard_rows,
         keep_conflicts=keep_conflicts,
         max_failed=max_failed,
+        on_error=on_error,
+        max_megapixels=max_megapixels,
+        update=update,
         store=store,
         slice_=slice_,
         layers=layers,

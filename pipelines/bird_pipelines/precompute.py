@@ -12,56 +12,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bird.datasets import open_dataset
 from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells
-from bird.errors import DataError, ImageError, TeacherError, UsageError
+from bird.errors import DataError, TeacherError, UsageError
 from bird.teachers import Service, Teacher, expand_layers, load_teacher, open_service
-from bird.views import BOX, draw_boxes, view_policy
 from bird_cache.errors import StorageError
 from bird_cache.folders import Folder, open_folder
-from bird_cache.manifest import Layer, Manifest, Plan, Receipt, Store
+from bird_cache.manifest import Manifest, Plan, Receipt, Store
 from bird_cache.numbers import DTYPES, Dtype, storage_dtype
-from bird_cache.samples import PENDING, Samples
+from bird_cache.samples import Samples
 from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer
-from bird_pipelines.paid import Job, Paid, adopt_canaries, payload, refuse_views, save_canaries
+from bird_pipelines.decoding import Decoded, decode_ahead, plan_jobs
+from bird_pipelines.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
+from bird_pipelines.planning import BOXES, LAYER, make_plan, samples_of
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
+from bird_pipelines.update import Earlier
 
-__all__ = [
-    "dataset_causes",
-    "make_plan",
-    "need_room",
-    "precompute",
-    "precompute_command",
-    "samples_of",
-    "shard_and_chunk_rows",
-]
+__all__ = ["need_room", "precompute", "precompute_command"]
 
-LAYER, BOXES = "penultimate", "boxes"
 WRITES_IN_FLIGHT = 2
-LARGEST_SHARD: dict[Store, int] = {"zarr": 65_536, "webdataset": 8192}  # rows; a tar is made in memory, with its images
-SMALL_CACHE = 20_000  # rows; below, smaller chunks waste less of the last one
-
-
-class Decoded(NamedTuple):
-    """A decoded batch, and which of its rows (numbered in the whole cache) could not be decoded, and why. `pixels` hold the
-    views of each row one after the other, `boxes` say which they are (rows, views, 5)."""
-
-    job: Job
-    pixels: Tensor
-    boxes: np.ndarray
-    failed: dict[int, str]
-    sources: dict[int, bytes]
-    """the encoded images that could be read, where the store holds them"""
-    payloads: dict[int, bytes]
-    """what is sent to a service"""
 
 
 def precompute(
@@ -80,9 +56,11 @@ def precompute(
     part: tuple[int, int] = (1, 1),
     layers: Sequence[str] = (LAYER,),
     views: int = 0,
+    update: str | None = None,
 ) -> Manifest:
     """Write (or finish writing) the cache of `teacher` over `table` in `out` (a folder or URL), and return its manifest.
     `part` (i, n) computes only every n-th shard, from the i-th; the cache is finished by whoever writes the last one.
+    `update` is a finished cache of the same teacher over another state of the data set: what it holds is taken from it.
 
     Raises what `bird_cache.zarr_store.open_writer` raises; DataError once more than the share `max_failed` of the rows
     cannot be decoded; TeacherError or FeatureError for unusable vectors; StorageError; Interrupted. What is committed
@@ -104,6 +82,7 @@ def precompute(
         views=views,
     )
     samples = samples_of(table)
+    earlier = None if update is None else Earlier(update, plan, samples)
     with open_for(out, plan, samples) as writer, stop_requests() as stop:
         mine = [shard for shard in writer.pending() if shard % part[1] == part[0] - 1]
         jobs = plan_jobs(writer.plan, mine, batch_size)
@@ -112,7 +91,7 @@ def precompute(
         if isinstance(teacher, Service):
             save_canaries(teacher, writer.folder)
         with progress(f"precompute {teacher.name}", "images", plan.rows, plan.rows - waiting) as advance:
-            run_jobs(teacher, dataset, samples, writer.plan, jobs, writer, workers, max_failed, advance, stop)
+            run_jobs(teacher, dataset, samples, writer.plan, jobs, writer, workers, max_failed, advance, stop, earlier)
         return writer.manifest if writer.pending() else writer.finish()
 
 
@@ -163,14 +142,22 @@ def precompute_command(
     views: int = 0,
     service: Mapping[str, Any] | None = None,
     dry_run: bool = False,
+    update: str | None = None,
+    on_error: str = "skip",
+    max_megapixels: float | None = None,
 ) -> dict[str, Any]:
     """`bird precompute`: open the data set and the teacher, write the cache, say what it holds (see `FeatureStore.info`)."""
     if dtype not in DTYPES:
         raise UsageError(where="--dtype", found=repr(dtype), wanted=f"one of {', '.join(DTYPES)}", fix="choose one")
     if store not in ("zarr", "webdataset"):
         raise UsageError(where="--store", found=repr(store), wanted="zarr or webdataset", fix="choose one")
+    if on_error not in ("skip", "fail"):
+        raise UsageError(where="--on-error", found=repr(on_error), wanted="skip or fail", fix="choose one")
+    max_failed = 0.0 if on_error == "fail" else max_failed
     part = slice_of(slice_)
     data = open_dataset(dataset, data_root, **settings)
+    if max_megapixels is not None:
+        data.max_pixels = int(1e6 * max_megapixels)
     loaded: Teacher | Service
     given = dict(service or {})
     price = given.pop("price", None)
@@ -199,6 +186,7 @@ def precompute_command(
         part=part,
         layers=[name.strip() for name in layers.split(",")],
         views=views,
+        update=update,
     )
     unusable = {problem.id: problem.reason for problem in table.problems}
     return open_cache(out).info() | {"prepared": dict(table.notes), "left_out": unusable}
@@ -215,38 +203,33 @@ def run_jobs(
     max_failed: float,
     advance: Advance,
     stop: Callable[[], bool],
+    earlier: Earlier | None = None,
 ) -> None:
     """Decode, run the teacher and write, overlapping, until all jobs are done."""
     failures: dict[int, str] = {}
     parts: list[dict[str, np.ndarray]] = []
     paid = Paid(teacher, writer.folder) if isinstance(teacher, Service) else None
-    asked = [name for name in plan.layers if name != BOXES]
     sources: dict[int, bytes] = {}
     writes: deque[Future[Receipt]] = deque()
     # One thread a decoder (the setting is per thread): a pool each for such small tensors cost eight times the work itself.
     decoder_pool = ThreadPoolExecutor(workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
     with decoder_pool as decoders, ThreadPoolExecutor(1, "write") as writers:
-        for job, pixels, boxes, failed, read, sent in decode_ahead(
-            decoders, teacher, dataset, samples, plan, jobs, workers + 2
-        ):
+        for batch in decode_ahead(decoders, teacher, dataset, samples, plan, jobs, workers + 2, earlier):
             if stop():
                 raise Interrupted
-            failures |= failed
+            job = batch.job
+            failures |= batch.failed
             refuse_too_many(plan, samples, failures, max_failed)
-            rows = job.stop - job.start
             if isinstance(teacher, Service):
                 assert paid is not None
-                answers, refused = paid.ask(job, sent)
+                answers, refused = paid.ask(job, batch.payloads) if len(batch.rows) else ({}, {})
+                answers = {name: values[batch.rows - job.start] for name, values in answers.items()}
                 failures |= refused
                 refuse_too_many(plan, samples, failures, max_failed)
             else:
-                answers = {name: tensor.numpy() for name, tensor in teacher.answer(pixels, asked).items()}
-            for name, values in answers.items():
-                if values.shape != (wanted := (rows * plan.views, *plan.layers[name].shape)):
-                    raise wrong_shape(teacher, values.shape, wanted)
-            whole = {name: values.reshape(rows, plan.views, *values.shape[1:]) for name, values in answers.items()}
-            parts.append(whole | ({BOXES: boxes} if BOXES in plan.layers else {}))
-            sources |= read
+                answers = teach(teacher, plan, batch)
+            parts.append(with_earlier(answers, plan, batch, earlier))
+            sources |= batch.sources
             if job.last:
                 start, end = plan.bounds(job.shard)
                 lost = {row: reason for row, reason in failures.items() if start <= row < end}
@@ -259,147 +242,35 @@ def run_jobs(
             advance(job.stop - job.start)
 
 
-def decode_ahead(
-    pool: ThreadPoolExecutor,
-    teacher: Teacher | Service,
-    dataset: Dataset,
-    samples: Samples,
-    plan: Plan,
-    jobs: Sequence[Job],
-    depth: int,
-) -> Iterator[Decoded]:
-    """The decoded batches in order, at most `depth` of them ahead of the one in use."""
-    queue: deque[Future[Decoded]] = deque()
-    upcoming = iter(jobs)
-    for job in upcoming:
-        queue.append(pool.submit(decode, teacher, dataset, samples, job, plan))
-        if len(queue) >= depth:
-            break
-    while queue:
-        yield queue.popleft().result()
-        for job in upcoming:
-            queue.append(pool.submit(decode, teacher, dataset, samples, job, plan))
-            break
+def teach(teacher: Teacher, plan: Plan, batch: Decoded) -> dict[str, np.ndarray]:
+    """What the teacher says of a batch: each layer (rows * views, *shape). Raises TeacherError."""
+    asked = [name for name in plan.layers if name != BOXES]
+    if not len(batch.rows):
+        return {}
+    answers = {name: tensor.numpy() for name, tensor in teacher.answer(batch.pixels, asked).items()}
+    for name, values in answers.items():
+        if values.shape != (wanted := (len(batch.rows) * plan.views, *plan.layers[name].shape)):
+            raise wrong_shape(teacher, values.shape, wanted)
+    return answers
 
 
-def decode(teacher: Teacher | Service, dataset: Dataset, samples: Samples, job: Job, plan: Plan) -> Decoded:
-    """Read, decode and preprocess one batch; a row that fails is left as zeros and keeps its place."""
-    views: dict[int, list[Tensor]] = {}
-    boxes = np.zeros((job.stop - job.start, plan.views, BOX), np.int32)
-    failed: dict[int, str] = {}
-    sources: dict[int, bytes] = {}
-    payloads: dict[int, bytes] = {}
-    for row in range(job.start, job.stop):
-        id = samples.ids[row]
-        try:
-            data = dataset.read(id)
-            if dataset.digest(id, data) != samples.digests[row]:
-                raise DataError(
-                    where=f"{dataset.name}, sample {id}",
-                    found="an image that changed while the cache was being written",
-                    wanted="the bytes that were planned",
-                    fix="restore it, or start another cache for the changed data set",
-                )
-            image = dataset.decode(id, data)
-            if plan.images:
-                sources[row] = data
-            if isinstance(teacher, Service):
-                payloads[row] = payload(id, data, image)
-                continue
-            boxes[row - job.start] = draw_boxes(
-                samples.digests[row], plan.views - 1, image.shape[0], image.shape[1], dataset.flip
-            )
-            views[row] = [teacher.preprocess(image, box) for box in boxes[row - job.start]]
-        except ImageError as error:
-            failed[row] = error.found
-        except OSError as error:
-            failed[row] = f"unreadable: {error.strerror or error}"
-    if isinstance(teacher, Service):
-        return Decoded(job, torch.empty(0), boxes, failed, sources, payloads)
-    blank = torch.zeros_like(views[min(views)][0] if views else teacher.preprocess(np.zeros((64, 64, 3), np.uint8)))
-    rows = (views.get(row, [blank] * plan.views) for row in range(job.start, job.stop))
-    return Decoded(job, torch.stack([view for row in rows for view in row]), boxes, failed, sources, {})
-
-
-def make_plan(
-    teacher: Teacher | Service,
-    dataset: Dataset,
-    table: SampleTable,
-    *,
-    dtype: Dtype,
-    precision: str,
-    batch_size: int,
-    shard_rows: int | None,
-    store: Store = "zarr",
-    layers: Sequence[str] = (LAYER,),
-    views: int = 0,
-) -> Plan:
-    """Everything the cache's vectors follow from, and its layout."""
-    shard_rows, chunk_rows = shard_and_chunk_rows(len(table), shard_rows, store)
-    given = {name: teacher.layers[name] for name in layers}
-    specs = {name: Layer(shape=spec.shape, dtype=dtype, kind=spec.kind) for name, spec in given.items()}
-    if views:
-        specs[BOXES] = Layer(shape=(BOX,), dtype="int32", kind="boxes")
-    return Plan(
-        causes={
-            "teacher": {"weights": teacher.weights_digest, "dim": teacher.dim, "kind": teacher.feature_kind},
-            "preprocessing": dict(teacher.preprocessing),
-            "precision": precision,
-            "dtype": dtype,
-            "layers": [*layers],
-            "views": view_policy(views, dataset.flip),
-            "dataset": dataset_causes(dataset, table),
-        },
-        layers=specs,
-        rows=len(table),
-        views=1 + views,
-        shard_rows=shard_rows,
-        chunk_rows=chunk_rows,
-        store=store,
-        images=store == "webdataset",
-        class_names=dataset.class_names,
-        group_names=dataset.group_names,
-        notes={"teacher": teacher.name, "batch_size": str(batch_size)},
-    )
-
-
-def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:
-    """What identifies the rows of a cache."""
-    return {
-        "name": dataset.name,
-        "settings": dict(dataset.settings),
-        "rows": len(table),
-        "identity": samples_of(table).identity(),
-    }
-
-
-def shard_and_chunk_rows(rows: int, shard_rows: int | None, store: Store) -> tuple[int, int]:
-    """Rows a shard and a chunk. By default about 64 shards, so that a kill costs under 2 % of the work, but not so many
-    rows that files become unwieldy."""
-    if shard_rows is None:
-        shard_rows = min(max(1024, 1 << (rows // 64).bit_length()), LARGEST_SHARD[store])
-    chunk_rows = min(1024 if rows >= SMALL_CACHE else 256, shard_rows)
-    return shard_rows - shard_rows % chunk_rows, chunk_rows
-
-
-def samples_of(table: SampleTable) -> Samples:
-    """The cache's sample table, before any row is written."""
-    status = np.full(len(table), PENDING, dtype=object)
-    return Samples(table.ids, table.labels, table.groups, table.splits, table.digests, status)
-
-
-def plan_jobs(plan: Plan, shards: Sequence[int], batch_size: int) -> list[Job]:
-    """The batches of the given shards, in order. None spans two shards."""
-    return [
-        Job(
-            shard,
-            start,
-            min(start + batch_size, plan.bounds(shard)[1]),
-            start + batch_size >= plan.bounds(shard)[1],
-        )
-        for shard in shards
-        for start in range(*plan.bounds(shard), batch_size)
-    ]
+def with_earlier(
+    answers: Mapping[str, np.ndarray], plan: Plan, batch: Decoded, earlier: Earlier | None
+) -> dict[str, np.ndarray]:
+    """The layers of all rows of a batch, (rows, views, *shape): those just computed, and those that an earlier cache has."""
+    found: dict[str, np.ndarray] = {BOXES: batch.boxes} if BOXES in plan.layers else {}
+    for name, values in answers.items():
+        found[name] = values.reshape(len(batch.rows), plan.views, *plan.layers[name].shape)
+    every = np.arange(batch.job.start, batch.job.stop)
+    if earlier is None or not (known := earlier.has(every)).any():
+        return found
+    out = {}
+    for name, values in earlier.take(every[known]).items():
+        out[name] = np.empty((len(every), *values.shape[1:]), values.dtype)
+        out[name][known] = values
+        if len(batch.rows):
+            out[name][~known] = found[name]
+    return out
 
 
 def slice_of(text: str) -> tuple[int, int]:

@@ -1,9 +1,11 @@
 """Phase two: what a run is, that it resumes to the bit, and that no teacher is near it."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -54,6 +56,37 @@ def test_an_image_student_learns_from_images_and_features(cache, tmp_path):
     assert evaluate(tmp_path / "run") == info["metrics"]["test"]
 
 
+@pytest.mark.torture
+def test_killed_at_random_in_full(cache, tmp_path, record_property):
+    """30 kills at random instants of one run after another: each ends as the unbroken one did, to the bit."""
+    flags = ("--method", "bird", "--epochs", 6, "--warmup", 1, "--batch-size", 8)
+    (tmp_path / "often.toml").write_text("checkpoint_seconds = 0.05\n")
+    often = ("--config", tmp_path / "often.toml")
+    bird("distill", "--cache", cache, *flags, *often, "--out", tmp_path / "unbroken")
+    kills, number, rng = 0, 0, random.Random(3)
+    while kills < 30:
+        out, number = tmp_path / f"run-{number}", number + 1
+        for _ in range(3):
+            began, delay = time.monotonic(), rng.uniform(2.5, 7)
+            code, _ = stopped(
+                *("distill", "--cache", cache, *flags, *often, "--out", out),
+                when=lambda began=began, delay=delay: time.monotonic() - began > delay,
+            )
+            kills += code == -signal.SIGKILL
+        bird("distill", "--cache", cache, *flags, *often, "--out", out)
+        ends_equal(tmp_path / "unbroken", out)
+    record_property("3 kill -9 in distill", kills)
+
+
+def ends_equal(one, two):
+    """Weights, metrics and curve of two runs, to the bit."""
+    assert (one / "student.safetensors").read_bytes() == (two / "student.safetensors").read_bytes()
+    assert (one / "metrics-test.json").read_bytes() == (two / "metrics-test.json").read_bytes()
+    curves = [[json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()] for run in (one, two)]
+    for a, b in zip(*curves, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
 def killed_twice(cache, folder, flags):
     """Run, killed at two points of its way, then to the end."""
     for step in (1, 2):
@@ -95,12 +128,7 @@ def killed_twice(cache, folder, flags):
 def test_killed_runs_end_bit_equal(cache, tmp_path, flags):
     bird("distill", "--cache", cache, *flags, "--out", tmp_path / "unbroken")
     killed_twice(cache, tmp_path, flags)
-    one, two = tmp_path / "unbroken", tmp_path / "killed"
-    assert (one / "student.safetensors").read_bytes() == (two / "student.safetensors").read_bytes()
-    assert (one / "metrics-test.json").read_bytes() == (two / "metrics-test.json").read_bytes()
-    curves = [[json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()] for run in (one, two)]
-    for a, b in zip(*curves, strict=True):
-        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    ends_equal(tmp_path / "unbroken", tmp_path / "killed")
 
 
 @pytest.mark.slow
@@ -137,6 +165,7 @@ def test_no_teacher_is_imported(cache, tmp_path):
     """After a distil run in a fresh process: no teacher, transformers, open_clip or onnxruntime module is loaded."""
     program = f"""
 import sys
+import time
 sys.argv = ["bird", "distill", "--cache", {str(cache)!r}, "--epochs", "1", "--out", {str(tmp_path / "run")!r}, "--json"]
 from bird_pipelines.cli import main
 main()

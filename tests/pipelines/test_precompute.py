@@ -1,17 +1,25 @@
 """Phase one: what is cached is what the teacher says, whatever happens on the way."""
 
+import random
+import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
 import torch
+import xxhash
+from helpers.images import BOMBS, REFUSED
 from helpers.shell import bird, bird_json, exists, panel, stopped
 from PIL import Image
 
 from bird.datasets import open_dataset
+from bird.datasets.base import prepare
 from bird.teachers import load_teacher
+from bird_cache.errors import StaleCacheError
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
+from bird_pipelines.precompute import precompute
 
 KILLED = -signal.SIGKILL
 
@@ -79,11 +87,11 @@ def test_another_teacher_is_refused_with_the_field_and_both_values(flags, cache)
     assert np.array_equal(features_of(cache), before)
 
 
-def picture_folder(folder, corrupt=()):
-    """Sixty 32-pixel JPEGs of two classes and two groups; those in `corrupt` are cut short."""
+def picture_folder(folder, corrupt=(), count=60):
+    """32-pixel JPEGs of two classes and two groups; those in `corrupt` are cut short."""
     rng = np.random.default_rng(0)
     lines = ["path,label,group"]
-    for number in range(60):
+    for number in range(count):
         path = folder / f"{number}.jpg"
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
         if number in corrupt:
@@ -125,3 +133,174 @@ def test_limit_keeps_the_proportions(cache):
     assert per_class.min() >= 0.8 * per_class.max()
     test = samples.splits == "test"
     assert abs((samples.groups[test] == 0).mean() - 0.5) < 0.02
+
+
+# ---- images that cannot be used (fault 10), and those that are too large (fault 11) ------------------------------
+
+
+def test_unusable_images_are_skipped_with_reason_and_hash_or_stop_the_run(teacher, tmp_path, record_property):
+    """Every damaged or foreign image of the decoder's tests, in one data set."""
+    bad = {name.replace(" ", "-").replace("/", "-"): make() for name, make in {**REFUSED, **BOMBS}.items()}
+    picture_folder(tmp_path, count=200)
+    lines = (tmp_path / "samples.csv").read_text()
+    for number, (name, data) in enumerate(bad.items()):
+        (tmp_path / f"{name}.jpg").write_bytes(data)
+        lines += f"\n{name}.jpg,{number % 2},{number // 2 % 2}"
+    (tmp_path / "samples.csv").write_text(lines)
+    flags = ("--teacher", f"run:{teacher}", "--dataset", "table", "--data-root", tmp_path, "--out", tmp_path / "cache")
+    assert "unusable" in panel(bird("precompute", *flags, "--on-error", "fail", code=2)).replace(
+        "undecodable", "unusable"
+    )
+    info = bird_json("precompute", *flags, "--max-failed", "0.3")
+    samples = open_cache(tmp_path / "cache").samples
+    lost = np.flatnonzero(samples.status != "ok")
+    left_out = {*samples.ids[lost].tolist(), *info["left_out"]}
+    assert left_out == {f"{name}.jpg" for name in bad}
+    for row in lost.tolist():
+        data = bad[samples.ids[row].removesuffix(".jpg")]
+        assert samples.digests[row] == xxhash.xxh3_128_hexdigest(data)
+        assert len(samples.status[row]) > 5, "a reason"
+    assert sum(cell["failed"] for cell in info["groups"].values()) == len(lost)
+    assert verify(tmp_path / "cache").findings == []
+    assert len(bad) >= 25
+    record_property("10 unusable images", len(bad))
+
+
+def test_the_size_of_images_is_a_setting(teacher, tmp_path):
+    picture_folder(tmp_path)
+    Image.fromarray(np.zeros((200, 200, 3), np.uint8)).save(tmp_path / "4.jpg")
+    flags = ("--teacher", f"run:{teacher}", "--dataset", "table", "--data-root", tmp_path, "--max-failed", 0)
+    text = panel(bird("precompute", *flags, "--out", tmp_path / "no", "--max-megapixels", "0.01", code=2))
+    assert "4.jpg: 200 x 200 pixels" in text
+    bird("precompute", *flags, "--out", tmp_path / "yes")
+
+
+# ---- another state of the data set (fault 16) --------------------------------------------------------------------
+
+
+def states(folder):
+    """Six ways in which a data set changes: each edits the folder, and says how many images are new to a teacher."""
+
+    def rows():
+        return (folder / "samples.csv").read_text().splitlines()
+
+    def write(lines):
+        (folder / "samples.csv").write_text("\n".join(lines))
+
+    def added():
+        (folder / "new.jpg").write_bytes((folder.parent / "spare.jpg").read_bytes())
+        write([*rows(), "new.jpg,0,0"])
+        return 1
+
+    def removed():
+        write([line for line in rows() if not line.startswith("4.jpg")])
+        return 0
+
+    def replaced():
+        (folder / "5.jpg").write_bytes((folder.parent / "spare.jpg").read_bytes())
+        return 1
+
+    def renamed():
+        (folder / "6.jpg").rename(folder / "six.jpg")
+        write([line.replace("6.jpg", "six.jpg") if line.startswith("6.jpg") else line for line in rows()])
+        return 0
+
+    def relabelled():
+        write(
+            [
+                f"7.jpg,{1 - int(line.split(',')[1])},{line.split(',')[2]}" if line.startswith("7.") else line
+                for line in rows()
+            ]
+        )
+        return 0
+
+    def nothing():
+        return 0
+
+    return [added, removed, replaced, renamed, relabelled, nothing]
+
+
+@pytest.mark.parametrize("case", range(6))
+@pytest.mark.parametrize("store", ["zarr", "webdataset"])
+def test_a_changed_data_set_is_another_plan_and_only_its_news_are_computed(teacher, tmp_path, monkeypatch, case, store):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    picture_folder(folder)
+    Image.fromarray(np.random.default_rng(9).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(tmp_path / "spare.jpg")
+    live = load_teacher(f"run:{teacher}")
+    seen = []
+    monkeypatch.setattr(type(live), "answer", counting(type(live).answer, seen))
+
+    def cached(name, **given):
+        data = open_dataset("table", folder)
+        seen.clear()
+        precompute(live, data, prepare(data), tmp_path / name, store=store, shard_rows=16, workers=1, views=1, **given)
+        return sum(seen) // 2
+
+    assert cached("old") == 60
+    new = states(folder)[case]()
+    if case < 5:
+        with pytest.raises(StaleCacheError, match="dataset"):
+            cached("old")
+    assert cached("new", update=str(tmp_path / "old")) == new
+    assert verify(tmp_path / "new").findings == []
+    cached("whole")
+    one, other = open_cache(tmp_path / "new"), open_cache(tmp_path / "whole")
+    assert one.fingerprint == other.fingerprint
+    every = np.arange(one.manifest.plan.rows)
+    assert one.samples.ids.tolist() == other.samples.ids.tolist()
+    np.testing.assert_array_equal(one.take("boxes", every), other.take("boxes", every))
+    np.testing.assert_allclose(
+        one.vectors("penultimate", every, 1), other.vectors("penultimate", every, 1), rtol=2e-3, atol=2e-3
+    )
+
+
+def test_an_update_wants_the_same_teacher(teacher, cache, tmp_path):
+    live = load_teacher(f"run:{teacher}")
+    data = open_dataset("digits-s", None)
+    with pytest.raises(StaleCacheError, match="dtype"):
+        precompute(live, data, prepare(data, limit=300), tmp_path / "new", update=str(cache), dtype="float32")
+
+
+def counting(answer, seen):
+    def counted(self, pixels, layers):
+        seen.append(len(pixels))
+        return answer(self, pixels, layers)
+
+    return counted
+
+
+# ---- the full counts of fault 2 ----------------------------------------------------------------------------------
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("store", ["zarr", "webdataset"])
+def test_killed_at_random_in_full(flags, cache, tmp_path, store, record_property):
+    """20 kills at random instants of a run with two decoders: what was committed is not touched again."""
+    expected, kills, rng = features_of(cache), 0, random.Random(store)
+    flags = (*flags[:-2], "--workers", 2, "--store", store)
+    while kills < 20:
+        out = tmp_path / f"{kills}"
+        delay = rng.uniform(0, 1.5)
+        begun = []
+
+        def moment(out=out, delay=delay, begun=begun):
+            if not begun and any(out.glob("*")):
+                begun.append(time.monotonic())
+            return bool(begun) and time.monotonic() - begun[0] > delay
+
+        code, _ = stopped("precompute", *flags, "--out", out, when=moment)
+        if code != KILLED:
+            shutil.rmtree(out)
+            continue
+        kills += 1
+        committed = {
+            path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (out / "commits").glob("*.json")
+        }
+        bird("precompute", *flags, "--out", out)
+        assert verify(out).findings == []
+        assert np.array_equal(features_of(out), expected)
+        for name, before in committed.items():
+            path = out / "commits" / name
+            assert (path.read_bytes(), path.stat().st_mtime_ns) == before, "a committed shard was computed again"
+    record_property(f"2 kill -9 with a real teacher, {store}", kills)

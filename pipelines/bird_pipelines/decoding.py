@@ -1,0 +1,129 @@
+"""From image files to what a teacher sees, batch by batch, ahead of the one in use."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bird.datasets.base import Dataset
+from bird.errors import DataError, ImageError
+from bird.teachers import Service, Teacher
+from bird.views import BOX, draw_boxes
+from bird_cache.manifest import Plan
+from bird_cache.samples import Samples
+from bird_pipelines.paid import Job, payload
+from bird_pipelines.update import Earlier
+
+__all__ = ["Decoded", "decode_ahead", "plan_jobs"]
+
+
+class Decoded(NamedTuple):
+    """A decoded batch, and which of its rows (numbered in the whole cache) could not be decoded, and why. `rows` are those
+    to compute; `pixels` hold their views one after the other, `boxes` say which they are (len(rows), views, 5)."""
+
+    job: Job
+    rows: NDArray[np.int64]
+    pixels: Tensor
+    boxes: np.ndarray
+    failed: dict[int, str]
+    sources: dict[int, bytes]
+    """the encoded images that could be read, where the store holds them"""
+    payloads: dict[int, bytes]
+    """what is sent to a service"""
+
+
+def plan_jobs(plan: Plan, shards: Sequence[int], batch_size: int) -> list[Job]:
+    """The batches of the given shards, in order. None spans two shards."""
+    return [
+        Job(
+            shard,
+            start,
+            min(start + batch_size, plan.bounds(shard)[1]),
+            start + batch_size >= plan.bounds(shard)[1],
+        )
+        for shard in shards
+        for start in range(*plan.bounds(shard), batch_size)
+    ]
+
+
+def decode_ahead(
+    pool: ThreadPoolExecutor,
+    teacher: Teacher | Service,
+    dataset: Dataset,
+    samples: Samples,
+    plan: Plan,
+    jobs: Sequence[Job],
+    depth: int,
+    earlier: Earlier | None = None,
+) -> Iterator[Decoded]:
+    """The decoded batches in order, at most `depth` of them ahead of the one in use."""
+    queue: deque[Future[Decoded]] = deque()
+    upcoming = iter(jobs)
+    for job in upcoming:
+        queue.append(pool.submit(decode, teacher, dataset, samples, job, plan, earlier))
+        if len(queue) >= depth:
+            break
+    while queue:
+        yield queue.popleft().result()
+        for job in upcoming:
+            queue.append(pool.submit(decode, teacher, dataset, samples, job, plan, earlier))
+            break
+
+
+def decode(
+    teacher: Teacher | Service, dataset: Dataset, samples: Samples, job: Job, plan: Plan, earlier: Earlier | None = None
+) -> Decoded:
+    """Read, decode and preprocess one batch, but for what an earlier cache has; a row that fails is left as zeros and keeps
+    its place. Raises DataError for an image that is not the planned one."""
+    every = np.arange(job.start, job.stop)
+    rows = every if earlier is None else every[~earlier.has(every)]
+    boxes = np.zeros((len(rows), plan.views, BOX), np.int32)
+    views: dict[int, list[Tensor]] = {}
+    failed: dict[int, str] = {}
+    sources: dict[int, bytes] = {}
+    payloads: dict[int, bytes] = {}
+    for row in (every if plan.images else rows).tolist():
+        try:
+            data = read(dataset, samples, row)
+            if plan.images:
+                sources[row] = data
+            if (position := int(np.searchsorted(rows, row))) == len(rows) or rows[position] != row:
+                continue
+            image = dataset.decode(samples.ids[row], data)
+            if isinstance(teacher, Service):
+                payloads[row] = payload(samples.ids[row], data, image)
+                continue
+            height, width, _ = image.shape
+            boxes[position] = draw_boxes(samples.digests[row], plan.views - 1, height, width, dataset.flip)
+            views[row] = [teacher.preprocess(image, box) for box in boxes[position]]
+        except ImageError as error:
+            failed[row] = error.found
+            sources.pop(row, None)
+        except OSError as error:
+            failed[row] = f"unreadable: {error.strerror or error}"
+    if isinstance(teacher, Service) or not len(rows):
+        return Decoded(job, rows, torch.empty(0), boxes, failed, sources, payloads)
+    blank = torch.zeros_like(views[min(views)][0] if views else teacher.preprocess(np.zeros((64, 64, 3), np.uint8)))
+    pixels = [view for row in rows.tolist() for view in views.get(row, [blank] * plan.views)]
+    return Decoded(job, rows, torch.stack(pixels), boxes, failed, sources, {})
+
+
+def read(dataset: Dataset, samples: Samples, row: int) -> bytes:
+    """The encoded image of a row. Raises DataError unless it is the planned one."""
+    id = samples.ids[row]
+    data = dataset.read(id)
+    if dataset.digest(id, data) != samples.digests[row]:
+        raise DataError(
+            where=f"{dataset.name}, sample {id}",
+            found="an image that changed while the cache was being written",
+            wanted="the bytes that were planned",
+            fix="restore it, or start another cache for the changed data set",
+        )
+    return data

@@ -1,0 +1,88 @@
+"""What a cache follows from, fixed and hashed before any work: its plan and its sample table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bird.datasets.base import Dataset, SampleTable
+from bird.teachers import Service, Teacher
+from bird.views import BOX, view_policy
+from bird_cache.manifest import Layer, Plan, Store
+from bird_cache.numbers import Dtype
+from bird_cache.samples import PENDING, Samples
+
+__all__ = ["BOXES", "LAYER", "dataset_causes", "make_plan", "samples_of", "shard_and_chunk_rows"]
+
+LAYER, BOXES = "penultimate", "boxes"
+LARGEST_SHARD: dict[Store, int] = {"zarr": 65_536, "webdataset": 8192}  # rows; a tar is made in memory, with its images
+SMALL_CACHE = 20_000  # rows; below, smaller chunks waste less of the last one
+
+
+def make_plan(
+    teacher: Teacher | Service,
+    dataset: Dataset,
+    table: SampleTable,
+    *,
+    dtype: Dtype,
+    precision: str,
+    batch_size: int,
+    shard_rows: int | None,
+    store: Store = "zarr",
+    layers: Sequence[str] = (LAYER,),
+    views: int = 0,
+) -> Plan:
+    """Everything the cache's vectors follow from, and its layout."""
+    shard_rows, chunk_rows = shard_and_chunk_rows(len(table), shard_rows, store)
+    given = {name: teacher.layers[name] for name in layers}
+    specs = {name: Layer(shape=spec.shape, dtype=dtype, kind=spec.kind) for name, spec in given.items()}
+    if views:
+        specs[BOXES] = Layer(shape=(BOX,), dtype="int32", kind="boxes")
+    return Plan(
+        causes={
+            "teacher": {"weights": teacher.weights_digest, "dim": teacher.dim, "kind": teacher.feature_kind},
+            "preprocessing": dict(teacher.preprocessing),
+            "precision": precision,
+            "dtype": dtype,
+            "layers": [*layers],
+            "views": view_policy(views, dataset.flip),
+            "dataset": dataset_causes(dataset, table),
+        },
+        layers=specs,
+        rows=len(table),
+        views=1 + views,
+        shard_rows=shard_rows,
+        chunk_rows=chunk_rows,
+        store=store,
+        images=store == "webdataset",
+        class_names=dataset.class_names,
+        group_names=dataset.group_names,
+        notes={"teacher": teacher.name, "batch_size": str(batch_size)},
+    )
+
+
+def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:
+    """What identifies the rows of a cache."""
+    return {
+        "name": dataset.name,
+        "settings": dict(dataset.settings),
+        "rows": len(table),
+        "identity": samples_of(table).identity(),
+    }
+
+
+def shard_and_chunk_rows(rows: int, shard_rows: int | None, store: Store) -> tuple[int, int]:
+    """Rows a shard and a chunk. By default about 64 shards, so that a kill costs under 2 % of the work, but not so many
+    rows that files become unwieldy."""
+    if shard_rows is None:
+        shard_rows = min(max(1024, 1 << (rows // 64).bit_length()), LARGEST_SHARD[store])
+    chunk_rows = min(1024 if rows >= SMALL_CACHE else 256, shard_rows)
+    return shard_rows - shard_rows % chunk_rows, chunk_rows
+
+
+def samples_of(table: SampleTable) -> Samples:
+    """The cache's sample table, before any row is written."""
+    status = np.full(len(table), PENDING, dtype=object)
+    return Samples(table.ids, table.labels, table.groups, table.splits, table.digests, status)
