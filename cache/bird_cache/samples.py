@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ class Samples:
     def identity(self) -> str:
         """Digest of everything but the status: what the cache's rows are, in order."""
         columns = (self.ids, self.labels, self.groups, self.splits, self.digests)
-        return digest(canonical_json([column.tolist() for column in columns]))
+        return digest(b"[" + b",".join(_json_list(column.tolist()) for column in columns) + b"]")
 
     def to_parquet(self) -> bytes:
         """The table as Parquet."""
@@ -68,3 +69,14 @@ class Samples:
         except (pa.ArrowException, KeyError, OSError) as error:
             raise ValueError(f"not a table of samples: {error}") from error
         return Samples(text["id"], numbers["label"], numbers["group"], text["split"], text["digest"], text["status"])
+
+
+def _json_list(values: list[Any]) -> bytes:
+    """`canonical_json` of a list of integers, or of strings. Where nothing is to be escaped, it is joined several times
+    faster: of a large cache's opening this was half."""
+    if not values or not isinstance(values[0], str):
+        return str(values).replace(" ", "").encode()
+    text = "".join(values)
+    if text.isprintable() and '"' not in text and "\\" not in text:
+        return ('["' + '","'.join(values) + '"]').encode()
+    return canonical_json(values)

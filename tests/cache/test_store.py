@@ -20,7 +20,9 @@ from bird_cache.errors import (
     NotACacheError,
     StaleCacheError,
 )
+from bird_cache.files import canonical_json, digest
 from bird_cache.numbers import DTYPES, from_storage, to_storage
+from bird_cache.samples import Samples
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
 from bird_cache.writer import open_writer
@@ -228,3 +230,12 @@ def test_ids_are_never_positions():
     moved.ids[:] = strings(list(table.ids[::-1]))
     assert moved.identity() != table.identity()
     assert cachekit.plan(rows=10).shards == 1
+
+
+def test_identity_is_the_digest_of_canonical_json_whatever_the_names():
+    """The quick way of joining names must not be another spelling."""
+    for names in (["a", "b"], ['say "x"', "b"], ["back\\slash", "tab\t"], ["ünï", "文"], ["\x7f", "\u2028"]):
+        column = np.array(names, dtype=object)
+        samples = Samples(column, np.arange(2), np.arange(2), column, column, column)
+        columns = (column, samples.labels, samples.groups, column, column)
+        assert samples.identity() == digest(canonical_json([values.tolist() for values in columns]))
