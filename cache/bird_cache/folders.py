@@ -160,14 +160,15 @@ class LocalFolder(Folder):
 
 
 def open_folder(where: str | Path) -> Folder:
-    """The folder that a path or URL names; it need not exist. Raises NotACacheError for a URL of another kind."""
+    """The folder that a path or URL names; it need not exist. Raises NotACacheError for a URL of another kind and for a
+    path that cannot be one."""
     scheme = urlsplit(str(where)).scheme if "://" in str(where) else ""
     if scheme in OBJECT_SCHEMES:
         from bird_cache.object_folder import ObjectFolder
 
         return ObjectFolder(str(where))
     if scheme == "file":
-        return LocalFolder(Path(unquote(urlsplit(str(where)).path)))
+        return _local(Path(unquote(urlsplit(str(where)).path)))
     if scheme:
         raise NotACacheError(
             where=str(where),
@@ -175,7 +176,18 @@ def open_folder(where: str | Path) -> Folder:
             wanted="a path, file://, s3://, gs:// or az://",
             fix="check the address",
         )
-    return LocalFolder(Path(where))
+    return _local(Path(where))
+
+
+def _local(path: Path) -> LocalFolder:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # whoever reads or writes says so
+    except (OSError, ValueError) as error:  # a name too long, a NUL
+        found = getattr(error, "strerror", None) or str(error)
+        raise NotACacheError(where=repr(str(path)), found=found, wanted="a path", fix="choose another") from None
+    return LocalFolder(path)
 
 
 def same_bytes(folder: Folder, path: str, size: int, xxh3: str) -> bool:

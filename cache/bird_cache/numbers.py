@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bird_cache.errors import FeatureError
 
-__all__ = ["DTYPES", "Dtype", "absent", "fill_value", "from_storage", "storage_dtype", "to_storage"]
+__all__ = ["DTYPES", "Dtype", "absent", "fill_value", "from_storage", "refuse_flat", "storage_dtype", "to_storage"]
 
 Dtype = Literal["float16", "float32", "bfloat16", "int32"]
 DTYPES: tuple[Dtype, ...] = ("float16", "float32", "bfloat16")
@@ -54,6 +54,17 @@ def to_storage(vectors: NDArray[Any], dtype: Dtype, ids: Sequence[str], skip: ND
     _refuse(~np.isfinite(from_storage(stored, dtype)).all(axis=axes), ids, f"features too large for {dtype}")
     stored[skip] = fill_value(dtype)
     return stored
+
+
+def refuse_flat(vectors: NDArray[Any], ids: Sequence[str], skip: NDArray[np.bool_]) -> None:
+    """Raise FeatureError, naming the ids, for vectors (rows, views, d > 1) that are zero or constant: they say nothing of
+    an image."""
+    if vectors.shape[-1] < 2:
+        return
+    suspects = np.flatnonzero((vectors[..., 0] == vectors[..., 1]).any(axis=1) & ~skip)  # few, so the rest is cheap
+    bad = np.zeros(len(vectors), bool)
+    bad[suspects] = (vectors[suspects] == vectors[suspects][..., :1]).all(axis=-1).any(axis=1)
+    _refuse(bad, ids, "zero or constant features")
 
 
 def from_storage(stored: NDArray[np.generic], dtype: Dtype, *, finite: bool = False) -> NDArray[Any]:
@@ -111,6 +122,6 @@ def _refuse(bad: Any, ids: Sequence[str], what: str) -> None:
         raise FeatureError(
             where="teacher output",
             found=f"{what} for {int(bad.sum())} samples: {', '.join(names)}",
-            wanted="finite vectors that the storage dtype can hold",
-            fix="check the teacher's precision; --dtype float32 or bfloat16 holds larger values",
+            wanted="finite vectors that differ by image and that the storage dtype can hold",
+            fix="check the teacher, its precision and its preprocessing; --dtype float32 or bfloat16 holds larger values",
         )

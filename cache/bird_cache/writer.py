@@ -18,12 +18,14 @@ from bird_cache.files import canonical_json, digest
 from bird_cache.folders import Folder, open_folder, same_bytes, settle
 from bird_cache.layout import COMMITS, SAMPLES, Layout, Source, receipt_name
 from bird_cache.manifest import CellAudit, FileRecord, Layer, Manifest, Part, Plan, Receipt, seal
-from bird_cache.numbers import from_storage, to_storage
+from bird_cache.numbers import from_storage, refuse_flat, to_storage
 from bird_cache.samples import OK, Samples
 from bird_cache.store import FeatureStore, damaged, find_layout, ids_digest, layout_of, read_manifest, read_receipts
 from bird_cache.summary import audit_cells, norms_of, summarise
 
 __all__ = ["FeatureWriter", "open_part", "open_writer"]
+
+VECTORS = ("penultimate", "projection", "projection_l2")  # a zero logit or map may be meant, a zero embedding is not
 
 
 @final
@@ -60,6 +62,9 @@ class FeatureWriter:
         start, stop = self.plan.bounds(shard)
         ids = self.samples.ids[start:stop].tolist()
         skip = np.array([row in failed for row in range(start, stop)])
+        for name, spec in self.plan.layers.items():
+            if spec.kind in VECTORS:
+                refuse_flat(layers[name], ids, skip)
         stored = {name: to_storage(layers[name], spec.dtype, ids, skip) for name, spec in self.plan.layers.items()}
         first = self.plan.audited
         dtype, kept = self.plan.layers[first].dtype, stored[first]

@@ -345,7 +345,8 @@ def hostile_pickles(mark: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", hostile_pickles(Path("mark")))
-def test_a_hostile_pickle_is_refused_and_never_run(tmp_path: Path, name: str) -> None:
+def test_a_hostile_pickle_is_refused_and_never_run(tmp_path: Path, name: str, record_property: object) -> None:
+    record_property("12 hostile files", 1)
     folder = write_python(tmp_path, 4)
     open_dataset("cifar10s", tmp_path)
     mark = tmp_path / "mark"
@@ -662,7 +663,8 @@ BAD_TABLES: dict[str, tuple[str, list[tuple[object, ...]], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_TABLES)
-def test_table_refusals(tmp_path: Path, name: str) -> None:
+def test_table_refusals(tmp_path: Path, name: str, record_property: object) -> None:
+    record_property("14 labels, groups, paths", 1)
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
     outside.mkdir()
@@ -686,7 +688,10 @@ def test_table_refusals(tmp_path: Path, name: str) -> None:
         ("split", pa.array([None, "test"]), r"1 of 2 .*\(None\)"),
     ],
 )
-def test_table_parquet_refusals(tmp_path: Path, column: str, values: pa.Array, found: str) -> None:
+def test_table_parquet_refusals(
+    tmp_path: Path, column: str, values: pa.Array, found: str, record_property: object
+) -> None:
+    record_property("14 labels, groups, paths", 1)
     columns = {"path": pa.array(["a.jpg", "b.jpg"]), "label": pa.array([0, 1]), "group": pa.array([0, 1])}
     pq.write_table(pa.table(columns | {column: values}), tmp_path / "samples.parquet")
     with pytest.raises(DataError, match=found):

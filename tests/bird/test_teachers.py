@@ -592,7 +592,8 @@ class Payload:
 @pytest.mark.parametrize("spec", ["torchvision:resnet18", "open_clip:bird-tiny-vit/none"])
 @pytest.mark.parametrize("how", ["torch", "pickle"])
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors", ".bin"])
-def test_a_hostile_pickle_is_refused_unread(clip_states, tmp_path, spec, how, suffix):
+def test_a_hostile_pickle_is_refused_unread(clip_states, tmp_path, spec, how, suffix, record_property):
+    record_property("12 hostile files", 1)
     executed, path = tmp_path / "executed", tmp_path / f"weights{suffix}"
     if how == "torch":
         torch.save({"conv1.weight": Payload(executed)}, path)

@@ -180,7 +180,8 @@ def test_a_refusing_disk_in_full(tmp_path, store, record_property):
     record_property("4 disk full, EIO", tried)
 
 
-def test_a_full_disk_names_the_path_and_the_bytes(tmp_path):
+def test_a_full_disk_names_the_path_and_the_bytes(tmp_path, record_property):
+    record_property("20 surroundings", 1)
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(
@@ -278,7 +279,8 @@ def test_a_reader_beside_a_writer_in_full(tmp_path, store, record_property):
 # ---- surroundings ------------------------------------------------------------------------------------------------
 
 
-def test_a_linked_folder_a_strict_umask_and_a_clock_that_went_back(tmp_path):
+def test_a_linked_folder_a_strict_umask_and_a_clock_that_went_back(tmp_path, record_property):
+    record_property("20 surroundings", 3)
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     before = os.umask(0o077)
@@ -291,7 +293,8 @@ def test_a_linked_folder_a_strict_umask_and_a_clock_that_went_back(tmp_path):
     assert verify(tmp_path / "real" / "cache").findings == []
 
 
-def test_a_file_system_without_links(tmp_path, monkeypatch):
+def test_a_file_system_without_links(tmp_path, monkeypatch, record_property):
+    record_property("20 surroundings", 1)
     import errno
 
     def refuse(*_):
@@ -302,8 +305,58 @@ def test_a_file_system_without_links(tmp_path, monkeypatch):
     assert verify(tmp_path / "cache").findings == []
 
 
+def as_nobody(do):
+    """Run `do` in a process of another user than root, whom permissions bind; what it raised, or None."""
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            do()
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__} {error}".encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as said:
+        return said.read().decode() or None
+
+
+PLACES = ["read-only folder", "read-only parent", "a file in the way", "a name too long", "a loop of links", "a NUL"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_places_that_cannot_be_written_are_one_message(tmp_path, place, record_property):
+    record_property("20 surroundings", 1)
+    write_example(str(tmp_path / "first"), example_plan("zarr"))  # so that all is imported
+    where = tmp_path / "cache"
+    if place == "read-only parent":
+        tmp_path.chmod(0o555)
+    elif place == "read-only folder":
+        where.mkdir(mode=0o555)
+    elif place == "a file in the way":
+        where.write_text("mine")
+    elif place == "a loop of links":
+        where.symlink_to(where)
+    where = {"a name too long": tmp_path / ("n" * 300), "a NUL": tmp_path / "a\0b"}.get(place, where)
+    if place.startswith("read-only") and os.getuid() == 0:
+        for path in (tmp_path, *list(tmp_path.parents)[:3]):
+            path.chmod(path.stat().st_mode | 0o055)
+        said = as_nobody(lambda: write_example(str(where), example_plan("zarr")))
+        assert said is not None
+        assert said.startswith("StorageError"), said
+        assert str(where) in said
+        return
+    with pytest.raises(CacheError):
+        write_example(str(where), example_plan("zarr"))
+    if place == "a file in the way":
+        assert where.read_text() == "mine"
+
+
 @pytest.mark.parametrize("store", STORES)
-def test_absurd_manifests_are_refused_before_any_allocation(tmp_path, store):
+def test_absurd_manifests_are_refused_before_any_allocation(tmp_path, store, record_property):
+    record_property("12 hostile files", 5)
     from bird_cache.files import canonical_json, digest
 
     where = tmp_path / "cache"

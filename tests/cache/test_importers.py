@@ -80,12 +80,14 @@ def form_again(folder, form):
         (["x\0y", *IDS[1:]], "NUL"),
     ],
 )
-def test_unusable_ids_are_refused_by_name(tmp_path, ids, named):
+def test_unusable_ids_are_refused_by_name(tmp_path, ids, named, record_property):
+    record_property("13 ids", 1)
     with pytest.raises(ImportedVectorsError, match=named):
         read_vectors(*npy(tmp_path, ids=ids))
 
 
-def test_long_ids_and_slashes_and_dots_are_ids(tmp_path):
+def test_long_ids_and_slashes_and_dots_are_ids(tmp_path, record_property):
+    record_property("13 ids", 5)
     ids = ["x" * 1000, "../up", "/absolute", "a.b.c", "7", *IDS[5:]]
     assert read_vectors(*npy(tmp_path, ids=ids)).ids.tolist() == ids
 
@@ -169,7 +171,8 @@ def test_tables_that_contradict_themselves_are_refused(tmp_path, columns, said):
         read_vectors(parquet(tmp_path, **{"id": [*map(str, range(3000))]} | columns))
 
 
-def test_integers_as_ids_are_text_and_the_source_says_so(tmp_path):
+def test_integers_as_ids_are_text_and_the_source_says_so(tmp_path, record_property):
+    record_property("13 ids", 1)
     found = read_vectors(parquet(tmp_path, id=[7, 8], v=[[1.0], [2.0]]))
     assert found.ids.tolist() == ["7", "8"]
     assert "id (int64, taken as text)" in found.source
@@ -213,7 +216,8 @@ HOSTILE_TABLES = {
 
 
 @pytest.mark.parametrize("damage", HOSTILE_TABLES.values(), ids=HOSTILE_TABLES)
-def test_damaged_tables_are_refused(tmp_path, damage):
+def test_damaged_tables_are_refused(tmp_path, damage, record_property):
+    record_property("12 hostile files", 1)
     file = parquet(tmp_path, id=[*map(str, range(3000))], v=[*np.random.default_rng(0).random((3000, 4))])
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ImportedVectorsError):
@@ -236,7 +240,8 @@ HOSTILE_IDS = {
 
 @pytest.mark.parametrize("data", HOSTILE_IDS.values(), ids=HOSTILE_IDS)
 @pytest.mark.parametrize("suffix", [".csv", ".txt"])
-def test_hostile_ids_are_refused(tmp_path, data, suffix):
+def test_hostile_ids_are_refused(tmp_path, data, suffix, record_property):
+    record_property("12 hostile files", 1)
     if suffix == ".txt" and data == HOSTILE_IDS["no header"]:
         pytest.skip("a good list of ids")
     np.save(tmp_path / "v.npy", VECTORS)
@@ -295,7 +300,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("suffix", [".npy", ".parquet", ".pkl"])
-def test_hostile_files_are_refused_and_nothing_executes(tmp_path, monkeypatch, make, suffix):
+def test_hostile_files_are_refused_and_nothing_executes(tmp_path, monkeypatch, make, suffix, record_property):
+    record_property("12 hostile files", 1)
     monkeypatch.chdir(tmp_path)
     (tmp_path / f"v{suffix}").write_bytes(make())
     (tmp_path / "ids.txt").write_text("\n".join(IDS))

@@ -124,10 +124,21 @@ def test_second_writer_is_refused(tmp_path):
     assert len(failed) == 1
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
-def test_unusable_vectors_are_refused_naming_the_ids(tmp_path, value):
+UNUSABLE = {
+    "NaN": (3, np.nan),
+    "infinite": (3, np.inf),
+    "minus infinite": (3, -np.inf),
+    "float16 overflow": (3, 1e6),
+    "zero": (slice(None), 0.0),
+    "constant": (slice(None), 2.5),
+}
+
+
+@pytest.mark.parametrize(("where", "value"), UNUSABLE.values(), ids=UNUSABLE)
+def test_unusable_vectors_are_refused_naming_the_ids(tmp_path, where, value, record_property):
     bad = vectors(0, SHARD)
-    bad[5, 0, 3] = value
+    bad[5, 0, where] = value
+    record_property("17 features", 1)
     with (
         open_writer(tmp_path / "c", plan(), samples()) as writer,
         pytest.raises(FeatureError, match="sample-5"),

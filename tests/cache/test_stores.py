@@ -191,8 +191,9 @@ def test_a_second_writer_in_object_storage_shares_the_work(bucket):  # noqa: F81
     assert verify(where).findings == []
 
 
-def test_hostile_tars_are_refused(tmp_path):
+def test_hostile_tars_are_refused(tmp_path, record_property):
     """A tar whose receipt was made to fit: still nothing but planned members is taken, and nothing is executed."""
+    record_property("12 hostile files", 1)
     import tarfile
 
     from bird_cache.wds_layout import WebDatasetLayout

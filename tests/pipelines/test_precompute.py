@@ -16,6 +16,8 @@ from PIL import Image
 from bird.datasets import open_dataset
 from bird.datasets.base import prepare
 from bird.teachers import load_teacher
+from bird.teachers.base import TorchTeacher, View
+from bird.teachers.layers import Tap
 from bird_cache.errors import StaleCacheError
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
@@ -222,7 +224,8 @@ def states(folder):
 
 @pytest.mark.parametrize("case", range(6))
 @pytest.mark.parametrize("store", ["zarr", "webdataset"])
-def test_a_changed_data_set_is_another_plan_and_only_its_news_are_computed(teacher, tmp_path, monkeypatch, case, store):
+def test_only_what_a_changed_data_set_has_new_is_computed(teacher, tmp_path, monkeypatch, case, store, record_property):
+    record_property("16 another data set", 1)
     folder = tmp_path / "images"
     folder.mkdir()
     picture_folder(folder)
@@ -268,6 +271,56 @@ def counting(answer, seen):
         return answer(self, pixels, layers)
 
     return counted
+
+
+# ---- another teacher or preprocessing (fault 15) -----------------------------------------------------------------
+
+
+def ulp(net):
+    weight = net.weight.data.view(-1)
+    weight[0] = torch.nextafter(weight[0], torch.tensor(9.0))
+
+
+MUTATIONS = {
+    "weights by one ulp": ({"change": ulp}, {}, "teacher.weights"),
+    "size": ({"resize": 33}, {}, "preprocessing.resize"),
+    "short edge or both": ({"resize": (32, 32)}, {}, "preprocessing.resize"),
+    "crop": ({"crop": 28}, {}, "preprocessing.crop"),
+    "interpolation": ({"interpolation": "bicubic"}, {}, "preprocessing.interpolation"),
+    "resizer": ({"resizer": "pillow"}, {}, "preprocessing.resizer"),
+    "mean": ({"mean": (0.5, 0.5, 0.5)}, {}, "preprocessing.mean"),
+    "deviation": ({"std": (0.5, 0.5, 0.5)}, {}, "preprocessing.std"),
+    "reading": ({"reading": "another layer"}, {}, "preprocessing.reading"),
+    "dtype": ({}, {"dtype": "float32"}, "dtype"),
+    "precision": ({}, {"precision": "bf16"}, "precision"),
+    "views": ({}, {"views": 1}, "views"),
+}
+
+
+def small_teacher(change=lambda net: None, reading="output", **view):
+    torch.manual_seed(0)
+    net = torch.nn.Conv2d(3, 4, 28)
+    change(net)
+    module = torch.nn.Sequential(net, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    given = {"resize": 32, **view}
+    taps = {"penultimate": Tap("penultimate")}
+    return TorchTeacher(
+        "t", module, View(**given), taps=taps, device=torch.device("cpu"), precision="fp32", reading=reading
+    )
+
+
+@pytest.mark.parametrize(("teacher", "options", "field"), MUTATIONS.values(), ids=MUTATIONS)
+def test_another_teacher_or_preprocessing_is_refused_by_its_field(tmp_path, teacher, options, field, record_property):
+    record_property("15 another teacher or preprocessing", 1)
+    data = open_dataset("digits-s", None)
+    table = prepare(data, limit=40)
+    precompute(small_teacher(), data, table, tmp_path / "c", workers=1)
+    with pytest.raises(StaleCacheError) as caught:
+        precompute(small_teacher(**teacher), data, table, tmp_path / "c", workers=1, **options)
+    assert caught.value.found.startswith(field)
+    assert caught.value.wanted.startswith(field)
+    assert caught.value.exit_code == 3
+    assert verify(tmp_path / "c").findings == []
 
 
 # ---- the full counts of fault 2 ----------------------------------------------------------------------------------
