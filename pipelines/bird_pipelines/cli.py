@@ -191,6 +191,10 @@ def distill(
         int | None, typer.Option(min=1, help="Train on a fixed subset of N rows; the test split stays whole.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")] = None,
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(min=0, help="Hold the vectors in memory up to so many GiB, else map them. Default 4."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode images.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     json_: Json = False,

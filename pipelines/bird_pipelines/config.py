@@ -48,6 +48,9 @@ class RunConfig(BaseModel):
     device: str = "auto"
     workers: int = Field(default=2, ge=1)
     checkpoint_seconds: float = Field(default=60.0, gt=0)
+    memory_gb: float = Field(
+        default=4.0, ge=0, description="GiB of vectors to hold; larger caches are read as they are"
+    )
 
     @field_validator("cache", mode="before")
     @classmethod
@@ -59,7 +62,7 @@ class RunConfig(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude=set(PLACE))
 
 
-PLACE = ("cache", "data_root", "out", "device", "workers", "checkpoint_seconds")
+PLACE = ("cache", "data_root", "out", "device", "workers", "checkpoint_seconds", "memory_gb")
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mapping[str, Any] | None = None) -> RunConfig:

@@ -22,14 +22,14 @@ from bird.students import STUDENTS
 from bird.transforms import apply_views, center_view, unit_range
 from bird.views import view_of
 from bird_cache.errors import StaleCacheError
-from bird_cache.numbers import from_storage
 from bird_cache.samples import OK
 from bird_cache.store import FeatureStore, open_cache
 from bird_pipelines.config import RunConfig
+from bird_pipelines.features import Features, features_of, moments_of, pick
 
 __all__ = ["Images", "RunData", "load_data"]
 
-LAYER, LOGITS, BOXES = "penultimate", "logits", "boxes"
+LOGITS, BOXES = "logits", "boxes"
 IMAGES_IN_MEMORY_BYTES = 4 << 30
 
 
@@ -108,7 +108,7 @@ class RunData:
     image_size: int
     flip: bool
     images: Images | None
-    features: Float[Tensor, "rows dim"] | None
+    features: Features | None
     logits: Float[Tensor, "rows classes"] | None
     """the teacher's, where the cache holds them (`bird cache fit-head`, or imported)"""
     logits_fingerprint: str | None
@@ -126,9 +126,7 @@ class RunData:
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the train split's features, each (d,); a constant feature has deviation 1."""
         assert self.features is not None
-        train = self.features[torch.from_numpy(self.rows("train"))].double().flatten(0, -2)
-        std, mean = torch.std_mean(train, dim=0, correction=0)
-        return mean.float(), torch.where(std > 1e-8, std, 1.0).float()
+        return moments_of(self.features, self.rows("train"))
 
     def batch(
         self,
@@ -144,10 +142,9 @@ class RunData:
         each row the teacher saw and the student sees (default: the deterministic one), `moments` standardise."""
         index = torch.from_numpy(rows)
         teacher = None
-        features = self.features
-        if features is not None:
-            which = torch.zeros(len(rows), dtype=torch.int64) if stored is None else torch.from_numpy(stored)
-            features = features[index] if features.ndim == 2 else features[index, which]
+        features = None
+        if self.features is not None:
+            features = pick(self.features, index, None if stored is None else torch.from_numpy(stored))
         if self.images is not None:
             if stored is not None:
                 assert self.boxes is not None
@@ -249,7 +246,7 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
         image_size=dataset.image_size if dataset else 0,
         flip=dataset.flip if dataset else False,
         images=Images(dataset, table, dataset.image_size, config.workers) if dataset else None,
-        features=torch.from_numpy(all_views(store, rows) if plan.views > 1 else store.vectors(LAYER, rows)),
+        features=features_of(store, rows, config.memory_gb * 2**30),
         boxes=store.take(BOXES, rows).astype(np.int32) if BOXES in layers else None,
         logits=torch.from_numpy(store.vectors(LOGITS, rows)) if LOGITS in layers else None,
         logits_fingerprint=store.manifest.plan_of(store.manifest.part_of(LOGITS)).fingerprint
@@ -259,13 +256,6 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
         teacher=plan.notes.get("teacher"),
         failed=_count(whole, np.flatnonzero(~usable).tolist(), plan.class_names, plan.group_names),
     )
-
-
-def all_views(store: FeatureStore, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The penultimate vectors of every stored view, (rows, views, d)."""
-    spec = store.manifest.layers()[LAYER]
-    stored: NDArray[np.float32] = from_storage(store.take(LAYER, rows), spec.dtype)
-    return stored
 
 
 def _count(table: SampleTable, rows: list[int], classes: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, int]:
