@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from bird.errors import UsageError
-from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method, Regressed
+from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method, Regressed, SingleLearner
 from bird.methods.baselines import BKD, Baseline, FitNet
 from bird.methods.birds import Bird
 
@@ -22,6 +22,7 @@ __all__ = [
     "Losses",
     "Method",
     "Regressed",
+    "SingleLearner",
     "build_method",
 ]
 

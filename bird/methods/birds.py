@@ -56,7 +56,6 @@ class Bird(Method):
         """One Adam step of phi along the student's feedback; returns L_o(theta') on the meta batch."""
         assert batch.teacher is not None
         assert learner.gate is not None
-        assert learner.gate_optimizer is not None
         alpha = self.hyper.alpha
         distance = feature_mse(output.features, learner.gate(batch.teacher))
         bias, gradients = feedback(
@@ -72,7 +71,5 @@ class Bird(Method):
             alpha=alpha,
             mu1=self.hyper.mu1,
         )
-        for parameter, gradient in zip(learner.gate.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        learner.gate_optimizer.step()
+        learner.move_gate(gradients)
         return bias

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bird.devices import choose_device
 from bird.errors import EmptyCellError, UsageError
-from bird.methods import Batch, Hyperparameters, Learner, Method, build_method
+from bird.methods import Batch, Hyperparameters, Method, SingleLearner, build_method
 from bird.metrics import confusion, mean_deo, recalls
 from bird.students import Student, build_student, student_files
 from bird.transforms import draw_views
@@ -269,7 +269,7 @@ def make_method(config: RunConfig, data: RunData) -> Method:
     return method
 
 
-def make_learner(config: RunConfig, data: RunData, device: torch.device) -> Learner:
+def make_learner(config: RunConfig, data: RunData, device: torch.device) -> SingleLearner:
     """The student as the seed draws it, with its optimisers."""
     mean, std = data.moments() if data.features is not None else (None, None)
     student: Student = build_student(
@@ -282,7 +282,7 @@ def make_learner(config: RunConfig, data: RunData, device: torch.device) -> Lear
     )
     dim = None if data.features is None else data.features.shape[-1]
     student = student.to(device)
-    return Learner(student, teacher_dim=dim, lr=config.lr, mu2=config.mu2, seed=seed_of(config.seed, 4))
+    return SingleLearner(student, teacher_dim=dim, lr=config.lr, mu2=config.mu2, seed=seed_of(config.seed, 4))
 
 
 def fit_teacher_head(data: RunData, config: RunConfig, device: torch.device) -> Student:
@@ -307,7 +307,7 @@ def features_only(data: RunData) -> RunData:
     return RunData(**{**vars(data), "images": None})
 
 
-def gate_histogram(learner: Learner) -> list[int]:
+def gate_histogram(learner: SingleLearner) -> list[int]:
     """How many gate values fall in each of the bins of [0, 1]."""
     assert learner.gate is not None
     values = torch.sigmoid(learner.gate.phi.detach()).cpu().numpy()
