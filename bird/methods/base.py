@@ -126,6 +126,8 @@ class Method(ABC):
     """batches of the meta split"""
     gated = False
     """the gate has a part in it"""
+    stacks = True
+    """`step` may be given S models at once (bird.stack)"""
 
     def __init__(self, hyper: Hyperparameters, groups: int) -> None:
         self.hyper, self.groups = hyper, groups
