@@ -58,7 +58,7 @@ def distill(config: RunConfig) -> dict[str, Any]:
 
 def outcome(config: RunConfig) -> dict[str, Any]:
     """run.json of a finished run, with its metrics. Raises RunError where there is none."""
-    metrics = {split: runs.read_json(config.out / f"metrics-{split}.json") for split in ("meta", "test")}
+    metrics = {split: runs.read_json(config.out / f"metrics-{split}.json") for split in config.scored()}
     return runs.read_json(config.out / "run.json") | {"out": str(config.out), "metrics": metrics}
 
 
@@ -212,7 +212,7 @@ class Trainer:
         out, data, student = self.config.out, self.data, self.learner.model.student
         for name, content in student_files(student, data.fingerprint).items():
             replace(out / name, content)
-        for split in ("meta", "test"):
+        for split in self.config.scored():
             try:
                 metrics: Mapping[str, Any] = score(student, data, split, self.device).as_json()
             except EmptyCellError as error:
@@ -231,7 +231,7 @@ class Trainer:
             "group_names": list(data.group_names),
             "seconds": self.seconds,
             "steps": self.step,
-            "rows": {split: len(data.rows(split)) for split in ("train", "meta", "test")},
+            "rows": {split: len(data.rows(split)) for split in ("train", *self.config.scored())},
             "failed": dict(data.failed),
             "view_policy": self.view_policy(),
             "versions": {name: version(name) for name in LIBRARIES},

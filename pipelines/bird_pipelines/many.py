@@ -36,7 +36,7 @@ __all__ = ["distill_many", "groups_of"]
 # What the runs of a stack may differ in.
 OWN = ("seed", "lambda", "alpha", "mu1", "mu2", "lr", "fitnet_weight")
 # What decides which rows and features are read.
-SOURCE = ("dataset", "dataset_settings", "student", "limit", "cache", "data_root")
+SOURCE = ("dataset", "dataset_settings", "student", "limit", "choose", "cache", "data_root")
 # Numbers in one stacked weight matrix. Beyond it the models' weights push each other out of the processor's cache, and
 # each is faster alone: measured here with 2 MiB of L2 (docs/LOG.md).
 STACK_NUMBERS = 4 << 20
