@@ -1,17 +1,49 @@
 """Weights are chosen on half of meta; the test split is opened once, at the end; a search that was stopped goes on."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+from helpers import cachekit
 from helpers.shell import bird, bird_json, panel
 
 from bird.errors import RunError, UsageError
+from bird_cache.manifest import Layer
+from bird_cache.samples import PENDING, Samples
 from bird_cache.store import open_cache
+from bird_cache.writer import open_writer
 from bird_pipelines import tune as tuning
 from bird_pipelines.config import resolve
 from bird_pipelines.data import hold_out, load_data
 from bird_pipelines.tune import SPACES, Search, candidates_of, dominates, tune
+
+ROWS, DIM = 600, 6
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Vectors of three classes and two groups, in which every meta cell has two samples and more."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, ROWS)
+    groups = np.where(rng.random(ROWS) < 0.75, labels % 2, 1 - labels % 2)
+    centres = rng.normal(size=(3 + 2, DIM))
+    vectors = (centres[labels] + centres[3 + groups] + rng.normal(size=(ROWS, DIM))).astype(np.float32)
+    splits = cachekit.strings([("train", "train", "meta", "test")[i % 4] for i in range(ROWS)])
+    ids, digests = (cachekit.strings([form.format(i) for i in range(ROWS)]) for form in ("s{}", "{:032x}"))
+    samples = Samples(ids, labels, groups, splits, digests, cachekit.strings([PENDING] * ROWS))
+    plan = dataclasses.replace(
+        cachekit.plan(ROWS, "float32", dataset={"name": "digits-s", "settings": {}}),
+        layers={"penultimate": Layer(shape=(DIM,), dtype="float32", kind="penultimate")},
+    )
+    where = tmp_path_factory.mktemp("cache") / "cache"
+    with open_writer(where, plan, samples) as writer:
+        for shard in writer.pending():
+            start, stop = plan.bounds(shard)
+            writer.write_shard(shard, {"penultimate": vectors[start:stop, None]}, {})
+        writer.finish()
+    return where
+
 
 SMALL = Search(trials=4, per_round=2, seeds=1, final_seeds=2, auroc_drop=50.0)
 
