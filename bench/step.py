@@ -17,7 +17,7 @@ import torch
 from torch.func import functional_call
 
 from bird.losses import bias_loss, cross_entropy, feature_mse
-from bird.methods import Batch, Hyperparameters, Learner, build_method
+from bird.methods import Batch, Hyperparameters, SingleLearner, build_method
 from bird.students import build_student
 
 CLASSES, GROUPS, TEACHER_DIM = 10, 2, 512
@@ -58,7 +58,7 @@ def variants(student, size, count):
 
     def learner():
         fresh = build_student(student, classes=CLASSES, image_size=size, seed=0)
-        return Learner(fresh, teacher_dim=TEACHER_DIM, lr=1e-3, mu2=1e-3, seed=0)
+        return SingleLearner(fresh, teacher_dim=TEACHER_DIM, lr=1e-3, mu2=1e-3, seed=0)
 
     fitnet, bird, double = learner(), learner(), learner()
     fitnet_method, bird_method = (build_method(name, hyper, GROUPS) for name in ("fitnet", "bird"))

@@ -16,11 +16,13 @@ class Gate(nn.Module):
     (a hard box would keep every feature at least half open).
     """
 
+    phi: Float[Tensor, "*models dim"]
+
     def __init__(self, dim: int, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.phi = nn.Parameter(torch.rand(dim, generator=generator))
 
-    def forward(self, teacher: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+    def forward(self, teacher: Float[Tensor, "*models batch dim"]) -> Float[Tensor, "*models batch dim"]:
         """The gated teacher features."""
-        return torch.sigmoid(self.phi) * teacher
+        return torch.sigmoid(self.phi).unsqueeze(-2) * teacher

@@ -1,4 +1,8 @@
-"""The losses, as pure functions of tensors. All are means over the batch unless they say otherwise."""
+"""The losses, as pure functions of tensors. All are means over the batch unless they say otherwise.
+
+Leading dimensions (`*models`) are models of their own: S students side by side, logits (S, batch, classes), have S losses.
+The gradient of their sum is each model's own gradient. Without leading dimensions a loss is a scalar.
+"""
 
 from __future__ import annotations
 
@@ -7,46 +11,58 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["bias_loss", "cross_entropy", "distillation_kl", "feature_mse"]
+__all__ = ["bias_loss", "cross_entropy", "distillation_kl", "feature_mse", "sample_cross_entropy"]
 
 
-def cross_entropy(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, batch]) -> Float[Tensor, ""]:
+def sample_cross_entropy(
+    logits: Float[Tensor, "*models batch classes"], labels: Int[Tensor, "*models batch"]
+) -> Float[Tensor, "*models batch"]:
+    """CE(z, y) of each sample, in nats."""
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
+
+
+def cross_entropy(
+    logits: Float[Tensor, "*models batch classes"], labels: Int[Tensor, "*models batch"]
+) -> Float[Tensor, "*models"]:
     """CE(z, y), in nats."""
-    return F.cross_entropy(logits, labels)
+    return sample_cross_entropy(logits, labels).mean(-1)
 
 
-def feature_mse(student: Float[Tensor, "batch dim"], target: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
+def feature_mse(
+    student: Float[Tensor, "*models batch dim"], target: Float[Tensor, "*models batch dim"]
+) -> Float[Tensor, "*models"]:
     """Mean over batch and features of (h_S - h_T)^2: FitNet's hint loss (Romero et al. 2015, eq. 3) and BIRD's D."""
-    return F.mse_loss(student, target)
+    return (student - target).square().mean((-2, -1))
 
 
 def distillation_kl(
-    student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"], tau: float
-) -> Float[Tensor, ""]:
+    student: Float[Tensor, "*models batch classes"], teacher: Float[Tensor, "*models batch classes"], tau: float
+) -> Float[Tensor, "*models"]:
     """tau^2 KL(softmax(teacher / tau) || softmax(student / tau)) per sample, from logits (Hinton et al. 2015, section 2)."""
-    soft_student, soft_teacher = F.log_softmax(student / tau, dim=1), F.log_softmax(teacher / tau, dim=1)
-    return tau**2 * F.kl_div(soft_student, soft_teacher, reduction="batchmean", log_target=True)
+    soft_student, soft_teacher = F.log_softmax(student / tau, dim=-1), F.log_softmax(teacher / tau, dim=-1)
+    return tau**2 * F.kl_div(soft_student, soft_teacher, reduction="none", log_target=True).sum(-1).mean(-1)
 
 
 def bias_loss(
-    logits: Float[Tensor, "batch classes"],
-    labels: Int[Tensor, batch],
-    protected: Int[Tensor, batch],
+    logits: Float[Tensor, "*models batch classes"],
+    labels: Int[Tensor, "*models batch"],
+    protected: Int[Tensor, "*models batch"],
     groups: int,
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, "*models"]:
     """L_o = sum_i max_j | CE(class i, group j) - CE(class i) | (Java et al. 2023, section 3), in nats.
 
     CE(class i, group j) is the mean cross-entropy of that cell's samples, CE(class i) the mean over the class. A cell
     absent from the batch is left out of the max; a class with fewer than two groups present contributes 0.
     `protected` holds the group 0..groups-1 of each sample.
     """
-    classes = logits.shape[1]
-    ce = F.cross_entropy(logits, labels, reduction="none")
-    cell = labels * groups + protected
-    counts = torch.bincount(cell, minlength=classes * groups).view(classes, groups).to(ce.dtype)
-    sums = ce.new_zeros(classes * groups).index_add(0, cell, ce).view(classes, groups)
+    classes = logits.shape[-1]
+    table = (*logits.shape[:-2], classes, groups)
+    ce = sample_cross_entropy(logits, labels)
+    cell = F.one_hot(labels * groups + protected, classes * groups).to(ce.dtype)
+    counts = cell.sum(-2).view(table)
+    sums = torch.einsum("...b,...bk->...k", ce, cell).view(table)
     ce_cell = sums / counts.clamp(min=1)
-    ce_class = sums.sum(1) / counts.sum(1).clamp(min=1)
+    ce_class = sums.sum(-1) / counts.sum(-1).clamp(min=1)
     present = counts > 0
-    gaps = torch.where(present, (ce_cell - ce_class[:, None]).abs(), 0.0).amax(1)
-    return torch.where(present.sum(1) >= 2, gaps, 0.0).sum()
+    gaps = torch.where(present, (ce_cell - ce_class[..., None]).abs(), 0.0).amax(-1)
+    return torch.where(present.sum(-1) >= 2, gaps, 0.0).sum(-1)

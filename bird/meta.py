@@ -17,6 +17,9 @@ one forward-mode pass through the student, and what is left to differentiate twi
 for every D that is twice differentiable. For the mean squared error it reads
 
     dL_o/dphi = mu1 alpha 2/(B d) sigmoid'(phi) sum_b (Jv)_b h_T,b
+
+Students that train side by side (bird.stack) need nothing else: with parameters, gates, batches and losses that have a
+leading dimension of S models, what is differentiated is the sum over the models, and each one's part is its own.
 """
 
 from __future__ import annotations
@@ -33,13 +36,15 @@ from torch.func import functional_call
 make_dual: Callable[[Tensor, Tensor], Tensor] = forward_ad.make_dual
 unpack_dual: Callable[[Tensor], Any] = forward_ad.unpack_dual
 
-__all__ = ["Distance", "Output", "Parameters", "feedback", "jvp", "look_ahead", "probe"]
+__all__ = ["Distance", "Output", "Parameters", "Weight", "feedback", "jvp", "look_ahead", "probe", "weigh"]
 
 Parameters = dict[str, Tensor]
 Output = Any
 """A student's answer h: a named tuple of tensors, such as `bird.students.StudentOutput`."""
 Distance = Callable[[Output, Tensor], Tensor]
-"""D(h, gated teacher features) -> scalar."""
+"""D(h, gated teacher features) -> one value a model."""
+Weight = float | Tensor
+"""A hyperparameter: a number, or (S,), one for each of S models side by side."""
 
 
 def feedback(
@@ -53,8 +58,8 @@ def feedback(
     distance: Distance,
     meta_inputs: Tensor,
     meta_loss: Callable[[Output], Tensor],
-    alpha: float,
-    mu1: float,
+    alpha: Weight,
+    mu1: Weight,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """L_o(theta') and its gradient with respect to the gate's parameters, in their order.
 
@@ -66,21 +71,23 @@ def feedback(
 
     ahead = look_ahead(theta, inner_loss, mu1)  # theta' = theta - mu1 dL_in/dtheta
     bias = meta_loss(probe(student, ahead, meta_inputs))  # L_o(theta')
-    slope = grad(bias, list(ahead.values()), materialize_grads=True)
+    slope = grad(bias.sum(), list(ahead.values()), materialize_grads=True)
     v = dict(zip(ahead, slope, strict=True))  # dL_o/dtheta'
     jv = jvp(student, theta, v, inputs)  # (dh/dtheta) v
 
     h = type(output)(*(tensor.detach().requires_grad_() for tensor in output))
-    u = grad(distance(h, gate(teacher)), list(h), create_graph=True, allow_unused=True)  # dD/dh, a function of phi
+    u = grad(
+        distance(h, gate(teacher)).sum(), list(h), create_graph=True, allow_unused=True
+    )  # dD/dh, a function of phi
     product = sum((a * b).sum() for a, b in zip(u, jv, strict=True) if a is not None)  # < u, Jv >
-    return bias.detach(), tuple(-mu1 * alpha * g for g in grad(product, list(gate.parameters())))
+    return bias.detach(), tuple(weigh(-mu1 * alpha, g) for g in grad(product, list(gate.parameters())))
 
 
-def look_ahead(theta: Parameters, loss: Tensor, mu1: float) -> Parameters:
+def look_ahead(theta: Parameters, loss: Tensor, mu1: Weight) -> Parameters:
     """theta' after one plain gradient step of `loss` (no momentum), as fresh leaves. Keeps the graph of `loss`."""
-    gradients = grad(loss, list(theta.values()), retain_graph=True, materialize_grads=True)
+    gradients = grad(loss.sum(), list(theta.values()), retain_graph=True, materialize_grads=True)
     return {
-        name: (value.detach() - mu1 * g).requires_grad_()
+        name: (value.detach() - weigh(mu1, g)).requires_grad_()
         for (name, value), g in zip(theta.items(), gradients, strict=True)
     }
 
@@ -99,3 +106,8 @@ def probe(student: nn.Module, theta: Parameters, inputs: Tensor) -> Output:
     """The student's answer under other parameters, on copies of its buffers: running statistics stay as they are."""
     buffers = {name: value.clone() for name, value in student.named_buffers()}
     return functional_call(student, (theta, buffers), (inputs,))
+
+
+def weigh(weight: Weight, value: Tensor) -> Tensor:
+    """weight * value; a weight (S,) goes along the value's first dimension."""
+    return weight.view(-1, *[1] * (value.ndim - 1)) * value if isinstance(weight, Tensor) else weight * value

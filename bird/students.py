@@ -36,8 +36,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class StudentOutput(NamedTuple):
     """What a student answers: penultimate features h_S (what is distilled) and class logits z."""
 
-    features: Float[Tensor, "batch dim"]
-    logits: Float[Tensor, "batch classes"]
+    features: Float[Tensor, "*models batch dim"]
+    logits: Float[Tensor, "*models batch classes"]
 
 
 class Student(nn.Module):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bird_pipelines import show
+from bird_pipelines import show, tune_cli
 
 app = typer.Typer(
     help="Fair knowledge distillation in two phases: cache a frozen teacher once, then distil with student feedback.",
@@ -273,6 +273,9 @@ def demo(
     from bird_pipelines.demo import demo as run_demo
 
     _print({"report": str(run_demo(out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
+
+
+app.command("tune")(tune_cli.tune)
 
 
 @app.command()

@@ -39,6 +39,9 @@ class RunConfig(BaseModel):
     meta_per_cell: int = Field(default=8, ge=1, description="meta samples of each (class, group) cell a step")
     head_epochs: int = Field(default=10, ge=1, description="bkd: epochs of the teacher's head")
     limit: int | None = Field(default=None, ge=1)
+    choose: int | None = Field(
+        default=None, ge=0, description="the seed by which half of meta is held out to choose on; no test split then"
+    )
     augment: bool = True
     dataset_settings: dict[str, str | int | float | bool] = {}
 
@@ -61,7 +64,12 @@ class RunConfig(BaseModel):
         """What must be equal for a run folder to be resumed: everything that decides the result."""
         return self.model_dump(mode="json", by_alias=True, exclude=set(PLACE))
 
+    def scored(self) -> tuple[str, str]:
+        """The splits that the finished student is scored on: a run that a setting is chosen by never sees test."""
+        return ("meta", "test") if self.choose is None else ("meta", CHOOSE)
 
+
+CHOOSE = "choose"
 PLACE = ("cache", "data_root", "out", "device", "workers", "checkpoint_seconds", "memory_gb")
 
 

@@ -22,12 +22,13 @@ from bird.students import STUDENTS
 from bird.transforms import apply_views, center_view, unit_range
 from bird.views import view_of
 from bird_cache.errors import StaleCacheError
+from bird_cache.files import digest
 from bird_cache.samples import OK
 from bird_cache.store import FeatureStore, open_cache
-from bird_pipelines.config import RunConfig
+from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.features import Features, features_of, moments_of, pick
 
-__all__ = ["Images", "RunData", "load_data"]
+__all__ = ["Images", "RunData", "hold_out", "load_data"]
 
 LOGITS, BOXES = "logits", "boxes"
 IMAGES_IN_MEMORY_BYTES = 4 << 30
@@ -183,6 +184,13 @@ def load_data(config: RunConfig) -> RunData:
             wanted="cached features to learn on",
             fix="use `bird distill --cache CACHE`, or a student that reads images",
         )
+    if config.choose is not None:
+        raise UsageError(
+            where="choose",
+            found="no cache",
+            wanted="a cache whose meta split is halved",
+            fix="give --cache, or leave it out",
+        )
     dataset = open_dataset(config.dataset, config.data_root, **config.dataset_settings)
     table = prepare(dataset, limit=config.limit, workers=config.workers)
     require_test_cells(dataset, table)
@@ -233,7 +241,11 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
     if config.limit is not None:  # thins what is trained on; the test split stays whole
         kept = rows[subset(whole.take(usable), config.limit)]
         rows = np.union1d(kept, rows[samples.splits[rows] == "test"])
+    if config.choose is not None:  # whoever chooses a setting does not even read the test split
+        rows = rows[samples.splits[rows] != "test"]
     table = whole.take(rows)
+    if config.choose is not None:
+        table = hold_out(table, config.choose)
     settings = described["settings"]
     assert isinstance(settings, dict)
     reads_images = config.student in STUDENTS and STUDENTS[config.student].input == "image"
@@ -256,6 +268,19 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
         teacher=plan.notes.get("teacher"),
         failed=_count(whole, np.flatnonzero(~usable).tolist(), plan.class_names, plan.group_names),
     )
+
+
+def hold_out(table: SampleTable, seed: int) -> SampleTable:
+    """The table with half of each (class, group) cell of meta in a split `choose`, the smaller half where it is odd.
+    Which half is decided by the seed and the samples' content, not by their place."""
+    splits, meta = table.splits.copy(), np.flatnonzero(table.splits == "meta")
+    by_cell: dict[tuple[int, int], list[int]] = {}
+    for row in meta.tolist():
+        by_cell.setdefault((int(table.labels[row]), int(table.groups[row])), []).append(row)
+    for rows in by_cell.values():
+        rows.sort(key=lambda row: digest(f"{seed} {table.digests[row]} {table.ids[row]}".encode()))
+        splits[rows[: len(rows) // 2]] = CHOOSE
+    return dataclasses.replace(table, splits=splits)
 
 
 def _count(table: SampleTable, rows: list[int], classes: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bird.devices import choose_device
 from bird.errors import EmptyCellError, UsageError
-from bird.methods import Batch, Hyperparameters, Learner, Method, build_method
+from bird.methods import Batch, Hyperparameters, Method, SingleLearner, build_method
 from bird.metrics import confusion, mean_deo, recalls
 from bird.students import Student, build_student, student_files
 from bird.transforms import draw_views
@@ -32,7 +32,7 @@ from bird_pipelines.data import RunData, load_data
 from bird_pipelines.progress import Interrupted, progress, stop_requests
 from bird_pipelines.scoring import logits_of, score
 
-__all__ = ["distill", "features_only", "fit_teacher_head", "threads"]
+__all__ = ["Trainer", "distill", "features_only", "fit_teacher_head", "outcome", "teacher_logits", "threads"]
 
 GATE_BINS = 50
 LIBRARIES = ("bird-distill", "torch", "torchvision", "numpy", "zarr")
@@ -53,7 +53,12 @@ def distill(config: RunConfig) -> dict[str, Any]:
             with threads(1 if data.images is None else torch.get_num_threads()):
                 trainer.run()
                 trainer.conclude()
-    metrics = {split: runs.read_json(config.out / f"metrics-{split}.json") for split in ("meta", "test")}
+    return outcome(config)
+
+
+def outcome(config: RunConfig) -> dict[str, Any]:
+    """run.json of a finished run, with its metrics. Raises RunError where there is none."""
+    metrics = {split: runs.read_json(config.out / f"metrics-{split}.json") for split in config.scored()}
     return runs.read_json(config.out / "run.json") | {"out": str(config.out), "metrics": metrics}
 
 
@@ -82,12 +87,7 @@ class Trainer:
         """All epochs that are left."""
         self.restore()
         if self.method.logits and self.epoch < self.config.epochs:
-            self.teacher_logits = self.data.logits
-            if self.teacher_logits is None:
-                head = fit_teacher_head(self.data, self.config, self.device)
-                self.teacher_logits = logits_of(
-                    head, features_only(self.data), np.arange(len(self.data.table)), self.device
-                )
+            self.teacher_logits = teacher_logits(self.data, self.config, self.device)
         total = self.config.epochs * len(self.train_rows)
         done = self.epoch * len(self.train_rows) + self.consumed
         what = f"{self.config.method} -> {self.config.student}"
@@ -116,10 +116,14 @@ class Trainer:
             lambda: self.batch(self.meta_rows.draw(self.step)),
             warm=self.epoch >= self.config.warmup,
         )
+        self.record({name: float(value) for name, value in losses.items()}, len(rows))
+
+    def record(self, losses: Mapping[str, float], count: int) -> None:
+        """A step on `count` rows is done."""
         for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value) * len(rows)
+            self.sums[name] = self.sums.get(name, 0.0) + value * count
         self.step += 1
-        self.consumed += len(rows)
+        self.consumed += count
 
     def views(self, count: int) -> NDArray[np.int64] | None:
         """The random views of this step's images, or None where the student sees the deterministic one."""
@@ -208,13 +212,18 @@ class Trainer:
         out, data, student = self.config.out, self.data, self.learner.model.student
         for name, content in student_files(student, data.fingerprint).items():
             replace(out / name, content)
-        for split in ("meta", "test"):
+        for split in self.config.scored():
             try:
                 metrics: Mapping[str, Any] = score(student, data, split, self.device).as_json()
             except EmptyCellError as error:
                 metrics = {"error": str(error)}
             runs.write_json(out / f"metrics-{split}.json", metrics)
-        summary = {
+        runs.finish(out, self.summary())
+
+    def summary(self) -> dict[str, Any]:
+        """What run.json says."""
+        data = self.data
+        return {
             "config": self.config.identity() | {"teacher": data.teacher},
             "fingerprint": data.fingerprint,
             "logits_fingerprint": data.logits_fingerprint if self.method.logits else None,
@@ -222,12 +231,11 @@ class Trainer:
             "group_names": list(data.group_names),
             "seconds": self.seconds,
             "steps": self.step,
-            "rows": {split: len(data.rows(split)) for split in ("train", "meta", "test")},
+            "rows": {split: len(data.rows(split)) for split in ("train", *self.config.scored())},
             "failed": dict(data.failed),
             "view_policy": self.view_policy(),
             "versions": {name: version(name) for name in LIBRARIES},
         }
-        runs.finish(out, summary)
 
     def view_policy(self) -> str:
         """In words: which views the teacher and the student saw."""
@@ -248,9 +256,9 @@ class Trainer:
         return f"{teacher}, the student sees {student}"
 
 
-def make_method(config: RunConfig, data: RunData) -> Method:
-    """The run's method. Raises UsageError if it needs a teacher and the run has no cache."""
-    hyper = Hyperparameters(
+def hyperparameters(config: RunConfig) -> Hyperparameters:
+    """The run's, as the methods take them."""
+    return Hyperparameters(
         alpha=config.alpha,
         tau=config.tau,
         lambda_=config.lambda_,
@@ -258,7 +266,11 @@ def make_method(config: RunConfig, data: RunData) -> Method:
         mu2=config.mu2,
         fitnet_weight=config.fitnet_weight,
     )
-    method = build_method(config.method, hyper, len(data.group_names))
+
+
+def make_method(config: RunConfig, data: RunData) -> Method:
+    """The run's method. Raises UsageError if it needs a teacher and the run has no cache."""
+    method = build_method(config.method, hyperparameters(config), len(data.group_names))
     if data.features is None and (method.features or method.logits):
         raise UsageError(
             where=f"--method {config.method}",
@@ -269,7 +281,7 @@ def make_method(config: RunConfig, data: RunData) -> Method:
     return method
 
 
-def make_learner(config: RunConfig, data: RunData, device: torch.device) -> Learner:
+def make_learner(config: RunConfig, data: RunData, device: torch.device) -> SingleLearner:
     """The student as the seed draws it, with its optimisers."""
     mean, std = data.moments() if data.features is not None else (None, None)
     student: Student = build_student(
@@ -282,7 +294,15 @@ def make_learner(config: RunConfig, data: RunData, device: torch.device) -> Lear
     )
     dim = None if data.features is None else data.features.shape[-1]
     student = student.to(device)
-    return Learner(student, teacher_dim=dim, lr=config.lr, mu2=config.mu2, seed=seed_of(config.seed, 4))
+    return SingleLearner(student, teacher_dim=dim, lr=config.lr, mu2=config.mu2, seed=seed_of(config.seed, 4))
+
+
+def teacher_logits(data: RunData, config: RunConfig, device: torch.device) -> Tensor:
+    """The teacher's logits of all rows: the cache's, or those of a head fitted here."""
+    if data.logits is not None:
+        return data.logits
+    head = fit_teacher_head(data, config, device)
+    return logits_of(head, features_only(data), np.arange(len(data.table)), device)
 
 
 def fit_teacher_head(data: RunData, config: RunConfig, device: torch.device) -> Student:
@@ -307,7 +327,7 @@ def features_only(data: RunData) -> RunData:
     return RunData(**{**vars(data), "images": None})
 
 
-def gate_histogram(learner: Learner) -> list[int]:
+def gate_histogram(learner: SingleLearner) -> list[int]:
     """How many gate values fall in each of the bins of [0, 1]."""
     assert learner.gate is not None
     values = torch.sigmoid(learner.gate.phi.detach()).cpu().numpy()

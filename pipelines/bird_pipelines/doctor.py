@@ -111,11 +111,11 @@ def _feedback() -> None:
     """One BIRD step of an adapter on random numbers."""
     import torch
 
-    from bird.methods import Batch, Hyperparameters, Learner, build_method
+    from bird.methods import Batch, Hyperparameters, SingleLearner, build_method
     from bird.students import build_student
 
     student = build_student("adapter", classes=2, feature_mean=torch.zeros(8), feature_std=torch.ones(8), seed=0)
-    learner = Learner(student, teacher_dim=8, lr=1e-3, mu2=1e-3, seed=0)
+    learner = SingleLearner(student, teacher_dim=8, lr=1e-3, mu2=1e-3, seed=0)
     features = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
     batch = Batch(features, torch.arange(8) % 2, torch.arange(8) // 4, features)
     losses = build_method("bird", Hyperparameters(), 2).step(learner, batch, lambda: batch, warm=True)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-__all__ = ["curve_plot", "gate_plot", "recall_plot", "scatter_plot"]
+__all__ = ["curve_plot", "front_plot", "gate_plot", "recall_plot", "scatter_plot"]
 
 Floats = NDArray[np.float64]
 
@@ -227,6 +227,28 @@ def scatter_plot(
         axes.grid()
         figure.legend(loc="outside right upper", labelspacing=0.9)
         return _svg(figure, name, "AUROC against mean-DEO, one mark a run")
+
+
+def front_plot(candidates: Sequence[Mapping[str, Any]], auroc_floor: float, name: str) -> str:
+    """AUROC against mean-DEO (x100) of candidate settings: the Pareto front as a line, the chosen one ringed."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+        axes = figure.subplots()
+        front = sorted((each["mean_deo"], each["auroc"]) for each in candidates if each["front"])
+        axes.plot(*zip(*front, strict=True), color=PALETTE[0], marker="o", markersize=7, label="Pareto front", zorder=3)
+        for other, colour, label in ((True, MUTED, "candidate"), (False, PALETTE[1], "AUROC below the floor")):
+            points = [e for e in candidates if not e["front"] and e["feasible"] is other]
+            axes.scatter([e["mean_deo"] for e in points], [e["auroc"] for e in points], s=26, color=colour, label=label)
+        chosen = next(each for each in candidates if each["chosen"])
+        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": INK, "linewidths": 1.6, "zorder": 4}
+        axes.scatter([chosen["mean_deo"]], [chosen["auroc"]], s=190, label="chosen", **ring)
+        axes.axhline(auroc_floor, color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)), label="AUROC floor")
+        axes.margins(0.08)
+        axes.set_xlabel("mean-DEO ×100  (← lower is better)")
+        axes.set_ylabel("AUROC ×100  (higher is better →)")
+        axes.grid()
+        figure.legend(loc="outside right upper", labelspacing=0.9)
+        return _svg(figure, name, "AUROC against mean-DEO on the choosing half, one mark a candidate")
 
 
 def _means(axes: Axes, runs: Sequence[tuple[str, str, float, float]], colour: str, marker: str) -> None:

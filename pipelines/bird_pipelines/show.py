@@ -6,7 +6,19 @@ from typing import Any
 
 import typer
 
-__all__ = ["cache", "listing", "metrics_of", "panel", "parts", "parts_of", "repaired", "run", "table", "verification"]
+__all__ = [
+    "cache",
+    "listing",
+    "metrics_of",
+    "panel",
+    "parts",
+    "parts_of",
+    "repaired",
+    "run",
+    "table",
+    "tuned",
+    "verification",
+]
 
 
 def panel(title: str, lines: dict[str, str], colour: str) -> None:
@@ -143,3 +155,24 @@ def parts_of(values: dict[str, Any]) -> None:
 
 def number(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.2f}"
+
+
+def tuned(result: dict[str, Any]) -> None:
+    """What `bird tune` chose, how it did on the choosing half, and on test."""
+    chosen, test = result["chosen"], result["test"]
+    table("chosen", {name: f"{value:.4g}" for name, value in chosen["setting"].items()})
+    judged = {
+        "candidates": len(result["candidates"]),
+        "AUROC floor": number(result["auroc_floor"]) + ("" if chosen["feasible"] else "  (no candidate reached it)"),
+        "baseline": f"mean-DEO {number(result['baseline']['mean_deo'])}, AUROC {number(result['baseline']['auroc'])}",
+        "chosen": f"mean-DEO {number(chosen['mean_deo'])}, AUROC {number(chosen['auroc'])}",
+    }
+    table("on the choosing half of meta, x100", judged)
+    if "error" in test:
+        typer.echo(f"test: not evaluated: {test['error']}")
+    else:
+        scores = {name: each for name, each in test.items() if isinstance(each, dict)}
+        spread = {name: "" if each["std"] is None else f" ± {each['std']:.2f}" for name, each in scores.items()}
+        rows = {name: number(each["mean"]) + spread[name] for name, each in scores.items()}
+        table(f"test, x100, {test['seeds']} seeds; mean-DEO's floor {number(test['deo_floor'])}", rows)
+    typer.echo(f"report: {result['report']}")

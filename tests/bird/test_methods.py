@@ -5,7 +5,7 @@ import torch
 
 from bird.errors import RunError, UsageError
 from bird.losses import bias_loss, cross_entropy, feature_mse
-from bird.methods import DESCRIPTIONS, METHODS, Batch, Hyperparameters, Learner, build_method
+from bird.methods import DESCRIPTIONS, METHODS, Batch, Hyperparameters, SingleLearner, build_method
 from bird.students import STUDENTS, build_student, load_student, student_files
 
 CLASSES, GROUPS, DIM = 3, 2, 8
@@ -32,7 +32,7 @@ def learner_of(student):
         feature_std=torch.ones(DIM),
         seed=0,
     )
-    return Learner(built, teacher_dim=DIM, lr=1e-3, mu2=1e-2, seed=0)
+    return SingleLearner(built, teacher_dim=DIM, lr=1e-3, mu2=1e-2, seed=0)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,216 @@
+"""Many runs in one process: what can be trained side by side is, the rest one by one. The folders are those of single runs.
+
+Adapters that differ in nothing but their seed and in what weighs their losses form a stack (bird.stack). Each run of it is
+an ordinary trainer: it keeps its own order of batches, its own meta draws, its own checkpoint, curve and student, so that
+a run begun in a stack can be finished alone, and the other way round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bird.errors import UsageError
+from bird.methods import METHODS, Batch, Hyperparameters, build_method
+from bird.stack import StackedLearner
+from bird.students import STUDENTS
+from bird_cache.files import write_lock
+from bird_cache.order import shuffled, slices
+from bird_pipelines import runs
+from bird_pipelines.config import RunConfig
+from bird_pipelines.data import RunData, load_data
+from bird_pipelines.distill import Trainer, distill, hyperparameters, outcome, teacher_logits, threads
+from bird_pipelines.progress import Interrupted, progress, stop_requests
+
+__all__ = ["distill_many", "groups_of"]
+
+# What the runs of a stack may differ in.
+OWN = ("seed", "lambda", "alpha", "mu1", "mu2", "lr", "fitnet_weight")
+# What decides which rows and features are read.
+SOURCE = ("dataset", "dataset_settings", "student", "limit", "choose", "cache", "data_root")
+# Numbers in one stacked weight matrix. Beyond it the models' weights push each other out of the processor's cache, and
+# each is faster alone: measured here with 2 MiB of L2 (docs/LOG.md).
+STACK_NUMBERS = 4 << 20
+
+
+def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+    """Train (or finish) all runs and return what `distill` returns for each, in their order. Finished ones are skipped.
+
+    Raises UsageError for two runs in one folder, and whatever `distill` raises; a run of a stack that is interrupted
+    resumes from its last checkpoint, with others or alone.
+    """
+    folders = [config.out.resolve() for config in configs]
+    if repeated := sorted({str(out) for out in folders if folders.count(out) > 1}):
+        raise UsageError(
+            where="runs", found=f"{repeated[0]} more than once", wanted="a folder a run", fix="choose another --out"
+        )
+    held: tuple[str, RunData] | None = None
+    for group in groups_of(configs):
+        if not stackable(group[0]):
+            for config in group:
+                distill(config)
+            continue
+        source = json.dumps({name: str(getattr(group[0], name)) for name in SOURCE})
+        if held is None or held[0] != source:
+            held = source, load_data(group[0])
+        train_group(group, held[1])
+    return [outcome(config) for config in configs]
+
+
+def groups_of(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """The runs that may be trained side by side, in the order of their first."""
+    groups: dict[str, list[RunConfig]] = defaultdict(list)
+    for config in configs:
+        same = {name: value for name, value in config.identity().items() if name not in OWN}
+        groups[json.dumps([same, str(config.cache), str(config.data_root), config.device], sort_keys=True)].append(
+            config
+        )
+    return list(groups.values())
+
+
+def stackable(config: RunConfig) -> bool:
+    """Whether runs like this one can be trained side by side."""
+    if config.student not in STUDENTS or STUDENTS[config.student].input != "features" or config.method not in METHODS:
+        return False
+    return build_method(config.method, Hyperparameters(), 2).stacks
+
+
+def train_group(group: Sequence[RunConfig], data: RunData) -> None:
+    """Train those of the group that are not finished, as many at once as are faster so."""
+    for config in group:
+        runs.claim(config, data.fingerprint)
+    with ExitStack() as locks:
+        for config in group:
+            locks.enter_context(write_lock(config.out))
+        left = [config for config in group if not (config.out / "run.json").exists()]
+        assert data.features is not None
+        most = max(1, STACK_NUMBERS // data.features.shape[-1] ** 2)
+        with threads(1):
+            source = Source(left[0], data) if left else None
+            for start in range(0, len(left), most):
+                assert source is not None
+                trainers = [Trainer(config, data) for config in left[start : start + most]]
+                for trainer in trainers:
+                    trainer.restore()
+                for together in at_one_place(trainers):
+                    Stack(together, source).run()
+                for trainer in trainers:
+                    trainer.conclude()
+
+
+def at_one_place(trainers: Sequence[Trainer]) -> Iterator[list[Trainer]]:
+    """Trainers by how far they are: a kill may come between two checkpoints of one stack."""
+    places: dict[tuple[int, int], list[Trainer]] = defaultdict(list)
+    for trainer in trainers:
+        places[trainer.epoch, trainer.consumed].append(trainer)
+    yield from places.values()
+
+
+@final
+class Source:
+    """What a stack's batches are gathered from, held once for all its models: features, standardised; labels and groups."""
+
+    def __init__(self, config: RunConfig, data: RunData) -> None:
+        assert data.features is not None
+        trainer = Trainer(config, data)
+        mean, std = data.moments()
+        self.device, self.method = trainer.device, trainer.method
+        self.features = ((data.features - mean) / std).to(self.device)
+        self.labels, self.groups = (
+            torch.from_numpy(each).to(self.device) for each in (data.table.labels, data.table.groups)
+        )
+        self.logits = teacher_logits(data, config, self.device).to(self.device) if self.method.logits else None
+
+    def batch(self, rows: NDArray[np.int64], stored: NDArray[np.int64] | None = None) -> Batch:
+        """The batches of S models, of rows (S, B); `stored` says which stored view of each (default: the first)."""
+        index = torch.from_numpy(rows).to(self.device)
+        features = self.features
+        if features.ndim == 2:
+            inputs = features[index]
+        else:
+            inputs = features[index, 0 if stored is None else torch.from_numpy(stored).to(self.device)]
+        return Batch(
+            inputs=inputs,
+            labels=self.labels[index],
+            groups=self.groups[index],
+            teacher=inputs if self.method.features else None,
+            teacher_logits=None if self.logits is None else self.logits[index],
+        )
+
+
+@final
+class Stack:
+    """Trainers at one place of their runs, and the learner that takes their steps all at once."""
+
+    def __init__(self, trainers: Sequence[Trainer], source: Source) -> None:
+        self.trainers, self.source, self.first = trainers, source, trainers[0]
+        self.learner = StackedLearner([trainer.learner for trainer in trainers])
+        hyper = hyper_of([trainer.config for trainer in trainers], source.device)
+        self.method = build_method(self.first.config.method, hyper, len(self.first.data.group_names))
+
+    def run(self) -> None:
+        """All epochs that are left."""
+        first, config = self.first, self.first.config
+        size = len(first.train_rows)
+        total, done = config.epochs * size, first.epoch * size + first.consumed
+        what = f"{config.method} -> {config.student}, {len(self.trainers)} at once"
+        with stop_requests() as stop, progress(what, "samples", total, done) as advance:
+            while first.epoch < config.epochs:
+                orders = np.stack([shuffled(each.train_rows, each.config.seed, each.epoch) for each in self.trainers])
+                began = saved = time.monotonic()
+                for start, end in slices(size, config.batch_size, first.consumed):
+                    self.one_step(orders[:, start:end])
+                    advance(min(end, size) - start, f"epoch {first.epoch + 1}/{config.epochs}")
+                    now = time.monotonic()
+                    if stop() or now - saved > config.checkpoint_seconds:
+                        self.spend(now - began)
+                        began = saved = now
+                        for trainer in self.trainers:
+                            trainer.save()
+                    if stop():
+                        raise Interrupted
+                self.spend(time.monotonic() - began)
+                for trainer in self.trainers:
+                    trainer.end_epoch()
+
+    def one_step(self, rows: NDArray[np.int64]) -> None:
+        """One update of every model from its own row of train rows (S, B)."""
+        losses = self.method.step(
+            self.learner,
+            self.source.batch(rows, self.stored_views(rows.shape[1])),
+            lambda: self.source.batch(np.stack([each.meta_rows.draw(each.step) for each in self.trainers])),
+            warm=self.first.epoch >= self.first.config.warmup,
+        )
+        columns = {name: values.tolist() for name, values in losses.items()}
+        for index, trainer in enumerate(self.trainers):
+            trainer.record({name: values[index] for name, values in columns.items()}, rows.shape[1])
+
+    def stored_views(self, count: int) -> NDArray[np.int64] | None:
+        """Which stored view each model's samples are seen in, (S, B), as in single runs."""
+        views = [each for trainer in self.trainers if (each := trainer.stored_views(count)) is not None]
+        return np.stack(views) if views else None
+
+    def spend(self, seconds: float) -> None:
+        """A run's seconds are its share of the stack's."""
+        for trainer in self.trainers:
+            trainer.seconds += seconds / len(self.trainers)
+
+
+def hyper_of(configs: Sequence[RunConfig], device: torch.device) -> Hyperparameters:
+    """The runs' hyperparameters as one: a number where all agree, else (S,)."""
+    each = [dataclasses.asdict(hyperparameters(config)) for config in configs]
+
+    def joint(name: str) -> Any:
+        values = [one[name] for one in each]
+        return values[0] if len({*values}) == 1 or name == "mu2" else torch.tensor(values, device=device)
+
+    return Hyperparameters(**{name: joint(name) for name in each[0]})

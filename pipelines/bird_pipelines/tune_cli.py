@@ -1,0 +1,64 @@
+"""`bird tune`, the command: it parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bird_pipelines import show
+
+__all__ = ["tune"]
+
+
+def tune(
+    cache: Annotated[str, typer.Option(help="The cache that `bird precompute` wrote: a folder or URL.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; the same command resumes what is there.")],
+    method: Annotated[str, typer.Option(help="The method whose weights are chosen (`bird list methods`).")] = "bird",
+    trials: Annotated[int, typer.Option(min=1, help="Candidate settings.")] = 24,
+    per_round: Annotated[
+        int, typer.Option(min=1, help="Candidates that train together before the next are drawn.")
+    ] = 6,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each candidate.")] = 3,
+    final_seeds: Annotated[int, typer.Option(min=1, help="Seeds of the chosen setting, scored on test.")] = 8,
+    auroc_drop: Annotated[
+        float, typer.Option(min=0, help="Points of AUROC that a candidate may lose against the baseline.")
+    ] = 1.0,
+    auroc_floor: Annotated[float | None, typer.Option(help="The floor itself, x100, in place of that.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search, and of how meta is halved.")] = 0,
+    student: Annotated[
+        str, typer.Option(help="adapter, whose candidates train together, or an image student.")
+    ] = "adapter",
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set, for image students.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default 10.")] = None,
+    warmup: Annotated[int | None, typer.Option(min=0, help="Default half.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Default 128.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Train on a fixed subset of N rows.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of `bird distill` options; flags win.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+) -> None:
+    """Choose lambda, alpha, mu2 ... on half of the meta split: lowest mean-DEO above an AUROC floor. Test is opened once."""
+    from bird_pipelines.config import resolve
+    from bird_pipelines.data import cache_dataset
+    from bird_pipelines.tune import Search
+    from bird_pipelines.tune import tune as run
+
+    flags = {"cache": cache, "out": out, "method": method, "student": student, "data_root": data_root}
+    flags |= {"epochs": epochs, "warmup": warmup, "batch_size": batch_size, "limit": limit}
+    base = resolve(flags, config, {"dataset": cache_dataset(cache)})
+    search = Search(
+        trials=trials,
+        per_round=per_round,
+        seeds=seeds,
+        final_seeds=final_seeds,
+        auroc_drop=auroc_drop,
+        auroc_floor=auroc_floor,
+        seed=seed,
+    )
+    result = run(base, search)
+    if json_:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        show.tuned(result)
