@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from bird.errors import DataError, EmptyCellError
 
 __all__ = [
+    "STATISTICS",
     "EqualizedOdds",
     "Metrics",
     "Statistic",
@@ -33,9 +34,11 @@ __all__ = [
     "confusion",
     "deo_floor",
     "equalized_odds",
+    "interval_of",
     "max_deo",
     "mean_deo",
     "recalls",
+    "statistics_of",
     "two_level_interval",
     "two_level_intervals",
 ]
@@ -181,7 +184,7 @@ def assess(
         raise DataError(
             where="scores", found=found, wanted=wanted, fix="look at the training curve: it may have diverged"
         )
-    observed = {name: float(value[0]) for name, value in _statistics(counts[None], shares).items()}
+    observed = {name: float(value[0]) for name, value in statistics_of(counts[None], shares).items()}
     rng = np.random.default_rng(seed)
     replicated = _bootstrap(counts, replicates, rng)
     replicated["auroc"] = auroc(truth, table, _row_weights(len(truth), AUROC_REPLICATES, rng))
@@ -193,7 +196,7 @@ def assess(
         recalls=shares,
         counts=counts.sum(2),
         deo_floor=deo_floor(counts, replicates=replicates, seed=seed),
-        intervals={name: _interval(name, values, observed.get(name, 0.0)) for name, values in replicated.items()},
+        intervals={name: interval_of(name, values, observed.get(name, 0.0)) for name, values in replicated.items()},
         confusion=counts,
     )
 
@@ -256,16 +259,16 @@ def two_level_intervals(
         replicate, _ = np.nonzero(picked == index)
         for name, values in _bootstrap(counts, len(replicate), rng).items():
             sums[name] += np.bincount(replicate, values, minlength=replicates)
-        for name, values in _statistics(counts[None], recalls(counts)).items():
+        for name, values in statistics_of(counts[None], recalls(counts)).items():
             means[name] += float(values[0]) / len(confusions)
     averages = {name: total / len(confusions) for name, total in sums.items()}
-    return {name: (means[name], *_interval(name, averages[name], means[name])) for name in STATISTICS}
+    return {name: (means[name], *interval_of(name, averages[name], means[name])) for name in STATISTICS}
 
 
 STATISTICS: tuple[Statistic, ...] = ("accuracy", "f1_macro", "mean_deo", "max_deo")
 
 
-def _statistics(counts: Ints, observed: Floats) -> dict[str, Floats]:
+def statistics_of(counts: Ints, observed: Floats) -> dict[str, Floats]:
     """The statistics (x100), (R,), of counts (R, C, M, C); the recall of an empty cell is taken from `observed` (C, M)."""
     correct = np.einsum("rcmc->rcm", counts)
     cells = counts.sum(3)
@@ -295,7 +298,7 @@ def _bootstrap(counts: Ints, replicates: int, rng: np.random.Generator) -> dict[
     parts: list[dict[str, Floats]] = []
     for size in _chunks(replicates, counts.size):
         draws = rng.multinomial(total, counts.ravel() / total, size=size).reshape(size, *counts.shape)
-        parts.append(_statistics(draws, observed))
+        parts.append(statistics_of(draws, observed))
     return {name: np.concatenate([part[name] for part in parts] or [np.zeros(0)]) for name in STATISTICS}
 
 
@@ -334,11 +337,13 @@ def _chunks(total: int, width: int) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
 
 
-def _interval(name: str, replicates: Floats, observed: float) -> tuple[float, float]:
-    """The percentile interval; for a DEO the reverse percentile one (why: see the module's docstring)."""
+def interval_of(
+    name: str, replicates: Floats, observed: float, bounds: tuple[float, float] = (0.0, 100.0)
+) -> tuple[float, float]:
+    """The percentile interval; for a DEO the reverse percentile one within `bounds` (why: see the module's docstring)."""
     low, high = (float(value) for value in np.percentile(replicates, LEVELS))
     if name.endswith("_deo"):
-        low, high = max(0.0, 2 * observed - high), min(100.0, 2 * observed - low)
+        low, high = max(bounds[0], 2 * observed - high), min(bounds[1], 2 * observed - low)
         return min(low, observed), max(high, observed)  # near 0 the replicates can all lie on one side
     return low, high
 

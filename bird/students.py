@@ -4,6 +4,7 @@
 |---|---|---|---|
 | resnet18, resnet34 | pixels | 512 | He et al. 2016, from scratch |
 | shufflenetv2 | pixels | 1024 | Ma et al. 2018, width 1.0, from scratch |
+| tiny-vit, tiny-resnet, tiny-resnet-deep, tiny-convnet | pixels | 64 to 96 | `bird.tiny`: for demos and tests |
 | adapter | the teacher's features | the teacher's dimension | Linear(d, d) from the identity -> ReLU -> Linear(d, C) |
 
 `adapter` stands for the rows of the paper whose student is the foundation model itself (Tables 1 and 4): the
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from bird.errors import RunError, UsageError
+from bird.tiny import TINY, build_tiny
 
 __all__ = ["STUDENTS", "Student", "StudentOutput", "build_student", "load_student", "student_files"]
 
@@ -129,6 +132,7 @@ STUDENTS: Mapping[str, StudentKind] = {
     "resnet18": StudentKind("image", "ResNet-18 from scratch, 512 features", _resnet("resnet18")),
     "resnet34": StudentKind("image", "ResNet-34 from scratch, 512 features", _resnet("resnet34")),
     "shufflenetv2": StudentKind("image", "ShuffleNet V2 x1.0 from scratch, 1024 features", _shufflenet),
+    **{name: StudentKind("image", described, partial(build_tiny, name)) for name, described in TINY.items()},
     "adapter": StudentKind(
         "features",
         "a identity-initialised linear adapter and head on cached features; reads no image",

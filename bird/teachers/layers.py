@@ -26,6 +26,8 @@ STAGES: Mapping[str, Mapping[str, str]] = {  # class -> stage -> submodule
     "ModifiedResNet": {f"layer{i}": f"layer{i}" for i in range(1, 5)},
     "ShuffleNetV2": {f"stage{i}": f"stage{i}" for i in range(2, 5)},
     "RegNet": {f"block{i}": f"trunk_output.block{i}" for i in range(1, 5)},
+    "TinyResNet": {f"layer{i}": f"layer{i}" for i in range(1, 4)},
+    "TinyConvNet": {f"stage{i}": f"stage{i}" for i in range(1, 4)},
     "ConvNeXt": {f"stage{i}": f"features.{2 * i - 1}" for i in range(1, 5)},
 }
 

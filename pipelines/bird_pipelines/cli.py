@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bird_pipelines import show, tune_cli
+from bird_pipelines import cli_reproduce, show, tune_cli
 
 app = typer.Typer(
     help="Fair knowledge distillation in two phases: cache a frozen teacher once, then distil with student feedback.",
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(help="Look into a feature cache.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
+cli_reproduce.register(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set (`bird list datasets` tells the layout).")]

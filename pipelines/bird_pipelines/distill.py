@@ -214,7 +214,9 @@ class Trainer:
             replace(out / name, content)
         for split in self.config.scored():
             try:
-                metrics: Mapping[str, Any] = score(student, data, split, self.device).as_json()
+                metrics: Mapping[str, Any] = score(
+                    student, data, split, self.device, out if split == "test" else None
+                ).as_json()
             except EmptyCellError as error:
                 metrics = {"error": str(error)}
             runs.write_json(out / f"metrics-{split}.json", metrics)

@@ -20,7 +20,8 @@ __all__ = ["evaluate", "run_config"]
 def evaluate(
     run: Path, split: str = "test", *, data_root: Path | None = None, cache: str | None = None
 ) -> dict[str, Any]:
-    """The metrics of `run` on `split`, also written to RUN/metrics-SPLIT.json.
+    """The metrics of `run` on `split`, also written to RUN/metrics-SPLIT.json, and the predictions to
+    RUN/predictions-SPLIT.npz.
 
     `data_root` and `cache` replace the places that the run remembers. Raises RunError for a folder without a finished
     run, StaleCacheError if the cache there is another one by now, DataError for an unknown split.
@@ -36,7 +37,7 @@ def evaluate(
             fix="point --cache at the cache that the run was distilled from",
         )
     device = choose_device("auto")
-    metrics = score(student.to(device), data, split, device).as_json()
+    metrics = score(student.to(device), data, split, device, save_to=run).as_json()
     runs.write_json(run / f"metrics-{split}.json", metrics)
     return metrics
 

@@ -18,6 +18,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bird.errors import UsageError
 from bird.methods import METHODS, Batch, Hyperparameters, build_method
@@ -62,7 +63,11 @@ def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
         source = json.dumps({name: str(getattr(group[0], name)) for name in SOURCE})
         if held is None or held[0] != source:
             held = source, load_data(group[0])
-        train_group(group, held[1])
+        if isinstance(held[1].features, Tensor):
+            train_group(group, held[1])
+        else:  # too large to be held, let alone standardised beside itself
+            for config in group:
+                distill(config)
     return [outcome(config) for config in configs]
 
 
@@ -92,7 +97,7 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
         for config in group:
             locks.enter_context(write_lock(config.out))
         left = [config for config in group if not (config.out / "run.json").exists()]
-        assert data.features is not None
+        assert isinstance(data.features, Tensor)
         most = max(1, STACK_NUMBERS // data.features.shape[-1] ** 2)
         with threads(1):
             source = Source(left[0], data) if left else None
@@ -120,7 +125,7 @@ class Source:
     """What a stack's batches are gathered from, held once for all its models: features, standardised; labels and groups."""
 
     def __init__(self, config: RunConfig, data: RunData) -> None:
-        assert data.features is not None
+        assert isinstance(data.features, Tensor)
         trainer = Trainer(config, data)
         mean, std = data.moments()
         self.device, self.method = trainer.device, trainer.method

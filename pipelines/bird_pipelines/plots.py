@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-__all__ = ["curve_plot", "front_plot", "gate_plot", "recall_plot", "scatter_plot"]
+__all__ = ["curve_plot", "front_plot", "gate_plot", "inline_svg", "recall_plot", "scatter_plot"]
 
 Floats = NDArray[np.float64]
 
@@ -94,7 +94,7 @@ def recall_plot(
         cells.spines[:].set_visible(False)
         cells.invert_yaxis()
         _gap_bars(bars, 100 * np.ptp(shares, axis=1), floor)
-        return _svg(figure, name, "recall per class and group, and the gap between groups per class")
+        return inline_svg(figure, name, "recall per class and group, and the gap between groups per class")
 
 
 def _gap_bars(axes: Axes, gaps: Floats, floor: float) -> None:
@@ -139,7 +139,7 @@ def curve_plot(curve: Sequence[Mapping[str, Any]], warmup: int | None, name: str
             _line(meta, epochs, values, label, colour)
         meta.set_ylim(0, 100)
         _frame(meta, "Meta split ×100", epochs[-1], warmup)
-        return _svg(figure, name, "training curves: loss parts, and accuracy and mean-DEO on the meta split")
+        return inline_svg(figure, name, "training curves: loss parts, and accuracy and mean-DEO on the meta split")
 
 
 def _line(axes: Axes, epochs: Sequence[int], values: Floats, label: str, colour: str) -> None:
@@ -187,7 +187,7 @@ def gate_plot(curve: Sequence[Mapping[str, Any]], name: str) -> str | None:
         final.stairs(shares[-1], edges, orientation="horizontal", fill=True, color=PALETTE[0], alpha=0.85)
         final.set_title(f"Epoch {last}")
         final.set_xlabel("% of features")
-        return _svg(figure, name, "histogram of the gate's values by epoch")
+        return inline_svg(figure, name, "histogram of the gate's values by epoch")
 
 
 def scatter_plot(
@@ -226,7 +226,7 @@ def scatter_plot(
         axes.set_ylabel("AUROC ×100  (higher is better →)")
         axes.grid()
         figure.legend(loc="outside right upper", labelspacing=0.9)
-        return _svg(figure, name, "AUROC against mean-DEO, one mark a run")
+        return inline_svg(figure, name, "AUROC against mean-DEO, one mark a run")
 
 
 def front_plot(candidates: Sequence[Mapping[str, Any]], auroc_floor: float, name: str) -> str:
@@ -248,7 +248,7 @@ def front_plot(candidates: Sequence[Mapping[str, Any]], auroc_floor: float, name
         axes.set_ylabel("AUROC ×100  (higher is better →)")
         axes.grid()
         figure.legend(loc="outside right upper", labelspacing=0.9)
-        return _svg(figure, name, "AUROC against mean-DEO on the choosing half, one mark a candidate")
+        return inline_svg(figure, name, "AUROC against mean-DEO on the choosing half, one mark a candidate")
 
 
 def _means(axes: Axes, runs: Sequence[tuple[str, str, float, float]], colour: str, marker: str) -> None:
@@ -273,7 +273,7 @@ def _short(name: str, most: int = 22) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
+def inline_svg(figure: Figure, name: str, description: str) -> str:
     """The figure as an <svg> element for inlining: no prolog, no namespaces, no fixed size, ids that start with `name`."""
     buffer = io.StringIO()
     with warnings.catch_warnings():

@@ -4,6 +4,7 @@ config.json            what the run is, written first: a folder is resumed only 
 checkpoint.json        where training stands, naming checkpoint-N.safetensors and its sha256
 curve.jsonl            one line an epoch
 student.safetensors, student.json, metrics-SPLIT.json
+predictions-test.npz   a row a test sample: ids, labels, groups, predictions, scores (`scoring.save_predictions`)
 run.json               the last word, written last: a folder without it is unfinished
 """
 
