@@ -145,7 +145,6 @@ class _Answering(nn.Module):
     def __init__(self, student: nn.Module, adapt: Callable[[Any], Any] | None) -> None:
         super().__init__()
         self.student, self.adapt = student, adapt
-        self.train(student.training)
 
     def forward(self, inputs: Tensor) -> Any:
         answer = self.student(inputs)

@@ -15,7 +15,10 @@ def test_steps_lower_their_own_loss(name, student):
     method, learner = ready(name, student, lambda_=0.01, at_beta=10.0)
     batch, meta = (for_method(method, batch_of(student, seed=seed)) for seed in (0, 1))
     learner.model.train()
-    losses = [method.step(learner, batch, lambda: meta, warm=True)["loss"].item() for _ in range(15 if student == "adapter" else 6)]
+    losses = [
+        method.step(learner, batch, lambda: meta, warm=True)["loss"].item()
+        for _ in range(15 if student == "adapter" else 6)
+    ]
     assert losses[-1] < losses[0]
 
 
