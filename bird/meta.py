@@ -41,8 +41,8 @@ __all__ = ["Distance", "Output", "Parameters", "Weight", "feedback", "jvp", "loo
 Parameters = dict[str, Tensor]
 Output = Any
 """A student's answer h: a named tuple of tensors, such as `bird.students.StudentOutput`."""
-Distance = Callable[[Output, Tensor], Tensor]
-"""D(h, gated teacher features) -> one value a model."""
+Distance = Callable[[Output, Any], Tensor]
+"""D(h, gated teacher) -> one value a model."""
 Weight = float | Tensor
 """A hyperparameter: a number, or (S,), one for each of S models side by side."""
 
@@ -54,7 +54,7 @@ def feedback(
     inputs: Tensor,
     output: Output,
     inner_loss: Tensor,
-    teacher: Tensor,
+    teacher: Any,
     distance: Distance,
     meta_inputs: Tensor,
     meta_loss: Callable[[Output], Tensor],
@@ -64,8 +64,8 @@ def feedback(
     """L_o(theta') and its gradient with respect to the gate's parameters, in their order.
 
     `output` is `student(inputs)` and `inner_loss` is L_in computed from it; their graph is kept, so that the caller's
-    own backward pass can follow. `teacher` (batch, d) are the raw features of `inputs`; `meta_loss` maps the student's
-    answer on `meta_inputs` to L_o. No buffer of the student changes and no `.grad` is touched.
+    own backward pass can follow. `teacher` is what the gate takes for `inputs`, such as features (batch, d); `meta_loss`
+    maps the student's answer on `meta_inputs` to L_o. No buffer of the student changes and no `.grad` is touched.
     """
     theta: Parameters = {name: value for name, value in student.named_parameters() if value.requires_grad}
 

@@ -52,7 +52,7 @@ class StackedLearner(Learner):
             raise ValueError("only adapters can be stacked")
         self.learners = learners
         self.model = StackedAdapters(students)
-        gates = [learner.gate for learner in learners if learner.gate is not None]
+        gates = [learner.gate for learner in learners if isinstance(learner.gate, Gate)]
         self.gate = stacked_gate(gates) if gates else None
 
     def descend(self, loss: Float[Tensor, "*models"]) -> None:
