@@ -37,9 +37,9 @@ __all__ = ["distill_many", "groups_of"]
 OWN = ("seed", "lambda", "alpha", "mu1", "mu2", "lr", "fitnet_weight", "mfd_weight")
 # What decides which rows and features are read.
 SOURCE = ("dataset", "dataset_settings", "student", "limit", "choose", "cache", "data_root")
-# Numbers in one stacked weight matrix. Beyond it the models' weights push each other out of the processor's cache, and
-# each is faster alone: measured here with 2 MiB of L2 (docs/LOG.md).
-STACK_NUMBERS = 4 << 20
+# Numbers in one stacked weight matrix. Beyond it the models push each other out of the processor's cache, and each is as
+# fast or faster alone (bench/stack.py, 2 MiB of L2); the meta step gains more from a stack than it loses by that.
+STACK_NUMBERS, STACK_NUMBERS_META = 1 << 20, 8 << 20
 
 
 def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
@@ -93,7 +93,8 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
             locks.enter_context(write_lock(config.out))
         left = [config for config in group if not (config.out / "run.json").exists()]
         assert data.features is not None
-        most = max(1, STACK_NUMBERS // data.features.shape[-1] ** 2)
+        numbers = STACK_NUMBERS_META if build_method(group[0].method, Hyperparameters(), 2).meta else STACK_NUMBERS
+        most = max(1, numbers // data.features.shape[-1] ** 2)
         with threads(1):
             source = Source(left[0], data) if left else None
             for start in range(0, len(left), most):
