@@ -1,3 +1,30 @@
-"""BIRD: fair knowledge distillation with student feedback. Tensors in, tensors out: no disk format, no terminal."""
+"""BIRD: fair knowledge distillation with student feedback. Tensors in, tensors out: no disk format, no terminal.
+
+What a training loop of your own needs is here: `BirdStep`, `Batch`, `Distance`, `Gate`, `StageGates`. They are
+imported when they are asked for, so that `import bird` loads no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bird.gate import Gate, StageGates
+    from bird.methods.base import Batch
+    from bird.methods.distances import Distance
+    from bird.methods.step import BirdStep
 
 __version__ = "0.1.0"
+__all__ = ["Batch", "BirdStep", "Distance", "Gate", "StageGates", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Gate", "StageGates"):
+        from bird import gate
+
+        return {"Gate": gate.Gate, "StageGates": gate.StageGates}[name]
+    if name in ("Batch", "BirdStep", "Distance"):
+        from bird.methods import base, distances, step
+
+        return {"Batch": base.Batch, "BirdStep": step.BirdStep, "Distance": distances.Distance}[name]
+    raise AttributeError(f"module 'bird' has no attribute {name!r}")

@@ -1,12 +1,15 @@
-"""FairDistill, the gate on the teacher's penultimate features (Java et al. 2023, section 3; here `Gate`)."""
+"""FairDistill, the gate on what the teacher says (Java et al. 2023, section 3): `Gate` on penultimate features, `StageGates`
+on the channels of spatial maps."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "StageGates"]
 
 
 class Gate(nn.Module):
@@ -26,3 +29,23 @@ class Gate(nn.Module):
     def forward(self, teacher: Float[Tensor, "*models batch dim"]) -> Float[Tensor, "*models batch dim"]:
         """The gated teacher features."""
         return torch.sigmoid(self.phi).unsqueeze(-2) * teacher
+
+
+class StageGates(nn.Module):
+    """One gate a stage, on the channels of the teacher's maps: sigmoid(phi_k) * T_k, before attention sums over the channels
+    ("BIRD + AT", Table 5 of the paper, which does not say how; ours).
+
+    `channels` are the stages' numbers of channels. Every phi starts uniform in [0, 1), as `Gate`'s.
+    """
+
+    def __init__(self, channels: Sequence[int], seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.phi = nn.ParameterList([torch.rand(count, generator=generator) for count in channels])
+
+    def forward(
+        self, teacher: Sequence[Float[Tensor, "*models batch _ _ _"]]
+    ) -> tuple[Float[Tensor, "*models batch _ _ _"], ...]:
+        """The gated maps, (batch, channels, height, width) each."""
+        pairs = zip(self.phi, teacher, strict=True)
+        return tuple(torch.sigmoid(phi)[..., None, :, None, None] * maps for phi, maps in pairs)

@@ -10,14 +10,16 @@ model s is the gradient of loss s. The same holds for the look-ahead, the tangen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import grad
 
 from bird.gate import Gate
+from bird.meta import Weight, weigh
 from bird.methods.base import Learner, SingleLearner
 from bird.students import StudentOutput
 
@@ -40,6 +42,34 @@ class StackedAdapters(nn.Module):
         features = linear(inputs, theta["backbone_weight"], theta["backbone_bias"])
         return StudentOutput(features, linear(features.relu(), theta["head_weight"], theta["head_bias"]))
 
+    def sensitivity(
+        self,
+        *,
+        inputs: Tensor,
+        output: StudentOutput,
+        inner_loss: Tensor,
+        meta_inputs: Tensor,
+        meta_loss: Callable[[StudentOutput], Tensor],
+        mu1: Weight,
+    ) -> tuple[Tensor, StudentOutput]:
+        """`bird.meta.sensitivity` without a (d, d) gradient. The look-ahead moves W by -mu1 G^T X with G = dL_in/dh, and so
+        the answer on meta inputs X_m by -mu1 (X_m X^T) G; v is G_m^T X_m, and so dh = (X X_m^T) G_m. The bias adds 1 to
+        the kernel X_m X^T. What is left are products of batch by batch by d.
+        """
+        W, b, V, c = (parameter.detach() for parameter in self.parameters())
+        features = output.features.detach()
+        g_h, g_z = grad(inner_loss.sum(), list(output), retain_graph=True, materialize_grads=True)
+        kernel = meta_inputs @ inputs.mT + 1
+        h = (linear(meta_inputs, W, b) - weigh(mu1, kernel @ g_h)).requires_grad_()  # on meta, at theta'
+        V_ahead, c_ahead = V - weigh(mu1, g_z.mT @ features.relu()), c - weigh(mu1, g_z.sum(-2))
+        z = linear(h.relu(), V_ahead, c_ahead)
+        bias = meta_loss(StudentOutput(h, z))
+        g_h, g_z = grad(bias.sum(), [h, z], materialize_grads=True)
+        v_head, v_bias = g_z.mT @ h.detach().relu(), g_z.sum(-2)  # v's part in the head
+        dh = kernel.mT @ g_h
+        dz = linear(dh * (features > 0), V, v_bias) + features.relu() @ v_head.mT
+        return bias.detach(), StudentOutput(dh, dz)
+
 
 @final
 class StackedLearner(Learner):
@@ -52,7 +82,7 @@ class StackedLearner(Learner):
             raise ValueError("only adapters can be stacked")
         self.learners = learners
         self.model = StackedAdapters(students)
-        gates = [learner.gate for learner in learners if learner.gate is not None]
+        gates = [learner.gate for learner in learners if isinstance(learner.gate, Gate)]
         self.gate = stacked_gate(gates) if gates else None
 
     def descend(self, loss: Float[Tensor, "*models"]) -> None:

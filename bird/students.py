@@ -27,9 +27,18 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from bird.errors import RunError, UsageError
-from bird.tiny import TINY, build_tiny
+from bird.tiny import TINY, TINY_STAGES, build_tiny
 
-__all__ = ["STUDENTS", "Student", "StudentOutput", "build_student", "load_student", "student_files"]
+__all__ = [
+    "STUDENTS",
+    "StagedOutput",
+    "Student",
+    "StudentOutput",
+    "build_student",
+    "load_student",
+    "require_stages",
+    "student_files",
+]
 
 STUDENT_FILES = ("student.safetensors", "student.json")
 SMALL_IMAGE = 64  # below this many pixels a side: 3x3 stem of stride 1 and no max-pool, as is usual for CIFAR
@@ -43,10 +52,38 @@ class StudentOutput(NamedTuple):
     logits: Float[Tensor, "*models batch classes"]
 
 
+class StagedOutput(tuple[Tensor, ...]):
+    """A student's answer with the maps of its residual stages, a flat tuple (features, logits, map, map, ...), so that
+    whatever goes through an answer's tensors one by one (bird.meta) goes through the maps, too."""
+
+    __slots__ = ()
+
+    def __new__(cls, features: Tensor, logits: Tensor, *stages: Tensor) -> StagedOutput:
+        """`stages` are (batch, channels, height, width), from the shallowest."""
+        return super().__new__(cls, (features, logits, *stages))
+
+    @property
+    def features(self) -> Float[Tensor, "batch dim"]:
+        """Penultimate features h_S."""
+        return self[0]
+
+    @property
+    def logits(self) -> Float[Tensor, "batch classes"]:
+        """Class logits z."""
+        return self[1]
+
+    @property
+    def stages(self) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
+        """One map a stage, from the shallowest."""
+        return self[2:]
+
+
 class Student(nn.Module):
     """A backbone and a linear head, with the input's normalisation inside.
 
     Image students take float pixels in [0, 1], (batch, 3, size, size); the adapter takes raw teacher features (batch, d).
+    With several `heads` the logits are the sum of theirs (the domain-independent student of Wang et al. 2020:
+    one head a group while it learns; no group is asked for afterwards).
     """
 
     mean: Tensor
@@ -61,11 +98,12 @@ class Student(nn.Module):
         image_size: int,
         mean: Tensor,
         std: Tensor,
+        heads: int = 1,
     ) -> None:
         super().__init__()
         self.architecture, self.dim, self.classes, self.image_size = architecture, dim, classes, image_size
-        self.input = STUDENTS[architecture].input
-        self.backbone, self.head = backbone, nn.Linear(dim, classes)
+        self.heads, self.input = heads, STUDENTS[architecture].input
+        self.backbone, self.head = backbone, nn.Linear(dim, heads * classes)
         # A purely linear adapter would have no h_S to distil; the CNNs' pooled features are rectified already.
         self.activation = nn.ReLU() if self.input == "features" else nn.Identity()
         self.register_buffer("mean", mean)
@@ -74,7 +112,30 @@ class Student(nn.Module):
     def forward(self, x: Float[Tensor, batch * shape]) -> StudentOutput:
         """Features and logits of a batch."""
         features = self.backbone((x - self.mean) / self.std)
-        return StudentOutput(features, self.head(self.activation(features)))
+        logits = self.head(self.activation(features))
+        return StudentOutput(features, logits if self.heads == 1 else self._split(logits).sum(-2))
+
+    def by_head(self, x: Float[Tensor, batch * shape]) -> Float[Tensor, "batch heads classes"]:
+        """The logits of each head by itself."""
+        return self._split(self.head(self.activation(self.backbone((x - self.mean) / self.std))))
+
+    def staged(self, x: Float[Tensor, batch * shape]) -> StagedOutput:
+        """Features, logits, and the output of each residual stage. Raises UsageError for a student without stages."""
+        maps: list[Tensor] = []
+        paths = require_stages(self.architecture)
+        hooks = [
+            self.backbone.get_submodule(path).register_forward_hook(lambda _, __, output: maps.append(output))
+            for path in paths
+        ]
+        try:
+            output = self.forward(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return StagedOutput(*output, *maps)
+
+    def _split(self, logits: Tensor) -> Tensor:
+        return logits.view(*logits.shape[:-1], self.heads, self.classes)
 
     def describe(self) -> dict[str, str | int]:
         """What `build_student` needs to build the same shape again."""
@@ -83,15 +144,18 @@ class Student(nn.Module):
             "dim": self.dim,
             "classes": self.classes,
             "image_size": self.image_size,
+            "heads": self.heads,
         }
 
 
 class StudentKind(NamedTuple):
-    """An entry of STUDENTS: what it reads ("image" or "features"), a line of text, and how to build its backbone."""
+    """An entry of STUDENTS: what it reads ("image" or "features"), a line of text, how to build its backbone, and where
+    in it the residual stages end."""
 
     input: str
     description: str
     backbone: Callable[[int, int], tuple[nn.Module, int]]  # (image size, feature dim) -> (module, its output dim)
+    stages: tuple[str, ...] = ()
 
 
 def _resnet(name: str) -> Callable[[int, int], tuple[nn.Module, int]]:
@@ -128,11 +192,16 @@ def _adapter(image_size: int, feature_dim: int) -> tuple[nn.Module, int]:
     return layer, feature_dim
 
 
+RESNET, SHUFFLENET = ("layer1", "layer2", "layer3", "layer4"), ("stage2", "stage3", "stage4")
+
 STUDENTS: Mapping[str, StudentKind] = {
-    "resnet18": StudentKind("image", "ResNet-18 from scratch, 512 features", _resnet("resnet18")),
-    "resnet34": StudentKind("image", "ResNet-34 from scratch, 512 features", _resnet("resnet34")),
-    "shufflenetv2": StudentKind("image", "ShuffleNet V2 x1.0 from scratch, 1024 features", _shufflenet),
-    **{name: StudentKind("image", described, partial(build_tiny, name)) for name, described in TINY.items()},
+    "resnet18": StudentKind("image", "ResNet-18 from scratch, 512 features", _resnet("resnet18"), RESNET),
+    "resnet34": StudentKind("image", "ResNet-34 from scratch, 512 features", _resnet("resnet34"), RESNET),
+    "shufflenetv2": StudentKind("image", "ShuffleNet V2 x1.0 from scratch, 1024 features", _shufflenet, SHUFFLENET),
+    **{
+        name: StudentKind("image", described, partial(build_tiny, name), TINY_STAGES[name])
+        for name, described in TINY.items()
+    },
     "adapter": StudentKind(
         "features",
         "a identity-initialised linear adapter and head on cached features; reads no image",
@@ -149,9 +218,11 @@ def build_student(
     feature_mean: Float[Tensor, dim] | None = None,
     feature_std: Float[Tensor, dim] | None = None,
     seed: int | None = None,
+    heads: int = 1,
 ) -> Student:
     """A fresh student. Image students need `image_size`; the adapter needs the train split's feature mean and standard
-    deviation, both of shape (d,). `seed` fixes the initial weights without touching the global random state.
+    deviation, both of shape (d,). `seed` fixes the initial weights without touching the global random state. `heads` > 1
+    gives one head a group, whose logits are summed.
 
     Raises UsageError for an unknown architecture.
     """
@@ -173,7 +244,20 @@ def build_student(
         if seed is not None:
             torch.manual_seed(seed)
         backbone, dim = kind.backbone(image_size, mean.shape[0])
-        return Student(architecture, backbone, dim, classes, image_size, mean, std)
+        return Student(architecture, backbone, dim, classes, image_size, mean, std, heads)
+
+
+def require_stages(architecture: str) -> tuple[str, ...]:
+    """Where in the backbone its residual stages end, from the shallowest. Raises UsageError for a student without."""
+    if not STUDENTS[architecture].stages:
+        raise UsageError(
+            where=f"--student {architecture}",
+            found="a student of vectors, without spatial maps",
+            wanted=f"one with residual stages ({', '.join(name for name, kind in STUDENTS.items() if kind.stages)})",
+            fix="attention transfer compares where in the image two networks respond: take an image student, "
+            "or a method of features (fitnet, mfd, bird, bird+mfd)",
+        )
+    return STUDENTS[architecture].stages
 
 
 def student_files(student: Student, cache_fingerprint: str | None = None) -> dict[str, bytes]:
@@ -218,6 +302,7 @@ def load_student(folder: Path) -> Student:
             image_size=described["image_size"],
             feature_mean=state["mean"],
             feature_std=state["std"],
+            heads=described.get("heads", 1),
         )
         student.load_state_dict(state)
     except (ValueError, KeyError, TypeError, RuntimeError, UsageError) as error:

@@ -11,13 +11,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["TINY", "TinyConvNet", "TinyResNet", "TinyViT", "build_tiny"]
+__all__ = ["TINY", "TINY_STAGES", "TinyConvNet", "TinyResNet", "TinyViT", "build_tiny"]
 
 TINY: Mapping[str, str] = {
     "tiny-vit": "a 2-layer ViT for demos, patches of 1/8 of the side, 64 features",
     "tiny-resnet": "a ResNet of 3 stages of one block for demos, 64 features",
     "tiny-resnet-deep": "a ResNet of 3 stages of two blocks for demos, 64 features",
     "tiny-convnet": "3 depthwise-separable stages for demos, 96 features",
+}
+TINY_STAGES: Mapping[str, tuple[str, ...]] = {
+    "tiny-vit": (),
+    "tiny-resnet": ("layer1", "layer2", "layer3"),
+    "tiny-resnet-deep": ("layer1", "layer2", "layer3"),
+    "tiny-convnet": ("stage1", "stage2", "stage3"),
 }
 Maps = Float[Tensor, "batch channels height width"]
 

@@ -9,7 +9,11 @@ from jaxtyping import install_import_hook
 settings.register_profile("bird", deadline=None)
 settings.load_profile("bird")
 install_import_hook(
-    ["bird.gate", "bird.losses", "bird.students", "bird.transforms", "bird.methods"], "beartype.beartype"
+    [
+        f"bird.{name}"
+        for name in ["attention", "gate", "losses", "methods", "mmd", "students", "transforms", "weighting"]
+    ],
+    "beartype.beartype",
 )
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from bird.errors import UsageError
+from bird.methods.adversary import AD
 from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method, Regressed, SingleLearner
-from bird.methods.baselines import BKD, Baseline, FitNet
-from bird.methods.birds import Bird
+from bird.methods.baselines import AT, BKD, MFD, Baseline, FitNet
+from bird.methods.birds import Bird, bird_at, bird_mfd
+from bird.methods.references import DomainIndependent, GroupDRO, Reweight
 
 __all__ = [
     "DESCRIPTIONS",
@@ -30,8 +32,17 @@ METHODS: Mapping[str, Callable[[Hyperparameters, int], Method]] = {
     "baseline": Baseline,
     "bkd": BKD,
     "fitnet": FitNet,
+    "at": AT,
+    "ad": AD,
+    "mfd": MFD,
     "bird": Bird,
     "bird-no-meta": partial(Bird, learn_gate=False),
+    "bird+fitnet": Bird,
+    "bird+at": bird_at,
+    "bird+mfd": bird_mfd,
+    "reweight": Reweight,
+    "group-dro": GroupDRO,
+    "domain-independent": DomainIndependent,
 }
 
 
@@ -39,8 +50,17 @@ DESCRIPTIONS: Mapping[str, str] = {
     "baseline": "cross-entropy alone, no teacher",
     "bkd": "softened teacher logits (Hinton et al. 2015); logits of a head fitted on the cached features",
     "fitnet": "penultimate features, MSE (Romero et al. 2015)",
+    "at": "attention maps of the residual stages (Zagoruyko and Komodakis 2017); image students, cached attention or maps",
+    "ad": "no teacher; an adversary must not read the group off the logits (Zhang et al. 2018)",
+    "mfd": "each group's features distributed as the teacher's of the class, by MMD (Jung et al. 2021)",
     "bird": "gated features with student feedback (Java et al. 2023)",
     "bird-no-meta": "BIRD with the gate as it was drawn (Java et al. 2023, Table 7)",
+    "bird+fitnet": "another name of bird (Java et al. 2023, Table 5)",
+    "bird+at": "BIRD around attention transfer, a gate on each stage's channels; image students, cached maps",
+    "bird+mfd": "BIRD around MFD, the teacher's features gated",
+    "reweight": "no teacher; cross-entropy with inverse frequencies of the (class, group) cells",
+    "group-dro": "no teacher; cross-entropy of the worst cells (Sagawa et al. 2020)",
+    "domain-independent": "no teacher; one head a group, logits summed at test (Wang et al. 2020)",
 }
 
 

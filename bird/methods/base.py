@@ -5,15 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bird.gate import Gate
+from bird.gate import Gate, StageGates
 from bird.meta import Weight
-from bird.students import Student, StudentOutput
+from bird.students import StagedOutput, Student, StudentOutput, require_stages
 
 __all__ = ["Batch", "Hyperparameters", "Learner", "Losses", "Method", "Regressed", "SingleLearner"]
 
@@ -26,8 +26,10 @@ class Batch:
     """One batch: the student's inputs, class labels, protected groups, and what the teacher said (None if not needed).
 
     `inputs` are pixels in [0, 1], (batch, 3, size, size), or raw teacher features (batch, d) for the adapter;
-    `teacher` the standardised penultimate features (batch, d); `teacher_logits` (batch, classes). The batches of S models
-    that train side by side (bird.stack) have a dimension S before all of these, and standardised inputs.
+    `teacher` the standardised penultimate features (batch, d); `teacher_logits` (batch, classes);
+    `stages` one tensor a residual stage of the teacher, from the shallowest: maps (batch, channels, height, width) or
+    attention (batch, height, width), as the method asks. The batches of S models that train side by side (bird.stack) have a
+    dimension S before all of these, and standardised inputs.
     """
 
     inputs: Float[Tensor, ...]
@@ -35,6 +37,7 @@ class Batch:
     groups: Int[Tensor, "*models batch"]
     teacher: Float[Tensor, "*models batch dim"] | None = None
     teacher_logits: Float[Tensor, "*models batch classes"] | None = None
+    stages: tuple[Float[Tensor, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ class Hyperparameters:
 
     `lambda_` weighs L_o in the distillation step; `mu1` is the look-ahead step, `mu2` the learning rate of phi.
     What weighs a loss is a number, or for S models side by side (S,).
+
+    | name | method | default, and where it is from |
+    |---|---|---|
+    | fitnet_weight | fitnet | .1 |
+    | at_beta | at, bird+at: weight of the attention loss | 1e3, Zagoruyko and Komodakis' code (the paper of BIRD: 1e6) |
+    | mfd_weight | mfd, bird+mfd: lambda, of which half weighs MMD^2 | 3 (Jung et al. 2021: 7 CelebA, 3 UTKFace) |
+    | ad_weight | ad: weight of - g_adv | 1 |
+    | ad_lr | ad: the adversary's learning rate | 1e-3 |
+    | ad_every | ad: the student moves in every nth epoch only | 1 |
+    | dro_step | group-dro: step of the exponentiated gradient | .01 (Sagawa et al. 2020, their code) |
     """
 
     alpha: Weight = 0.9
@@ -51,30 +64,40 @@ class Hyperparameters:
     mu1: Weight = 1e-3
     mu2: float = 1e-3
     fitnet_weight: Weight = 0.1
+    at_beta: Weight = 1e3
+    mfd_weight: Weight = 3.0
+    ad_weight: float = 1.0
+    ad_lr: float = 1e-3
+    ad_every: int = 1
+    dro_step: float = 0.01
 
 
 class Regressed(nn.Module):
     """A student whose features are mapped to the teacher's width by a linear regressor (Romero et al. 2015).
 
-    The regressor belongs to training: it is part of theta, and left behind when the student ships.
+    The regressor belongs to training: it is part of theta, and left behind when the student ships. With `staged` the
+    answer has the maps of the residual stages, too; raises UsageError for a student that has none.
     """
 
-    def __init__(self, student: Student, dim: int | None) -> None:
+    def __init__(self, student: Student, dim: int | None, *, staged: bool = False) -> None:
         super().__init__()
-        self.student = student
+        if staged:
+            require_stages(student.architecture)
+        self.student, self.staged = student, staged
         self.regressor = nn.Identity() if dim is None or dim == student.dim else nn.Linear(student.dim, dim)
 
-    def forward(self, inputs: Float[Tensor, batch * shape]) -> StudentOutput:
-        """Features at the teacher's width, and logits."""
-        features, logits = self.student(inputs)
-        return StudentOutput(self.regressor(features), logits)
+    def forward(self, inputs: Float[Tensor, batch * shape]) -> StudentOutput | StagedOutput:
+        """Features at the teacher's width, logits, and the stages' maps if they are asked for."""
+        features, logits, *stages = self.student.staged(inputs) if self.staged else self.student(inputs)
+        features = self.regressor(features)
+        return StagedOutput(features, logits, *stages) if self.staged else StudentOutput(features, logits)
 
 
 class Learner(ABC):
     """What training changes, as a method sees it: a student, and a gate if there is a teacher."""
 
     model: nn.Module
-    gate: Gate | None
+    gate: Gate | StageGates | None
 
     @abstractmethod
     def descend(self, loss: Float[Tensor, "*models"]) -> None:
@@ -87,18 +110,41 @@ class Learner(ABC):
 
 @final
 class SingleLearner(Learner):
-    """One student with its regressor, its gate, and their Adam optimisers."""
+    """One student with its regressor, its gate, and their Adam optimisers.
+
+    `aide` is what a method trains or keeps beside the student (the adversary of AD, the weights of group-DRO); its
+    parameters, if it has any, have an Adam of their own.
+    """
 
     model: Regressed
 
-    def __init__(self, student: Student, *, teacher_dim: int | None, lr: float, mu2: float, seed: int) -> None:
+    def __init__(
+        self,
+        student: Student,
+        *,
+        teacher_dim: int | None,
+        lr: float,
+        mu2: float,
+        seed: int,
+        gate: Gate | StageGates | None = None,
+        aide: nn.Module | None = None,
+        aide_lr: float = 1e-3,
+        staged: bool = False,
+    ) -> None:
+        device = student.mean.device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = Regressed(student, teacher_dim)
+            self.model = Regressed(student, teacher_dim, staged=staged).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr, fused=True)
-        self.gate = None if teacher_dim is None else Gate(teacher_dim, seed)
+        self.gate = gate or (None if teacher_dim is None else Gate(teacher_dim, seed))
+        self.aide = aide
+        for part in (self.gate, self.aide):
+            if part is not None:
+                part.to(device)
         # The feedback is of the size 1e-5 mu1: Adam's usual eps of 1e-8 would swallow it.
         self.gate_optimizer = None if self.gate is None else torch.optim.Adam(self.gate.parameters(), lr=mu2, eps=1e-16)
+        trained = [] if aide is None else list(aide.parameters())
+        self.aide_optimizer = torch.optim.Adam(trained, lr=aide_lr) if trained else None
 
     def descend(self, loss: Float[Tensor, "*models"]) -> None:
         """One Adam step of the student on `loss`."""
@@ -126,11 +172,49 @@ class Method(ABC):
     """batches of the meta split"""
     gated = False
     """the gate has a part in it"""
-    stacks = True
-    """`step` may be given S models at once (bird.stack)"""
+    stages: Literal["attention", "maps"] | None = None
+    """attention or maps of the teacher's residual stages, and the student's own"""
+    heads_by_group = False
+    """the student has one head a group"""
+    stackable = True
+    """`step` takes S learners side by side (bird.stack); otherwise it needs a SingleLearner"""
 
     def __init__(self, hyper: Hyperparameters, groups: int) -> None:
         self.hyper, self.groups = hyper, groups
+
+    def learner(
+        self,
+        student: Student,
+        *,
+        teacher_dim: int | None,
+        stage_channels: Sequence[int] = (),
+        lr: float,
+        mu2: float,
+        seed: int,
+    ) -> SingleLearner:
+        """All that this method trains, around `student`. `teacher_dim` is the width of the teacher's features, if there is
+        a teacher; `stage_channels` the channels of its residual stages, where `stages` is "maps"."""
+        return SingleLearner(
+            student,
+            teacher_dim=None if self.stages else teacher_dim,
+            lr=lr,
+            mu2=mu2,
+            seed=seed,
+            gate=StageGates(stage_channels, seed) if self.gated and self.stages else None,
+            aide=self.aide(student, seed),
+            aide_lr=self.hyper.ad_lr,
+            staged=self.stages is not None,
+        )
+
+    def aide(self, student: Student, seed: int) -> nn.Module | None:
+        """What is trained or kept beside the student, fresh; None for most methods. It is part of every checkpoint."""
+        return None
+
+    def prepare(self, counts: Int[Tensor, "classes groups"]) -> None:  # noqa: B027  (most methods need not know)
+        """Told once, before the first step: how many training samples each cell has."""
+
+    def begin_epoch(self, epoch: int) -> None:  # noqa: B027
+        """Told at the start of each epoch, also of one that is resumed; epochs count from 0."""
 
     @abstractmethod
     def step(self, learner: Learner, batch: Batch, meta_batch: Callable[[], Batch], *, warm: bool) -> Losses:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bird.attention import attention, attention_loss
 from bird.losses import cross_entropy, distillation_kl, feature_mse
 from bird.methods.base import Batch, Learner, Losses, Method
+from bird.mmd import class_mmd
 
-__all__ = ["BKD", "Baseline", "FitNet"]
+__all__ = ["AT", "BKD", "MFD", "Baseline", "FitNet"]
 
 
 class Baseline(Method):
@@ -47,5 +49,42 @@ class FitNet(Method):
         features, logits = learner.model(batch.inputs)
         ce, distance = cross_entropy(logits, batch.labels), feature_mse(features, batch.teacher)
         loss = ce + self.hyper.fitnet_weight * distance
+        learner.descend(loss)
+        return {"loss": loss.detach(), "ce": ce.detach(), "distance": distance.detach()}
+
+
+class AT(Method):
+    """CE + beta sum over the residual stages of the attention loss (Zagoruyko and Komodakis 2017).
+
+    Attention has places: the student should see what the teacher saw. With random crops of the student's image that means
+    stored views (`bird precompute --views`), else none (`--no-augment`); nothing here checks it.
+    """
+
+    stages = "attention"
+
+    def step(self, learner: Learner, batch: Batch, meta_batch: Callable[[], Batch], *, warm: bool) -> Losses:
+        """CE, and the attention loss of the stages."""
+        assert batch.stages is not None
+        output = learner.model(batch.inputs)
+        ce = cross_entropy(output.logits, batch.labels)
+        distance = attention_loss([attention(maps) for maps in output.stages], batch.stages)
+        loss = ce + self.hyper.at_beta * distance
+        learner.descend(loss)
+        return {"loss": loss.detach(), "ce": ce.detach(), "distance": distance.detach()}
+
+
+class MFD(Method):
+    """CE + lambda / 2 sum over classes and groups of MMD^2 (Jung et al. 2021): each group's features of a class shall be
+    distributed as the teacher's of that class. Penultimate features, the teacher's standardised as for every method."""
+
+    features = True
+
+    def step(self, learner: Learner, batch: Batch, meta_batch: Callable[[], Batch], *, warm: bool) -> Losses:
+        """CE, and the discrepancy of the features."""
+        assert batch.teacher is not None
+        features, logits = learner.model(batch.inputs)
+        ce = cross_entropy(logits, batch.labels)
+        distance = class_mmd(features, batch.teacher, batch.labels, batch.groups, logits.shape[-1], self.groups)
+        loss = ce + self.hyper.mfd_weight / 2 * distance
         learner.descend(loss)
         return {"loss": loss.detach(), "ce": ce.detach(), "distance": distance.detach()}

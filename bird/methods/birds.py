@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
-
-from bird.losses import bias_loss, cross_entropy, feature_mse
-from bird.meta import feedback
 from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method
-from bird.students import StudentOutput
+from bird.methods.distances import Distance, attention_distance, feature_distance, mmd_distance
+from bird.methods.step import bird_loss
 
-__all__ = ["Bird"]
+__all__ = ["Bird", "bird_at", "bird_mfd"]
 
 
 class Bird(Method):
-    """BIRD (Java et al. 2023, section 3): distillation through a gate that learns from the student's bias.
+    """BIRD (Java et al. 2023, section 3) around any distance; by default FitNet's, as in most of the paper.
 
     During warmup lambda is 0 and phi stays as it was drawn. Afterwards each step looks ahead, moves phi against
     dL_o/dphi, and distils through the new gate: L_j = alpha D + (1 - alpha) CE + lambda L_o(train batch). The look-ahead
@@ -24,52 +20,40 @@ class Bird(Method):
     With `learn_gate=False` phi is never updated ("BIRD w/o meta", Table 7).
     """
 
-    features = True
     gated = True
 
-    def __init__(self, hyper: Hyperparameters, groups: int, *, learn_gate: bool = True) -> None:
+    def __init__(
+        self, hyper: Hyperparameters, groups: int, *, distance: Distance | None = None, learn_gate: bool = True
+    ) -> None:
         super().__init__(hyper, groups)
         self.meta = learn_gate
+        self.distance = distance or feature_distance()
+        self.features = self.distance.reads == "features"
+        self.stages = "maps" if self.distance.reads == "maps" else None
 
     def step(self, learner: Learner, batch: Batch, meta_batch: Callable[[], Batch], *, warm: bool) -> Losses:
         """Feedback, then one distillation step."""
-        assert batch.teacher is not None
         assert learner.gate is not None
-        alpha = self.hyper.alpha
-        output = learner.model(batch.inputs)
-        ce = cross_entropy(output.logits, batch.labels)
-        losses: Losses = {"ce": ce.detach()}
-        if warm and self.meta:
-            losses["meta_bias"] = self._move_gate(learner, batch, meta_batch(), output, ce)
-        with torch.no_grad():  # phi is detached from L_j
-            target = learner.gate(batch.teacher)
-        distance = feature_mse(output.features, target)
-        loss = alpha * distance + (1 - alpha) * ce
-        if warm:
-            bias = bias_loss(output.logits, batch.labels, batch.groups, self.groups)
-            loss = loss + self.hyper.lambda_ * bias
-            losses["bias"] = bias.detach()
-        learner.descend(loss)
-        return losses | {"loss": loss.detach(), "distance": distance.detach()}
-
-    def _move_gate(self, learner: Learner, batch: Batch, meta: Batch, output: StudentOutput, ce: Tensor) -> Tensor:
-        """One Adam step of phi along the student's feedback; returns L_o(theta') on the meta batch."""
-        assert batch.teacher is not None
-        assert learner.gate is not None
-        alpha = self.hyper.alpha
-        distance = feature_mse(output.features, learner.gate(batch.teacher))
-        bias, gradients = feedback(
+        loss, losses = bird_loss(
             learner.model,
             learner.gate,
-            inputs=batch.inputs,
-            output=output,
-            inner_loss=alpha * distance + (1 - alpha) * ce,
-            teacher=batch.teacher,
-            distance=lambda h, gated: feature_mse(h.features, gated),
-            meta_inputs=meta.inputs,
-            meta_loss=lambda h: bias_loss(h.logits, meta.labels, meta.groups, self.groups),
-            alpha=alpha,
-            mu1=self.hyper.mu1,
+            self.distance,
+            batch,
+            self.hyper,
+            self.groups,
+            meta_batch=meta_batch if self.meta else None,
+            move_gate=learner.move_gate,
+            warm=warm,
         )
-        learner.move_gate(gradients)
-        return bias
+        learner.descend(loss)
+        return losses
+
+
+def bird_at(hyper: Hyperparameters, groups: int) -> Bird:
+    """BIRD around attention transfer: one phi a stage gates the channels of the teacher's maps (Table 5)."""
+    return Bird(hyper, groups, distance=attention_distance(hyper.at_beta))
+
+
+def bird_mfd(hyper: Hyperparameters, groups: int) -> Bird:
+    """BIRD around MFD: the teacher's features are gated before they meet the student's (Table 5)."""
+    return Bird(hyper, groups, distance=mmd_distance(hyper.mfd_weight, groups))

@@ -165,7 +165,7 @@ def distill(
     cache: Annotated[str, typer.Option(help="The cache that `bird precompute` wrote: a folder or URL.")],
     out: Out,
     student: Annotated[str | None, typer.Option(help="resnet18, resnet34, shufflenetv2 or adapter.")] = None,
-    method: Annotated[str | None, typer.Option(help="baseline, bkd, fitnet, bird, bird-no-meta.")] = None,
+    method: Annotated[str | None, typer.Option(help="bird, fitnet, mfd, ...: `bird list methods`.")] = None,
     data_root: DataRoot = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default 10.")] = None,
@@ -182,6 +182,20 @@ def distill(
     tau: Annotated[float | None, typer.Option(help="Temperature of bkd. Default 4 (CIFAR-10S 10).")] = None,
     mu1: Annotated[float | None, typer.Option(help="Look-ahead step.")] = None,
     mu2: Annotated[float | None, typer.Option(help="Learning rate of the gate.")] = None,
+    fitnet_weight: Annotated[float | None, typer.Option(help="fitnet: weight of the MSE. Default .1.")] = None,
+    at_beta: Annotated[
+        float | None, typer.Option(help="at, bird+at: weight of the attention loss. Default 1e3 (--preset paper: 1e6).")
+    ] = None,
+    mfd_weight: Annotated[
+        float | None, typer.Option(help="mfd, bird+mfd: lambda of MMD, halved. Default 3 (CelebA 7).")
+    ] = None,
+    ad_weight: Annotated[float | None, typer.Option(help="ad: weight of - g_adv. Default 1.")] = None,
+    ad_lr: Annotated[float | None, typer.Option(help="ad: the adversary's learning rate. Default 1e-3.")] = None,
+    ad_every: Annotated[
+        int | None, typer.Option(help="ad: the student moves every nth epoch. Default 1 up to 20 epochs, else 3.")
+    ] = None,
+    dro_step: Annotated[float | None, typer.Option(help="group-dro: step of its cell weights. Default .01.")] = None,
+    preset: Annotated[str | None, typer.Option(help="paper: values of the paper that are not the defaults.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Default 128.")] = None,
     meta_per_cell: Annotated[
         int | None, typer.Option(min=1, help="Meta samples of each cell a step. Default 8.")

@@ -13,8 +13,13 @@ from bird.errors import UsageError
 
 __all__ = ["RunConfig", "resolve"]
 
-# Where the paper gives values for one data set (Java et al. 2023, section 4 and Table 8).
-PRESETS: Mapping[str, Mapping[str, float]] = {"cifar10s": {"alpha": 0.5, "tau": 10.0, "lambda": 0.2}}
+# Where a paper gives values for one data set (Java et al. 2023, section 4 and Table 8; mfd_weight: Jung et al. 2021).
+PRESETS: Mapping[str, Mapping[str, float]] = {
+    "cifar10s": {"alpha": 0.5, "tau": 10.0, "lambda": 0.2},
+    "celeba": {"mfd_weight": 7.0},
+}
+# Values that hold for every data set, by the name that `--preset` gives them.
+NAMED_PRESETS: Mapping[str, Mapping[str, float]] = {"paper": {"at_beta": 1e6}}
 
 
 class RunConfig(BaseModel):
@@ -36,6 +41,14 @@ class RunConfig(BaseModel):
     mu1: float = Field(default=1e-3, gt=0)
     mu2: float = Field(default=1e-3, gt=0)
     fitnet_weight: float = Field(default=0.1, ge=0)
+    at_beta: float = Field(default=1e3, ge=0)
+    mfd_weight: float = Field(default=3.0, ge=0)
+    ad_weight: float = Field(default=1.0, ge=0)
+    ad_lr: float = Field(default=1e-3, gt=0)
+    ad_every: int = Field(
+        default=0, ge=0, description="ad: the student moves every nth epoch; 0: 1 up to 20 epochs, else 3"
+    )
+    dro_step: float = Field(default=0.01, ge=0)
     meta_per_cell: int = Field(default=8, ge=1, description="meta samples of each (class, group) cell a step")
     head_epochs: int = Field(default=10, ge=1, description="bkd: epochs of the teacher's head")
     limit: int | None = Field(default=None, ge=1)
@@ -70,19 +83,22 @@ class RunConfig(BaseModel):
 
 
 CHOOSE = "choose"
+AD_SHORT = 20  # epochs up to which the student of AD moves in every one
 PLACE = ("cache", "data_root", "out", "device", "workers", "checkpoint_seconds", "memory_gb")
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mapping[str, Any] | None = None) -> RunConfig:
-    """A run's configuration: defaults, then the data set's preset, then the TOML `file`, then `flags` that are not None.
+    """A run's configuration: defaults, then the data set's preset, then the one that `preset` names, then the TOML `file`,
+    then `flags` that are not None.
 
-    Raises UsageError naming every field that is unknown or out of range.
+    Raises UsageError naming every field that is unknown or out of range, or the unknown preset.
     """
     values = dict(defaults or {})
     if file is not None:
         values |= _read(file)
     values |= {name.removesuffix("_"): value for name, value in flags.items() if value is not None}
-    values = {**PRESETS.get(str(values.get("dataset")), {}), **values}
+    named = NAMED_PRESETS[_known_preset(values.pop("preset"))] if "preset" in values else {}
+    values = {**PRESETS.get(str(values.get("dataset")), {}), **named, **values}
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
@@ -95,6 +111,8 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
         ) from None
     if config.warmup < 0:
         config = config.model_copy(update={"warmup": config.epochs // 2})
+    if config.ad_every == 0:
+        config = config.model_copy(update={"ad_every": 1 if config.epochs <= AD_SHORT else 3})
     if config.warmup > config.epochs:
         raise UsageError(
             where="--warmup",
@@ -103,6 +121,17 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
             fix="lower it, or train longer",
         )
     return config
+
+
+def _known_preset(name: object) -> str:
+    if name not in NAMED_PRESETS:
+        raise UsageError(
+            where="--preset",
+            found=repr(name),
+            wanted=f"one of {', '.join(NAMED_PRESETS)}",
+            fix="leave it out for the defaults",
+        )
+    return str(name)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from bird_cache.samples import OK
 from bird_cache.store import FeatureStore, open_cache
 from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.features import Features, features_of, moments_of, pick
+from bird_pipelines.stages import Stages
 
 __all__ = ["Images", "RunData", "hold_out", "load_data"]
 
@@ -113,6 +114,8 @@ class RunData:
     logits: Float[Tensor, "rows classes"] | None
     """the teacher's, where the cache holds them (`bird cache fit-head`, or imported)"""
     logits_fingerprint: str | None
+    stages: Stages | None
+    """the teacher's residual stages, read when a method opens them"""
     boxes: NDArray[np.int32] | None
     """stored views (rows, views, 5); then `features` are (rows, views, d), else (rows, d)"""
     fingerprint: str | None
@@ -123,6 +126,15 @@ class RunData:
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of one split, in order."""
         return np.flatnonzero(self.table.splits == split)
+
+    def cell_counts(self) -> Int[Tensor, "classes groups"]:
+        """How many training samples each (class, group) cell has."""
+        rows, table = self.rows("train"), self.table
+        counts = torch.zeros(len(self.class_names), len(self.group_names), dtype=torch.int64)
+        labels, groups = torch.from_numpy(table.labels[rows]), torch.from_numpy(table.groups[rows])
+        return counts.index_put(
+            (labels.long(), groups.long()), torch.ones(len(rows), dtype=torch.int64), accumulate=True
+        )
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the train split's features, each (d,); a constant feature has deviation 1."""
@@ -138,9 +150,11 @@ class RunData:
         stored: NDArray[np.int64] | None = None,
         moments: tuple[Tensor, Tensor] | None = None,
         teacher_logits: Tensor | None = None,
+        stages: bool = False,
     ) -> Batch:
         """The batch of the given rows: `views` are random views of the images, `stored` says instead which stored view of
-        each row the teacher saw and the student sees (default: the deterministic one), `moments` standardise."""
+        each row the teacher saw and the student sees (default: the deterministic one), `moments` standardise; with
+        `stages` the teacher's residual stages, which must be open."""
         index = torch.from_numpy(rows)
         teacher = None
         features = None
@@ -160,12 +174,14 @@ class RunData:
         if moments is not None:
             assert features is not None
             teacher = ((features - moments[0]) / moments[1]).to(device)
+        found = self.stages.get(rows, stored) if stages and self.stages is not None else None
         return Batch(
             inputs=inputs,
             labels=torch.from_numpy(self.table.labels[rows]).to(device),
             groups=torch.from_numpy(self.table.groups[rows]).to(device),
             teacher=teacher,
             teacher_logits=None if teacher_logits is None else teacher_logits[index].to(device),
+            stages=None if found is None else tuple(each.to(device) for each in found),
         )
 
 
@@ -216,6 +232,7 @@ def load_data(config: RunConfig) -> RunData:
         features=None,
         logits=None,
         logits_fingerprint=None,
+        stages=None,
         boxes=None,
         fingerprint=None,
         teacher=None,
@@ -259,6 +276,7 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
         flip=dataset.flip if dataset else False,
         images=Images(dataset, table, dataset.image_size, config.workers) if dataset else None,
         features=features_of(store, rows, config.memory_gb * 2**30),
+        stages=Stages(store, rows),
         boxes=store.take(BOXES, rows).astype(np.int32) if BOXES in layers else None,
         logits=torch.from_numpy(store.vectors(LOGITS, rows)) if LOGITS in layers else None,
         logits_fingerprint=store.manifest.plan_of(store.manifest.part_of(LOGITS)).fingerprint

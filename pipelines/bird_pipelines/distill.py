@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -22,7 +22,7 @@ from bird.devices import choose_device
 from bird.errors import EmptyCellError, UsageError
 from bird.methods import Batch, Hyperparameters, Method, SingleLearner, build_method
 from bird.metrics import confusion, mean_deo, recalls
-from bird.students import Student, build_student, student_files
+from bird.students import STUDENTS, Student, build_student, require_stages, student_files
 from bird.transforms import draw_views
 from bird_cache.files import replace, write_lock
 from bird_cache.order import StratifiedRows, batches, raw, shuffled
@@ -70,7 +70,9 @@ class Trainer:
         self.device = choose_device(config.device)
         self.method = make_method(config, data)
         self.moments = data.moments() if self.method.features else None
-        self.learner = make_learner(config, data, self.device)
+        channels = data.stages.open(self.method.stages) if self.method.stages and data.stages is not None else []
+        self.learner = make_learner(config, data, self.device, self.method, channels)
+        self.method.prepare(data.cell_counts())
         self.train_rows = data.rows("train")
         meta = data.rows("meta")
         table = data.table
@@ -94,6 +96,7 @@ class Trainer:
         with stop_requests() as stop, progress(what, "samples", total, done) as advance:
             while self.epoch < self.config.epochs:
                 began = saved = time.monotonic()
+                self.method.begin_epoch(self.epoch)
                 order = shuffled(self.train_rows, self.config.seed, self.epoch)
                 for rows in batches(order, self.config.batch_size, self.consumed):
                     self.one_step(rows)
@@ -148,14 +151,20 @@ class Trainer:
     ) -> Batch:
         """The batch of the given rows, with what the method asks for."""
         return self.data.batch(
-            rows, self.device, views=views, stored=stored, moments=self.moments, teacher_logits=self.teacher_logits
+            rows,
+            self.device,
+            views=views,
+            stored=stored,
+            moments=self.moments,
+            teacher_logits=self.teacher_logits,
+            stages=self.method.stages is not None,
         )
 
     def end_epoch(self) -> None:
         """Close the epoch's line of the curve and save."""
         self.epoch += 1
         line: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "seconds": round(self.seconds, 3)}
-        parts = ("loss", "ce", "distance", "bias", "meta_bias")
+        parts = ("loss", "ce", "distance", "bias", "meta_bias", "adversary")
         line |= {name: self.sums[name] / self.consumed if name in self.sums else None for name in parts}
         line["gate"] = {"counts": gate_histogram(self.learner)} if self.method.gated else None
         line["meta"] = self.meta_score()
@@ -185,8 +194,12 @@ class Trainer:
         tensors = {f"model.{name}": value for name, value in learner.model.state_dict().items()}
         tensors |= runs.optimizer_tensors("optimizer", learner.optimizer)
         if learner.gate is not None and learner.gate_optimizer is not None:
-            tensors["gate.phi"] = learner.gate.phi
+            tensors |= {f"gate.{name}": value for name, value in learner.gate.state_dict().items()}
             tensors |= runs.optimizer_tensors("gate_optimizer", learner.gate_optimizer)
+        if learner.aide is not None:
+            tensors |= {f"aide.{name}": value for name, value in learner.aide.state_dict().items()}
+        if learner.aide_optimizer is not None:
+            tensors |= runs.optimizer_tensors("aide_optimizer", learner.aide_optimizer)
         place = {"epoch": self.epoch, "step": self.step, "consumed": self.consumed, "seconds": self.seconds}
         state = place | {"sums": self.sums, "curve": self.curve, "fingerprint": self.data.fingerprint}
         runs.save_checkpoint(self.config.out, self.step, tensors, state)
@@ -198,12 +211,15 @@ class Trainer:
             return
         tensors, state = loaded
         learner = self.learner
-        model = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-        learner.model.load_state_dict(model)
+        learner.model.load_state_dict(runs.under("model", tensors))
         runs.restore_optimizer("optimizer", learner.optimizer, tensors)
         if learner.gate is not None and learner.gate_optimizer is not None:
-            learner.gate.phi.data.copy_(tensors["gate.phi"])
+            learner.gate.load_state_dict(runs.under("gate", tensors))
             runs.restore_optimizer("gate_optimizer", learner.gate_optimizer, tensors)
+        if learner.aide is not None:
+            learner.aide.load_state_dict(runs.under("aide", tensors))
+        if learner.aide_optimizer is not None:
+            runs.restore_optimizer("aide_optimizer", learner.aide_optimizer, tensors)
         self.epoch, self.step, self.consumed = state["epoch"], state["step"], state["consumed"]
         self.seconds, self.sums, self.curve = state["seconds"], state["sums"], state["curve"]
 
@@ -267,13 +283,21 @@ def hyperparameters(config: RunConfig) -> Hyperparameters:
         mu1=config.mu1,
         mu2=config.mu2,
         fitnet_weight=config.fitnet_weight,
+        at_beta=config.at_beta,
+        mfd_weight=config.mfd_weight,
+        ad_weight=config.ad_weight,
+        ad_lr=config.ad_lr,
+        ad_every=max(config.ad_every, 1),
+        dro_step=config.dro_step,
     )
 
 
 def make_method(config: RunConfig, data: RunData) -> Method:
     """The run's method. Raises UsageError if it needs a teacher and the run has no cache."""
     method = build_method(config.method, hyperparameters(config), len(data.group_names))
-    if data.features is None and (method.features or method.logits):
+    if method.stages and config.student in STUDENTS:
+        require_stages(config.student)
+    if data.features is None and (method.features or method.logits or method.stages):
         raise UsageError(
             where=f"--method {config.method}",
             found="no cache",
@@ -283,8 +307,10 @@ def make_method(config: RunConfig, data: RunData) -> Method:
     return method
 
 
-def make_learner(config: RunConfig, data: RunData, device: torch.device) -> SingleLearner:
-    """The student as the seed draws it, with its optimisers."""
+def make_learner(
+    config: RunConfig, data: RunData, device: torch.device, method: Method, stage_channels: Sequence[int] = ()
+) -> SingleLearner:
+    """The student as the seed draws it, with all that the method trains beside it."""
     mean, std = data.moments() if data.features is not None else (None, None)
     student: Student = build_student(
         config.student,
@@ -293,10 +319,14 @@ def make_learner(config: RunConfig, data: RunData, device: torch.device) -> Sing
         feature_mean=mean,
         feature_std=std,
         seed=seed_of(config.seed, 3),
+        heads=len(data.group_names) if method.heads_by_group else 1,
     )
     dim = None if data.features is None else data.features.shape[-1]
     student = student.to(device)
-    return SingleLearner(student, teacher_dim=dim, lr=config.lr, mu2=config.mu2, seed=seed_of(config.seed, 4))
+    seed = seed_of(config.seed, 4)
+    return method.learner(
+        student, teacher_dim=dim, stage_channels=stage_channels, lr=config.lr, mu2=config.mu2, seed=seed
+    )
 
 
 def teacher_logits(data: RunData, config: RunConfig, device: torch.device) -> Tensor:
@@ -314,7 +344,8 @@ def fit_teacher_head(data: RunData, config: RunConfig, device: torch.device) -> 
         update={"student": "adapter", "method": "baseline", "seed": 0, "lr": 1e-3, "batch_size": 128}
     )
     data = features_only(data)
-    learner, method, rows = make_learner(head_config, data, device), make_method(head_config, data), data.rows("train")
+    method, rows = make_method(head_config, data), data.rows("train")
+    learner = make_learner(head_config, data, device, method)
     with progress("teacher head", "samples", config.head_epochs * len(rows)) as advance:
         for epoch in range(config.head_epochs):
             for picked in batches(shuffled(rows, 0, epoch), head_config.batch_size):
@@ -332,7 +363,8 @@ def features_only(data: RunData) -> RunData:
 def gate_histogram(learner: SingleLearner) -> list[int]:
     """How many gate values fall in each of the bins of [0, 1]."""
     assert learner.gate is not None
-    values = torch.sigmoid(learner.gate.phi.detach()).cpu().numpy()
+    phi = torch.cat([parameter.detach().flatten() for parameter in learner.gate.parameters()])
+    values = torch.sigmoid(phi).cpu().numpy()
     return [int(count) for count in np.histogram(values, GATE_BINS, (0.0, 1.0))[0]]
 
 

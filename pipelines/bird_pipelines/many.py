@@ -35,12 +35,12 @@ from bird_pipelines.progress import Interrupted, progress, stop_requests
 __all__ = ["distill_many", "groups_of"]
 
 # What the runs of a stack may differ in.
-OWN = ("seed", "lambda", "alpha", "mu1", "mu2", "lr", "fitnet_weight")
+OWN = ("seed", "lambda", "alpha", "mu1", "mu2", "lr", "fitnet_weight", "mfd_weight")
 # What decides which rows and features are read.
 SOURCE = ("dataset", "dataset_settings", "student", "limit", "choose", "cache", "data_root")
-# Numbers in one stacked weight matrix. Beyond it the models' weights push each other out of the processor's cache, and
-# each is faster alone: measured here with 2 MiB of L2 (docs/LOG.md).
-STACK_NUMBERS = 4 << 20
+# Numbers in one stacked weight matrix. Beyond it the models push each other out of the processor's cache, and each is as
+# fast or faster alone (bench/stack.py, 2 MiB of L2); the meta step gains more from a stack than it loses by that.
+STACK_NUMBERS, STACK_NUMBERS_META = 1 << 20, 8 << 20
 
 
 def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def stackable(config: RunConfig) -> bool:
     """Whether runs like this one can be trained side by side."""
     if config.student not in STUDENTS or STUDENTS[config.student].input != "features" or config.method not in METHODS:
         return False
-    return build_method(config.method, Hyperparameters(), 2).stacks
+    return build_method(config.method, Hyperparameters(), 2).stackable
 
 
 def train_group(group: Sequence[RunConfig], data: RunData) -> None:
@@ -98,7 +98,8 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
             locks.enter_context(write_lock(config.out))
         left = [config for config in group if not (config.out / "run.json").exists()]
         assert isinstance(data.features, Tensor)
-        most = max(1, STACK_NUMBERS // data.features.shape[-1] ** 2)
+        numbers = STACK_NUMBERS_META if build_method(group[0].method, Hyperparameters(), 2).meta else STACK_NUMBERS
+        most = max(1, numbers // data.features.shape[-1] ** 2)
         with threads(1):
             source = Source(left[0], data) if left else None
             for start in range(0, len(left), most):
@@ -161,6 +162,7 @@ class Stack:
         self.learner = StackedLearner([trainer.learner for trainer in trainers])
         hyper = hyper_of([trainer.config for trainer in trainers], source.device)
         self.method = build_method(self.first.config.method, hyper, len(self.first.data.group_names))
+        self.method.prepare(self.first.data.cell_counts())
 
     def run(self) -> None:
         """All epochs that are left."""
@@ -170,6 +172,7 @@ class Stack:
         what = f"{config.method} -> {config.student}, {len(self.trainers)} at once"
         with stop_requests() as stop, progress(what, "samples", total, done) as advance:
             while first.epoch < config.epochs:
+                self.method.begin_epoch(first.epoch)
                 orders = np.stack([shuffled(each.train_rows, each.config.seed, each.epoch) for each in self.trainers])
                 began = saved = time.monotonic()
                 for start, end in slices(size, config.batch_size, first.consumed):

@@ -120,6 +120,11 @@ def finish(folder: Path, summary: Mapping[str, Any]) -> None:
     write_json(folder / "run.json", {"complete": True, **summary})
 
 
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors named PREFIX.NAME, by NAME."""
+    return {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
+
+
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Adam's state as named tensors."""
     state = optimizer.state_dict()["state"]

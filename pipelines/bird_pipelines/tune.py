@@ -45,11 +45,14 @@ class Range:
 
 
 LAMBDA, ALPHA, MU2 = Range(1e-3, 1.0, log=True), Range(0.3, 0.99), Range(1e-4, 1e-1, log=True)
+MMD = Range(0.1, 30.0, log=True)
 SPACES: Mapping[str, Mapping[str, Range]] = {
     "bkd": {"alpha": Range(0.0, 1.0)},
     "fitnet": {"fitnet_weight": Range(1e-2, 10.0, log=True)},
     "bird": {"lambda": LAMBDA, "alpha": ALPHA, "mu2": MU2},
     "bird-no-meta": {"lambda": LAMBDA, "alpha": ALPHA},
+    "mfd": {"mfd_weight": MMD},
+    "bird+mfd": {"lambda": LAMBDA, "alpha": ALPHA, "mu2": MU2, "mfd_weight": MMD},
 }
 """What is chosen, by method."""
 

@@ -2,48 +2,30 @@
 
 import pytest
 import torch
+from helpers.methodkit import DIM, GROUPS, PAIRS, batch_of, for_method, learner_of, ready
 
 from bird.errors import RunError, UsageError
 from bird.losses import bias_loss, cross_entropy, feature_mse
-from bird.methods import DESCRIPTIONS, METHODS, Batch, Hyperparameters, SingleLearner, build_method
+from bird.methods import DESCRIPTIONS, METHODS, Hyperparameters, build_method
 from bird.students import STUDENTS, build_student, load_student, student_files
 
-CLASSES, GROUPS, DIM = 3, 2, 8
 
-
-def batch_of(student, count=12, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shape = (count, DIM) if student == "adapter" else (count, 3, 32, 32)
-    return Batch(
-        inputs=torch.rand(shape, generator=generator),
-        labels=torch.arange(count) // 2 % CLASSES,
-        groups=torch.arange(count) % GROUPS,
-        teacher=torch.randn(count, DIM, generator=generator),
-        teacher_logits=torch.randn(count, CLASSES, generator=generator),
-    )
-
-
-def learner_of(student):
-    built = build_student(
-        student,
-        classes=CLASSES,
-        image_size=32,
-        feature_mean=torch.zeros(DIM),
-        feature_std=torch.ones(DIM),
-        seed=0,
-    )
-    return SingleLearner(built, teacher_dim=DIM, lr=1e-3, mu2=1e-2, seed=0)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("student", ["adapter", "shufflenetv2"])
-def test_steps_lower_their_own_loss(method, student):
-    learner, batch = learner_of(student), batch_of(student)
-    meta = batch_of(student, seed=1)
-    step = build_method(method, Hyperparameters(lambda_=0.01), GROUPS)
+@pytest.mark.parametrize(("name", "student"), PAIRS)
+def test_steps_lower_their_own_loss(name, student):
+    method, learner = ready(name, student, lambda_=0.01, at_beta=10.0)
+    batch, meta = (for_method(method, batch_of(student, seed=seed)) for seed in (0, 1))
     learner.model.train()
-    losses = [step.step(learner, batch, lambda: meta, warm=True)["loss"].item() for _ in range(15)]
+    losses = [
+        method.step(learner, batch, lambda: meta, warm=True)["loss"].item()
+        for _ in range(15 if student == "adapter" else 6)
+    ]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["at", "bird+at"])
+def test_attention_needs_a_student_with_stages(name):
+    with pytest.raises(UsageError, match="without spatial maps"):
+        ready(name, "adapter")
 
 
 def test_every_method_and_student_is_described():

@@ -1,6 +1,5 @@
 """Weights are chosen on half of meta; the test split is opened once, at the end; a search that was stopped goes on."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +8,7 @@ from helpers import cachekit
 from helpers.shell import bird, bird_json, panel
 
 from bird.errors import RunError, UsageError
-from bird_cache.manifest import Layer
+from bird_cache.manifest import Layer, Plan
 from bird_cache.samples import PENDING, Samples
 from bird_cache.store import open_cache
 from bird_cache.writer import open_writer
@@ -32,9 +31,14 @@ def cache(tmp_path_factory):
     splits = cachekit.strings([("train", "train", "meta", "test")[i % 4] for i in range(ROWS)])
     ids, digests = (cachekit.strings([form.format(i) for i in range(ROWS)]) for form in ("s{}", "{:032x}"))
     samples = Samples(ids, labels, groups, splits, digests, cachekit.strings([PENDING] * ROWS))
-    plan = dataclasses.replace(
-        cachekit.plan(ROWS, "float32", dataset={"name": "digits-s", "settings": {}}),
+    plan = Plan(
+        causes={"teacher": "made up", "dataset": {"name": "digits-s", "settings": {}}},
         layers={"penultimate": Layer(shape=(DIM,), dtype="float32", kind="penultimate")},
+        rows=ROWS,
+        shard_rows=256,
+        chunk_rows=64,
+        class_names=("a", "b", "c"),
+        group_names=("g", "h"),
     )
     where = tmp_path_factory.mktemp("cache") / "cache"
     with open_writer(where, plan, samples) as writer:

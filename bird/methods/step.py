@@ -1,0 +1,152 @@
+"""One iteration of BIRD around any distance: the losses, and the gate's own step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from bird.gate import Gate, StageGates
+from bird.losses import bias_loss, cross_entropy
+from bird.meta import feedback
+from bird.methods.base import Batch, Hyperparameters, Losses
+from bird.methods.distances import Distance, feature_distance
+from bird.students import StudentOutput
+
+__all__ = ["BirdStep", "bird_loss"]
+
+
+MoveGate = Callable[[Sequence[Tensor]], None]
+"""One descent step of the gate against gradients of its parameters."""
+
+
+def bird_loss(
+    model: nn.Module,
+    gate: nn.Module,
+    distance: Distance,
+    batch: Batch,
+    hyper: Hyperparameters,
+    groups: int,
+    *,
+    meta_batch: Callable[[], Batch] | None,
+    move_gate: MoveGate,
+    warm: bool,
+) -> tuple[Tensor, Losses]:
+    """L_j = alpha D + (1 - alpha) CE + lambda L_o(batch), with its graph, at the student's present parameters and the gate's
+    NEW phi: with `warm` and a `meta_batch`, phi was moved against the student's feedback first (Java et al. 2023,
+    section 3). Before the warmup is over lambda is 0 and phi stays. All share one forward pass of `batch`. The second
+    result holds the parts, detached: ce, distance, loss; with `warm` bias (L_o of the batch), and where phi moved meta_bias
+    (L_o(theta') of the meta batch).
+    """
+    alpha, given = hyper.alpha, distance.given(batch)
+    output = model(batch.inputs)
+    ce = cross_entropy(output.logits, batch.labels)
+    losses: Losses = {"ce": ce.detach()}
+
+    def between(h: Any, gated: Any) -> Tensor:
+        return distance.loss(h, gated, batch)
+
+    if warm and meta_batch is not None:
+        meta = meta_batch()
+        bias, gradients = feedback(
+            model,
+            gate,
+            inputs=batch.inputs,
+            output=output,
+            inner_loss=alpha * between(output, gate(given)) + (1 - alpha) * ce,
+            teacher=given,
+            distance=between,
+            meta_inputs=meta.inputs,
+            meta_loss=lambda h: bias_loss(h.logits, meta.labels, meta.groups, groups),
+            alpha=alpha,
+            mu1=hyper.mu1,
+        )
+        move_gate(gradients)
+        losses["meta_bias"] = bias
+    with torch.no_grad():  # phi is detached from L_j
+        target = gate(given)
+    gap = between(output, target)
+    loss = alpha * gap + (1 - alpha) * ce
+    if warm:
+        bias = bias_loss(output.logits, batch.labels, batch.groups, groups)
+        loss = loss + hyper.lambda_ * bias
+        losses["bias"] = bias.detach()
+    return loss, losses | {"loss": loss.detach(), "distance": gap.detach()}
+
+
+@final
+class BirdStep:
+    """BIRD inside a training loop of your own. The student, its optimiser and the batches are yours:
+
+        step = BirdStep(student, Gate(512), groups=2)
+        for batch, meta_batch in ...:                      # bird.Batch each, from two disjoint splits
+            loss, parts = step(batch, meta_batch, warm=epoch >= 5)
+            optimizer.zero_grad(); loss.backward(); optimizer.step()
+
+    - `student`: any module whose answer is (features (batch, d), logits (batch, classes)), or that `adapt` turns into one
+      (`bird.students.StudentOutput`, or StagedOutput with maps). It is called with `batch.inputs`. Features have the
+      teacher's width; if yours have not, put a linear layer behind them, into the student and its optimiser.
+    - `gate`: `Gate(d)`, or what `distance.new_gate(batch)` gives. `step.optimizer` moves it (Adam with learning rate mu2,
+      unless you give one; leave the gate out of yours).
+    - `distance`: a `Distance`, or a function (h, gated, batch) -> scalar; default: mean squared error of features.
+    - `groups`: the number M of protected groups, 0..M-1 in `batch.groups`.
+    - `alpha`, `lambda_`, `mu1`, `mu2`: as in `Hyperparameters`.
+
+    Running statistics of batch norm change once a step, as in one forward pass of `batch`. Save `gate.state_dict()` and
+    `step.optimizer.state_dict()` with your own checkpoints. Without a `meta_batch` phi stays ("BIRD w/o meta", Table 7).
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        gate: Gate | StageGates | nn.Module,
+        distance: Distance | Callable[[Any, Any, Batch], Tensor] | None = None,
+        *,
+        groups: int,
+        adapt: Callable[[Any], Any] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        alpha: float = 0.9,
+        lambda_: float = 0.1,
+        mu1: float = 1e-3,
+        mu2: float = 1e-3,
+    ) -> None:
+        self.model, self.gate, self.groups = _Answering(student, adapt), gate, groups
+        given = feature_distance() if distance is None else distance
+        self.distance = given if isinstance(given, Distance) else Distance(given)
+        self.hyper = Hyperparameters(alpha=alpha, lambda_=lambda_, mu1=mu1, mu2=mu2)
+        # The feedback is of the size 1e-5 mu1: Adam's usual eps of 1e-8 would swallow it.
+        self.optimizer = optimizer or torch.optim.Adam(gate.parameters(), lr=mu2, eps=1e-16)
+
+    def __call__(self, batch: Batch, meta_batch: Batch | None = None, *, warm: bool = True) -> tuple[Tensor, Losses]:
+        """Move the gate, and return the student's loss with its graph, and its parts by name, detached."""
+        return bird_loss(
+            self.model,
+            self.gate,
+            self.distance,
+            batch,
+            self.hyper,
+            self.groups,
+            meta_batch=None if meta_batch is None else lambda: meta_batch,
+            move_gate=self._move_gate,
+            warm=warm,
+        )
+
+    def _move_gate(self, gradients: Sequence[Tensor]) -> None:
+        for parameter, gradient in zip(self.gate.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+
+
+class _Answering(nn.Module):
+    """A student whose answer has names."""
+
+    def __init__(self, student: nn.Module, adapt: Callable[[Any], Any] | None) -> None:
+        super().__init__()
+        self.student, self.adapt = student, adapt
+
+    def forward(self, inputs: Tensor) -> Any:
+        answer = self.student(inputs)
+        answer = answer if self.adapt is None else self.adapt(answer)
+        return answer if hasattr(answer, "logits") else StudentOutput(*answer)

@@ -1,0 +1,147 @@
+"""Every method from the cache to a student, and what the methods keep beside it through a kill."""
+
+import json
+
+import pytest
+import torch
+from helpers.shell import bird, bird_json, distilled, panel
+from safetensors.torch import load_file
+
+from bird.errors import UsageError
+from bird.methods import METHODS
+from bird.students import load_student
+from bird_cache.store import open_cache
+from bird_pipelines.config import resolve
+from bird_pipelines.distill import Trainer, distill
+from bird_pipelines.evaluate import evaluate
+from bird_pipelines.runs import load_checkpoint
+
+IMAGES = {"student": "shufflenetv2", "limit": 100, "epochs": 2, "warmup": 1, "meta_per_cell": 1, "batch_size": 32}
+GROUPS = 2
+
+
+@pytest.fixture(scope="module")
+def maps(flags, tmp_path_factory):
+    """The cache with the maps of the teacher's residual stages."""
+    folder = tmp_path_factory.mktemp("maps") / "cache"
+    bird("precompute", *flags, "--layers", "penultimate,maps", "--out", folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_an_image_student(maps, tmp_path, method):
+    info = distilled(maps, tmp_path / "run", method=method, **IMAGES)
+    assert info["complete"]
+    assert evaluate(tmp_path / "run") == info["metrics"]["test"]
+    line = json.loads((tmp_path / "run" / "curve.jsonl").read_text().splitlines()[-1])
+    learns = method.startswith("bird") and method != "bird-no-meta"
+    assert (line["meta_bias"] is not None) == learns
+    assert (line["gate"] is not None) == method.startswith("bird")
+
+
+@pytest.mark.parametrize("method", ["at", "bird+at"])
+def test_attention_needs_maps_on_both_sides(cache, tmp_path, method):
+    done = bird("distill", "--cache", cache, "--method", method, "--out", tmp_path / "run", code=2)
+    assert "a student of vectors, without spatial maps" in panel(done)
+    with pytest.raises(UsageError, match="--layers penultimate,"):
+        distilled(cache, tmp_path / "other", method=method, **IMAGES)
+
+
+class Killed(Exception):
+    """In place of a signal: the process would be gone."""
+
+
+def killed_and_resumed(config, steps):
+    """A run that ends after so many steps with no more than its checkpoint, and one that goes on from there."""
+    from bird_pipelines import runs
+    from bird_pipelines.data import load_data
+
+    data = load_data(config)
+    runs.claim(config, data.fingerprint)
+    trainer = Trainer(config, data)
+    one_step = trainer.one_step
+
+    def step(rows):
+        if trainer.step == steps:
+            trainer.save()
+            raise Killed
+        one_step(rows)
+
+    trainer.one_step = step
+    with pytest.raises(Killed):
+        trainer.run()
+    kept = load_checkpoint(config.out)[0]
+    return kept, distill(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "keeps"),
+    [
+        ("ad", {"aide.0.weight", "aide.2.bias", "aide_optimizer.0.exp_avg"}),
+        ("group-dro", {"aide.q"}),
+        ("domain-independent", {"model.student.head.weight"}),
+        ("bird+mfd", {"gate.phi", "gate_optimizer.0.exp_avg"}),
+        ("bird+at", {"gate.phi.0", "gate.phi.2", "gate_optimizer.2.exp_avg"}),
+    ],
+)
+def test_what_a_method_keeps_survives_a_kill(maps, tmp_path, method, keeps):
+    given = IMAGES if method == "bird+at" else {"epochs": 4, "warmup": 1, "batch_size": 32}
+    flags = {"dataset": "digits-s", "student": "adapter", "method": method, "cache": maps, "ad_every": 2, **given}
+    distill(resolve({**flags, "out": tmp_path / "unbroken"}))
+    steps = open_steps(tmp_path / "unbroken") * 5 // 8
+    kept, _ = killed_and_resumed(resolve({**flags, "out": tmp_path / "killed"}), steps)
+    assert keeps <= kept.keys()
+    one, two = (tmp_path / name for name in ("unbroken", "killed"))
+    assert (one / "student.safetensors").read_bytes() == (two / "student.safetensors").read_bytes()
+    last = [load_checkpoint(run)[0] for run in (one, two)]
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+
+
+def open_steps(run):
+    return json.loads((run / "run.json").read_text())["steps"]
+
+
+def test_a_domain_independent_run_ships_one_student_with_summed_logits(cache, tmp_path):
+    distilled(cache, tmp_path / "run", method="domain-independent", epochs=1)
+    student = load_student(tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "student.safetensors")["head.weight"]
+    assert (student.heads, len(weights)) == (GROUPS, GROUPS * student.classes)
+    features = torch.from_numpy(open_cache(cache).vectors("penultimate", torch.arange(5).numpy()))
+    logits = student(features).logits
+    assert logits.shape == (5, student.classes)
+    torch.testing.assert_close(logits, student.by_head(features).sum(1))
+
+
+def test_attention_comes_from_attention_or_from_maps(maps, flags, tmp_path):
+    """The same student either way, to the rounding of the stored attention."""
+    bird("precompute", *flags, "--layers", "penultimate,attention", "--out", tmp_path / "attention")
+    runs = []
+    for name, cache in (("maps", maps), ("attention", tmp_path / "attention")):
+        settings = {**IMAGES, "epochs": 1, "warmup": 0, "augment": False, "lr": 1e-5}
+        distilled(cache, tmp_path / name, method="at", **settings)
+        runs.append(json.loads((tmp_path / name / "curve.jsonl").read_text().splitlines()[0])["distance"])
+    assert runs[0] == pytest.approx(runs[1], rel=1e-2)
+
+
+def test_settings_of_the_methods(tmp_path):
+    def settings(**given):
+        return resolve({"dataset": "digits-s", "student": "adapter", "method": "at", "out": tmp_path, **given})
+
+    assert (settings().at_beta, settings().mfd_weight, settings().ad_every) == (1e3, 3.0, 1)
+    assert settings(preset="paper").at_beta == 1e6
+    assert settings(preset="paper", at_beta=2.0).at_beta == 2.0
+    assert settings(dataset="celeba").mfd_weight == 7.0
+    assert settings(epochs=21).ad_every == 3
+    with pytest.raises(UsageError, match="one of paper"):
+        settings(preset="papre")
+
+
+def test_the_command_line_has_every_setting(cache, tmp_path):
+    options = ("--fitnet-weight", 0.2, "--at-beta", 5, "--mfd-weight", 2, "--ad-weight", 0.5, "--ad-lr", 0.01)
+    more = ("--ad-every", 2, "--dro-step", 0.1, "--preset", "paper", "--epochs", 1, "--method", "ad")
+    info = bird_json("distill", "--cache", cache, "--out", tmp_path / "run", *options, *more)
+    found = {name: info["config"][name] for name in ("fitnet_weight", "at_beta", "mfd_weight", "ad_weight", "ad_lr")}
+    assert found == {"fitnet_weight": 0.2, "at_beta": 5, "mfd_weight": 2, "ad_weight": 0.5, "ad_lr": 0.01}
+    assert (info["config"]["ad_every"], info["config"]["dro_step"]) == (2, 0.1)
