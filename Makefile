@@ -2,13 +2,21 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-OUT    ?= out/demo
+OUT    ?= out/$(if $(filter reproduce-%,$(MAKECMDGOALS)),reproduce-$(PROFILE),demo)
 # Tests run in parallel processes of one thread each: two pools of threads would fight for the same cores.
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test check torture bench wheel clean
+# bird reproduce: the folder of the data, paper or demo (which needs no data), training seeds, processes side by side.
+DATA    ?=
+PROFILE ?= paper
+SEEDS   ?= 5
+TABLES  := reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7
+
+.PHONY: $(TABLES) reproduce-figures help demo test check torture bench wheel clean
 help:
 	@echo "make demo     the main job on the embedded data set, offline: teacher -> cache -> distil -> report"
+	@echo "make reproduce-table1 ... reproduce-table7, reproduce-figures"
+	@echo "              the paper's tables beside ours; DATA=folder, or PROFILE=demo (no data needed); SEEDS, OUT, JOBS"
 	@echo "make test     the tests"
 	@echo "make check    what CI checks beside the tests: ruff, mypy --strict, import contracts"
 	@echo "make torture  the fault tests with their full counts (long)"
@@ -22,6 +30,14 @@ $(VENV)/.installed: pyproject.toml
 
 demo: $(VENV)/.installed
 	$(BIN)/bird demo --out $(OUT)
+
+REPRODUCE = $(BIN)/bird reproduce --profile $(PROFILE) $(if $(DATA),--data-root $(DATA)) --seeds $(SEEDS) --jobs $(JOBS) --out $(OUT)
+
+$(TABLES): reproduce-%: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(REPRODUCE) $*
+
+reproduce-figures: $(VENV)/.installed
+	export OMP_NUM_THREADS=1; $(REPRODUCE) figure2; first=$$?; $(REPRODUCE) figure3 && exit $$first
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not torture"

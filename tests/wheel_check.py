@@ -31,6 +31,8 @@ def main():
         assert not unexpected, f"unexpected in the wheel: {sorted(unexpected)}"
         assert roots >= PACKAGES, f"missing from the wheel: {sorted(PACKAGES - roots)}"
         assert "bird_pipelines/templates/report.html.j2" in data, "the report's template is missing from the wheel"
+        for name in ("recipes/table1.toml", "recipes/profiles.toml", "paper/results.csv", "paper/hyperparameters.csv"):
+            assert f"bird_pipelines/{name}" in data, f"{name} is missing from the wheel"
 
         venv.create(box / "env", with_pip=True)
         python = box / "env" / "bin" / "python"

@@ -14,7 +14,7 @@ from bird_cache.errors import CacheError
 from bird_pipelines.config import RunConfig
 from bird_pipelines.plan import Plan, Step, build_plan, finished, needed, weight_places
 from bird_pipelines.progress import Interrupted, stop_requests
-from bird_pipelines.recipes import Figure, Recipe, Row, load_profile, load_recipe, select
+from bird_pipelines.recipes import Figure, Profile, Recipe, Row, load_profile, load_recipe, select
 from bird_pipelines.table import Outcome, tabulate
 
 __all__ = ["execute", "perform", "reproduce", "run_group"]
@@ -24,7 +24,7 @@ def reproduce(
     name: str,
     out: Path,
     *,
-    profile: str = "paper",
+    profile: str | Profile = "paper",
     data_root: Path | None = None,
     seeds: int = 5,
     only: Sequence[str] = (),
@@ -37,13 +37,13 @@ def reproduce(
     unknown names, and, before anything runs, for data or weights that are not there; Interrupted (the same call resumes).
     """
     recipe, figure = load_recipe(name)
-    chosen = load_profile(profile, recipe)
+    chosen = load_profile(profile, recipe) if isinstance(profile, str) else profile
     rows = select(recipe, only)
     plan = build_plan(rows, chosen, range(seeds), out / "work", data_root, split_methods=jobs > 1)
     todo = needed(plan)
     missing = missing_inputs(plan, todo, data_root)
     if dry_run:
-        return describe(name, plan, todo, missing, jobs)
+        return describe(name, plan, todo, missing + weights_to_fetch(plan, todo, data_root), jobs)
     require_inputs(plan, todo, missing, data_root)
     failures = execute(plan, todo, jobs)
     outcomes = [outcome(row, plan, failures) for row in rows]
@@ -84,13 +84,16 @@ def run_group(configs: Sequence[RunConfig]) -> dict[str, str]:
     from bird_pipelines.distill import distill
 
     failures = {}
-    for config in configs:
-        try:
-            distill(config)
-        except Interrupted:
-            raise
-        except Exception as error:
-            failures[str(config.out)] = message(error)
+    with stop_requests() as stop:  # training hears them itself; this is for the moments between two runs
+        for config in configs:
+            if stop():
+                raise Interrupted
+            try:
+                distill(config)
+            except Interrupted:
+                raise
+            except Exception as error:
+                failures[str(config.out)] = message(error)
     return failures
 
 
@@ -153,12 +156,15 @@ def execute(plan: Plan, todo: set[str], jobs: int = 1) -> dict[str, str]:
     left = [step for step in plan.steps.values() if step.key in todo]
     if jobs > 1:
         return in_processes(left, jobs, failures)
-    for number, step in enumerate(left, 1):
-        if reason := blocked(step, failures):
-            failures[step.key] = reason
-            continue
-        tell(f"{number} of {len(left)}: {step.key}{count(step)}")
-        failures |= perform(step)
+    with stop_requests() as stop:
+        for number, step in enumerate(left, 1):
+            if stop():
+                raise Interrupted
+            if reason := blocked(step, failures):
+                failures[step.key] = reason
+                continue
+            tell(f"{number} of {len(left)}: {step.key}{count(step)}")
+            failures |= perform(step)
     return failures
 
 
@@ -217,7 +223,7 @@ def blocked(step: Step, failures: Mapping[str, str]) -> str | None:
 
 def missing_inputs(plan: Plan, todo: set[str], data_root: Path | None) -> list[str]:
     """What the steps to do would look for in vain: data sets, one sentence each."""
-    from bird.datasets import open_dataset
+    from bird.datasets import DATASETS, open_dataset
 
     wanted: dict[str, tuple[Path | None, Mapping[str, Any]]] = {}
     for step in plan.steps.values():
@@ -230,11 +236,26 @@ def missing_inputs(plan: Plan, todo: set[str], data_root: Path | None) -> list[s
     missing = []
     for dataset, (root, settings) in wanted.items():
         try:
-            open_dataset(dataset, root, **settings)
+            data = open_dataset(dataset, root, **settings)
+            data.read(data.listing().ids[0])  # the lists may be there without the images
+            continue
         except BirdError as error:
-            place = f"{data_root}/{dataset} or {data_root}" if data_root else "a folder given with --data-root"
-            missing.append(f"data set {dataset}: {error.found}; put into {place}: {error.wanted}")
+            found = error.found
+        except IndexError:
+            found = "no images"
+        except OSError as error:
+            found = f"{error.strerror}: {error.filename}"
+        place = f"{data_root}/{dataset} or {data_root}" if data_root else "a folder given with --data-root"
+        missing.append(f"data set {dataset}: {found}; put into {place}: {DATASETS[dataset].layout}")
     return missing
+
+
+def weights_to_fetch(plan: Plan, todo: set[str], data_root: Path | None) -> list[str]:
+    """The foundation models without local weights, a sentence each, for a plan."""
+    jobs = [step.cache for key, step in plan.steps.items() if key in todo and step.kind == "cache"]
+    names = [job.teacher for job in jobs if job and not job.teacher.startswith("run:") and job.weights is None]
+    where = f"at {data_root}/weights/NAME" if data_root else "in --data-root"
+    return [f"weights of {name}: none {where}, so they will be downloaded" for name in names]
 
 
 def require_inputs(plan: Plan, todo: set[str], missing: Sequence[str], data_root: Path | None) -> None:

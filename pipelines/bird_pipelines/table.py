@@ -188,11 +188,13 @@ def _paper_effect(recipe: Recipe, row: Row, metric: str) -> float | None:
 
 
 def _direction(comparison: Mapping[str, Any] | None, paper: float | None) -> str | None:
-    """Whether the effect goes the paper's way: "same", "opposite", or "open" where our interval holds 0."""
+    """Whether the effect goes the paper's way: "same", "opposite", or "open" where our interval
+    holds 0 or, without one, the seeds do not all have one sign."""
     if comparison is None or not paper:
         return None
-    interval = comparison["interval"]
-    if interval is not None and interval[0] <= 0 <= interval[1]:
+    interval, by_seed = comparison["interval"], comparison["by_seed"]
+    one_sided = len(by_seed) > 1 and (min(by_seed) > 0 or max(by_seed) < 0)
+    if interval[0] <= 0 <= interval[1] if interval is not None else not one_sided:
         return "open"
     return "same" if comparison["effect"] * paper > 0 else "opposite"
 

@@ -1,0 +1,200 @@
+"""The table report: its numbers against the definitions, its five files read back, its figures."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from bird.metrics import assess
+from bird_pipelines.figures import draw
+from bird_pipelines.recipes import load_profile, load_recipe
+from bird_pipelines.table import Outcome, tabulate
+from bird_pipelines.table_files import CSV_COLUMNS, write_table
+
+SEEDS = 8
+ACCURACY = {"Baseline": (0.8, 0.3), "BIRD w/o Meta": (0.8, 0.2), "BIRD": (0.8, 0.1)}
+BLOCK = "celeba/resnet18/resnet18"
+
+
+def finished_run(folder, seed, accuracy, gap):
+    """A synthetic run folder with predictions of two classes for two groups."""
+    rows = 800
+    fixed = np.random.default_rng(99)
+    labels, groups = fixed.integers(2, size=rows), fixed.integers(2, size=rows)
+    rng = np.random.default_rng([seed, int(100 * gap)])
+    predictions = np.where(rng.random(rows) < accuracy - gap * groups, labels, 1 - labels)
+    scores = np.eye(2)[predictions] * 0.5 + rng.random((rows, 2)) / 2
+    folder.mkdir(parents=True)
+    config = {"method": "m", "seed": seed, "dataset": "celeba", "student": "resnet18"}
+    rows_a_split = {"train": 1, "meta": 1, "test": rows}
+    names = {"class_names": ["no", "yes"], "group_names": ["a", "b"]}
+    (folder / "run.json").write_text(json.dumps({"complete": True, "config": config, "rows": rows_a_split, **names}))
+    metrics = assess(labels, groups, predictions, scores, 2, 2, replicates=100).as_json()
+    (folder / "metrics-test.json").write_text(json.dumps(metrics))
+    ids = np.array([f"image-{row}".encode() for row in range(rows)])
+    codes = {"labels": labels.astype(np.int16), "groups": groups.astype(np.int16)}
+    codes["predictions"] = predictions.astype(np.int16)
+    np.savez_compressed(folder / "predictions-test.npz", ids=ids, scores=scores.astype(np.float32), **codes)
+    return folder, metrics
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Table 7 of synthetic runs: what was made, by row and seed."""
+    root = tmp_path_factory.mktemp("runs")
+    recipe, _ = load_recipe("table7")
+    return {
+        row: {
+            seed: finished_run(root / row.id.replace("/", "-") / str(seed), seed, *ACCURACY[row.label])
+            for seed in range(SEEDS)
+        }
+        for row in recipe.rows
+    }
+
+
+def record_of(made, profile="paper", seeds=SEEDS, failed=()):
+    recipe, _ = load_recipe("table7")
+    outcomes = [
+        Outcome(row, {}, ["RunError: it broke <here> & there_1"])
+        if row.label in failed
+        else Outcome(row, {seed: folder for seed, (folder, _) in runs.items() if seed < seeds})
+        for row, runs in made.items()
+    ]
+    return tabulate(recipe, load_profile(profile, recipe), outcomes)
+
+
+def test_means_deviations_and_differences(made):
+    record = record_of(made)
+    (block,) = record["blocks"]
+    for row, (source, runs) in zip(block["rows"], made.items(), strict=True):
+        for metric, key in (("auroc", "auroc"), ("f1", "f1_binary"), ("mean_deo", "mean_deo"), ("max_deo", "max_deo")):
+            values = [metrics[key] for _, metrics in runs.values()]
+            cell = row["cells"][metric]
+            assert cell["mean"] == pytest.approx(np.mean(values))
+            assert cell["std"] == pytest.approx(np.std(values, ddof=1))
+            assert cell["difference"] == pytest.approx(np.mean(values) - cell["paper"]["mean"])
+        floors = [metrics["deo_floor"]["mean"] for _, metrics in runs.values()]
+        assert row["cells"]["mean_deo"]["floor"] == pytest.approx(np.mean(floors))
+        low, high = row["cells"]["mean_deo"]["interval"]
+        assert low < row["cells"]["mean_deo"]["mean"] < high
+        assert source.label == row["label"]
+    assert block["rows"][2]["cells"]["mean_deo"]["paper"] == {"mean": 11.32, "std": 1.29}
+    assert block["order"]["mean_deo"] == {"pairs": 3, "agree": 3, "tau": 1.0}
+
+
+def test_comparisons_are_paired_and_corrected(made):
+    rows = record_of(made)["blocks"][0]["rows"]
+    assert rows[0]["cells"]["mean_deo"]["comparison"] is None
+    base, bird = (list(made.values())[index] for index in (0, 2))
+    expected = [bird[seed][1]["mean_deo"] - base[seed][1]["mean_deo"] for seed in range(SEEDS)]
+    found = rows[2]["cells"]["mean_deo"]
+    assert found["comparison"]["by_seed"] == pytest.approx(expected)
+    assert found["comparison"]["effect"] == pytest.approx(np.mean(expected))
+    assert found["comparison"]["interval"][1] < 0
+    assert found["direction"] == "same"
+    assert found["comparison"]["p"] == pytest.approx(2 / 256)
+    assert found["comparison"]["p_holm"] == pytest.approx(4 / 256)
+    assert rows[2]["cells"]["auroc"]["comparison"]["interval"] is None
+
+
+def test_no_p_value_below_eight_seeds(made):
+    record = record_of(made, seeds=5)
+    cells = [cell for row in record["blocks"][0]["rows"] for cell in row["cells"].values() if cell["comparison"]]
+    assert cells
+    assert all(cell["comparison"]["p"] is None and cell["comparison"]["p_holm"] is None for cell in cells)
+
+
+def test_a_failed_row_keeps_its_place_with_its_error(made, tmp_path):
+    record = record_of(made, failed=("Baseline",))
+    rows = record["blocks"][0]["rows"]
+    assert [len(row["seeds"]) for row in rows] == [0, SEEDS, SEEDS]
+    assert rows[2]["cells"]["mean_deo"]["comparison"] is None
+    files = write_table(record, tmp_path, "table7")
+    assert "it broke &lt;here&gt; &amp; there_1" in open_text(files["html"])
+    assert "it broke <here> & there_1" in open_text(files["md"])
+    lines = list(csv.DictReader(io.StringIO(open_text(files["csv"]))))
+    assert {line["error"] for line in lines if line["label"] == "Baseline"} == {"RunError: it broke <here> & there_1"}
+
+
+def open_text(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def test_the_files_say_the_same(made, tmp_path):
+    record = record_of(made)
+    files = write_table(record, tmp_path / "deep" / "out", "table7")
+    assert json.loads(open_text(files["json"])) == record
+    lines = list(csv.DictReader(io.StringIO(open_text(files["csv"]))))
+    assert tuple(lines[0]) == CSV_COLUMNS
+    assert len(lines) == 3 * 4
+    cells = {(row["label"], key): cell for row in record["blocks"][0]["rows"] for key, cell in row["cells"].items()}
+    for line in lines:
+        cell = cells[line["label"], "f1" if line["metric"].startswith("f1") else line["metric"]]
+        assert float(line["mean"]) == cell["mean"]
+        assert float(line["paper_mean"]) == cell["paper"]["mean"]
+        assert line["effect"] == ("" if cell["comparison"] is None else str(cell["comparison"]["effect"]))
+    shown = f"{cells['BIRD', 'mean_deo']['mean']:.1f} ± {cells['BIRD', 'mean_deo']['std']:.1f}"
+    assert shown in open_text(files["md"])
+    assert shown in open_text(files["html"])
+    assert shown.replace("±", "$\\pm$") in open_text(files["tex"])
+    table = open_text(files["tex"])
+    assert table.count("\\begin{tabular}") == table.count("\\end{tabular}") == 1
+    lines = [line for line in table.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
+    widths = {len(re.findall(r"(?<!\\)&", line)) for line in lines}
+    assert widths == {4}
+
+
+class Reader(HTMLParser):
+    """Which tags there are, what they load, and that they close in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.links, self.tags = [], [], set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_one_file_and_a_demo_says_so(made, tmp_path):
+    recipe, figure = load_recipe("figure3")
+    for profile in ("paper", "demo"):
+        record = record_of(made, profile)
+        svg, drawn = draw(record, figure, tmp_path / profile)
+        files = write_table(record, tmp_path / profile, "table7", {figure.title: svg})
+        page = open_text(files["html"])
+        reader = Reader()
+        reader.feed(page)
+        assert reader.open == []
+        assert all(link.startswith("#") for link in reader.links)
+        assert not reader.tags & {"script", "link", "img", "iframe"}
+        assert not re.search(r"https?:|@import", page)
+        for kind in ("html", "md", "tex"):
+            assert (re.search(r"(?i)demo, not the paper", open_text(files[kind])) is not None) == (profile == "demo")
+        with open(drawn["figure.png"], "rb") as file:
+            assert file.read(4) == b"\x89PNG"
+        assert "</svg>" in open_text(drawn["figure.svg"])
+    assert recipe.name == "table5"
+
+
+def test_the_paper_speaks_for_itself(made):
+    assert record_of(made)["headlines"] == []
+    recipe, _ = load_recipe("table1")
+    record = tabulate(recipe, load_profile("demo", recipe), [Outcome(row, {}) for row in recipe.rows])
+    assert [each["stated"] for each in record["headlines"]] == [87.60, 81.67, 81.67]
+    assert record["known_errors"]
+    assert all(row["cells"]["mean_deo"]["paper"] for block in record["blocks"] for row in block["rows"])
