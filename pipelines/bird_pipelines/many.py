@@ -40,7 +40,7 @@ OWN = ("seed", "lambda", "alpha", "mu1", "mu2", "lr", "fitnet_weight", "mfd_weig
 SOURCE = ("dataset", "dataset_settings", "student", "limit", "choose", "cache", "data_root")
 # Numbers in one stacked weight matrix. Beyond it the models push each other out of the processor's cache, and each is as
 # fast or faster alone (bench/stack.py, 2 MiB of L2); the meta step gains more from a stack than it loses by that.
-STACK_NUMBERS, STACK_NUMBERS_META = 1 << 20, 8 << 20
+STACK_NUMBERS, STACK_NUMBERS_META = 1 << 18, 8 << 20
 
 
 def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
