@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["apply_views", "center_view", "draw_views", "unit_range"]
+__all__ = ["apply_views", "center_view", "draw_views", "mirror_as", "unit_range"]
 
 PADDING = 4  # pixels a side before the random crop, at 32 pixels; scaled with the image (He et al. 2016, section 4.2)
 
@@ -48,6 +48,13 @@ def apply_views(
         crop = padded[i, :, top : top + size, left : left + size]
         out[i] = crop.flip(-1) if mirrored else crop
     return out
+
+
+def mirror_as(maps: Float[Tensor, "batch *channels height width"], views: NDArray[np.int64]) -> Tensor:
+    """Spatial maps of the deterministic view, mirrored where the random view is. Its shift, an eighth of the side at most,
+    is left as it is: less than a place of the deeper stages."""
+    mirrored = torch.from_numpy(views[:, 2] > 0).to(maps.device).view(-1, *[1] * (maps.ndim - 1))
+    return torch.where(mirrored, maps.flip(-1), maps)
 
 
 def unit_range(pixels: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -57,7 +57,8 @@ class AT(Method):
     """CE + beta sum over the residual stages of the attention loss (Zagoruyko and Komodakis 2017).
 
     Attention has places: the student should see what the teacher saw. With random crops of the student's image that means
-    stored views (`bird precompute --views`), else none (`--no-augment`); nothing here checks it.
+    stored views (`bird precompute --views`); nothing here checks it. Without them the pipelines mirror the teacher's maps
+    with the image and leave the crop's shift.
     """
 
     stages = "attention"

@@ -19,7 +19,7 @@ from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells
 from bird.errors import DataError, ImageError, UsageError
 from bird.methods import Batch
 from bird.students import STUDENTS
-from bird.transforms import apply_views, center_view, unit_range
+from bird.transforms import apply_views, center_view, mirror_as, unit_range
 from bird.views import view_of
 from bird_cache.errors import StaleCacheError
 from bird_cache.files import digest
@@ -175,6 +175,8 @@ class RunData:
             assert features is not None
             teacher = ((features - moments[0]) / moments[1]).to(device)
         found = self.stages.get(rows, stored) if stages and self.stages is not None else None
+        if found is not None and views is not None:
+            found = tuple(mirror_as(each, views) for each in found)
         return Batch(
             inputs=inputs,
             labels=torch.from_numpy(self.table.labels[rows]).to(device),

@@ -270,6 +270,8 @@ class Trainer:
         if self.data.images is None:
             return "cached features of one deterministic view; the student reads no image"
         student = "a random crop and flip" if self.config.augment else "the deterministic view"
+        if self.method.stages and self.config.augment:
+            student += " (the teacher's maps are mirrored with it, not shifted)"
         teacher = "the teacher saw one deterministic view" if self.data.features is not None else "no teacher"
         return f"{teacher}, the student sees {student}"
 

@@ -88,7 +88,7 @@ def test_mmd_is_zero_for_equal_samples_and_never_negative():
     assert class_mmd(torch.randn(12, 5), torch.randn(12, 5), labels, groups, CLASSES, GROUPS) > 0
 
 
-def test_mmd_gives_the_teacher_no_gradient_and_gradchecks_at_a_fixed_width(monkeypatch):
+def test_mmd_gives_the_teacher_no_gradient_and_gradchecks_at_a_fixed_width():
     labels, groups = cells(6)
     student = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(6, 4, dtype=torch.float64)
@@ -96,7 +96,7 @@ def test_mmd_gives_the_teacher_no_gradient_and_gradchecks_at_a_fixed_width(monke
     loss.backward()
     assert student.grad.norm() > 0
     assert teacher.grad is None
-    # symmetric students leave the mean distance as it is to first order: rotations of the student about the teacher's mean
+    # turning the student about the teacher's mean leaves the mean squared distance, the kernel's width, as it is
     turn = torch.zeros(4, 4, dtype=torch.float64, requires_grad=True)
     centre = teacher.mean(0)
 

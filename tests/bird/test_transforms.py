@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from bird.transforms import apply_views, center_view, draw_views, unit_range
+from bird.transforms import apply_views, center_view, draw_views, mirror_as, unit_range
 
 
 def test_views_are_replayed_from_their_numbers():
@@ -33,3 +33,12 @@ def test_center_view_is_square_and_leaves_a_fitting_image_alone():
     assert np.array_equal(center_view(image, 32).permute(1, 2, 0).numpy(), image)
     assert center_view(np.zeros((90, 70, 3), np.uint8), 32).shape == (3, 32, 32)
     assert unit_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [0.0, 1.0]
+
+
+def test_maps_are_mirrored_with_their_image():
+    maps = torch.rand(3, 5, 4, 4)
+    views = np.array([[0, 0, 1], [3, 2, 0], [8, 8, 1]])
+    mirrored = mirror_as(maps, views)
+    assert torch.equal(mirrored[1], maps[1])
+    assert torch.equal(mirrored[[0, 2]], maps[[0, 2]].flip(-1))
+    assert torch.equal(mirror_as(maps[:, 0], views), mirrored[:, 0])

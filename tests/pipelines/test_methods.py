@@ -112,9 +112,9 @@ def test_a_domain_independent_run_ships_one_student_with_summed_logits(cache, tm
 
 def test_attention_comes_from_attention_or_from_maps(maps, flags, tmp_path):
     """The same student either way, to the rounding of the stored attention."""
-    bird("precompute", *flags, "--layers", "penultimate,attention", "--out", tmp_path / "attention")
+    bird("precompute", *flags, "--layers", "penultimate,attention", "--out", tmp_path / "cache")
     runs = []
-    for name, cache in (("maps", maps), ("attention", tmp_path / "attention")):
+    for name, cache in (("maps", maps), ("attention", tmp_path / "cache")):
         settings = {**IMAGES, "epochs": 1, "warmup": 0, "augment": False, "lr": 1e-5}
         distilled(cache, tmp_path / name, method="at", **settings)
         runs.append(json.loads((tmp_path / name / "curve.jsonl").read_text().splitlines()[0])["distance"])
