@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["TINY", "TinyConvNet", "TinyResNet", "TinyViT", "build_tiny"]
+__all__ = ["TINY", "TINY_STAGES", "TinyConvNet", "TinyResNet", "TinyViT", "build_tiny"]
 
 TINY: Mapping[str, str] = {
     "tiny-vit": "a 2-layer ViT for demos, patches of 1/8 of the side, 64 features",
@@ -19,6 +19,12 @@ TINY: Mapping[str, str] = {
     "tiny-resnet-deep": "a ResNet of 3 stages of two blocks for demos, 64 features",
     "tiny-convnet": "3 depthwise-separable stages for demos, 96 features",
 }
+TINY_STAGES: Mapping[str, tuple[str, ...]] = {
+    "tiny-resnet": ("layer1", "layer2", "layer3"),
+    "tiny-resnet-deep": ("layer1", "layer2", "layer3"),
+    "tiny-convnet": ("stage1", "stage2", "stage3"),
+}
+"""submodules whose outputs are the maps of the residual (or other) stages"""
 Maps = Float[Tensor, "batch channels height width"]
 
 
