@@ -25,6 +25,7 @@ TINY_STAGES: Mapping[str, tuple[str, ...]] = {
     "tiny-resnet-deep": ("layer1", "layer2", "layer3"),
     "tiny-convnet": ("stage1", "stage2", "stage3"),
 }
+"""submodules whose outputs are the maps of the residual (or other) stages"""
 Maps = Float[Tensor, "batch channels height width"]
 
 

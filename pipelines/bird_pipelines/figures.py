@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import Patch
 
 from bird_cache.files import replace
 from bird_pipelines.plots import MUTED, PALETTE, STYLE, WIDTH, inline_svg
@@ -55,7 +56,6 @@ def bars(record: Mapping[str, Any], figure: Figure) -> Canvas:
     if floors:
         axes.axvline(float(np.mean(floors)), color=MUTED, linestyle=(0, (3, 2)), label="mean floor of ours")
     axes.errorbar([], [], fmt="D", mfc="white", color="#22262c", ms=5, label="the paper")
-    axes.barh([], [], color=MUTED, label="ours, ± standard deviation")
     axes.set_yticks(places, [name_of(block, row) for block, row in rows])
     axes.invert_yaxis()
     axes.set_xlim(left=0)
@@ -63,7 +63,8 @@ def bars(record: Mapping[str, Any], figure: Figure) -> Canvas:
     axes.set_xlabel(f"{name} ×100 ({'lower' if arrow == '↓' else 'higher'} is better)")
     axes.set_title(figure.title + (" (demo: not the paper's data)" if record["demo"] else ""))
     axes.grid(axis="x")
-    canvas.legend(loc="outside lower left", ncols=3)
+    ours = Patch(color=MUTED, label="ours, ± standard deviation")
+    canvas.legend(handles=[ours, *axes.get_legend_handles_labels()[0]], loc="outside lower left", ncols=3)
     return canvas
 
 
