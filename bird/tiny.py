@@ -29,6 +29,25 @@ TINY_STAGES: Mapping[str, tuple[str, ...]] = {
 Maps = Float[Tensor, "batch channels height width"]
 
 
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention and a perceptron, both around shortcuts (Dosovitskiy et al. 2021). torch's own layer takes
+    another path, with other rounding, where no gradient is wanted."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.perceptron = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+
+    def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        """The tokens after the block."""
+        q, k, v = self.qkv(self.norm1(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        weights = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1)
+        tokens = tokens + self.out((weights @ v).transpose(1, 2).flatten(2))
+        return tokens + self.perceptron(self.norm2(tokens))  # type: ignore[no-any-return]
+
+
 class TinyViT(nn.Module):
     """64 patches -> 2 pre-norm transformer layers -> the mean token, normed (width 64)."""
 
@@ -38,8 +57,7 @@ class TinyViT(nn.Module):
         side = image_size // patch
         self.patches = nn.Conv2d(3, width, patch, stride=patch)
         self.positions = nn.Parameter(0.02 * torch.randn(1, side * side, width))
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.layers = nn.Sequential(TransformerBlock(width, 4), TransformerBlock(width, 4))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
