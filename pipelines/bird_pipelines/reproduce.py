@@ -80,20 +80,24 @@ def outcome(row: Row, plan: Plan, failures: Mapping[str, str]) -> Outcome:
 
 
 def run_group(configs: Sequence[RunConfig]) -> dict[str, str]:
-    """Train the runs, which share a cache and a student architecture; run folder -> message of those that failed."""
-    from bird_pipelines.distill import distill
+    """Train the runs, side by side where they can be; run folder -> message of those that failed. What fails together is
+    tried one by one, so that only what is to blame is lost."""
+    from bird_pipelines.many import distill_many, groups_of
 
-    failures = {}
+    failures: dict[str, str] = {}
     with stop_requests() as stop:  # training hears them itself; this is for the moments between two runs
-        for config in configs:
-            if stop():
-                raise Interrupted
+        for group in groups_of(configs):
             try:
-                distill(config)
+                distill_many(group)
+                continue
             except Interrupted:
                 raise
             except Exception as error:
-                failures[str(config.out)] = message(error)
+                failures |= {str(group[0].out): message(error)} if len(group) == 1 else {}
+            for config in group if len(group) > 1 else ():
+                if stop():
+                    raise Interrupted
+                failures |= run_group([config])
     return failures
 
 
