@@ -20,7 +20,7 @@ from bird_pipelines.many import distill_many, groups_of
 
 SHORT = {"epochs": 2, "warmup": 1, "batch_size": 32}
 FILES = {"config.json", "checkpoint.json", "curve.jsonl", "metrics-meta.json", "metrics-test.json", "run.json"}
-FILES |= {"student.json", "student.safetensors"}
+FILES |= {"student.json", "student.safetensors", "predictions-test.npz"}
 
 
 def config(cache, out, **flags):
