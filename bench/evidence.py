@@ -1,0 +1,51 @@
+"""Every method that an adapter can use, on one cache, several seeds: run folders, and one line a method.
+
+    python bench/evidence.py CACHE OUT [--seeds 5] [--methods bird ...] [--set lambda=0.1 ...]
+
+CIFAR-10S with an ImageNet SqueezeNet as a black box is what docs/LOG.md reports. Resumes; finished runs are only read.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+from bird.methods import METHODS
+from bird_pipelines.config import resolve
+from bird_pipelines.data import cache_dataset
+from bird_pipelines.many import distill_many
+
+NOT_ADAPTER = ("at", "bird+at", "bird+fitnet")  # stages of images; another name of bird
+COLUMNS = ("auroc", "f1_macro", "mean_deo", "max_deo")
+
+
+def number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cache")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", nargs="*", default=[name for name in METHODS if name not in NOT_ADAPTER])
+    parser.add_argument("--set", nargs="*", default=[], help="NAME=VALUE of every run")
+    parser.add_argument("--tag", default="", help="joined to the run folders' names")
+    args = parser.parse_args()
+    fixed = {name: number(value) for name, value in (each.split("=") for each in args.set)}
+    base = {"cache": args.cache, "dataset": cache_dataset(args.cache), "student": "adapter", **fixed}
+    print(f"{'method':22s}", *(f"{name:>16s}" for name in COLUMNS), "  seconds a run")
+    for method in args.methods:
+        folders = [args.out / f"{method}{args.tag}-{seed}" for seed in range(args.seeds)]
+        runs = distill_many(
+            [resolve({**base, "method": method, "seed": seed, "out": out}) for seed, out in enumerate(folders)]
+        )
+        values = [[run["metrics"]["test"][name] for run in runs] for name in COLUMNS]
+        cells = [f"{statistics.mean(v):9.2f} ± {statistics.stdev(v) if len(v) > 1 else 0:4.2f}" for v in values]
+        print(f"{method + args.tag:22s}", *cells, f"{statistics.mean(run['seconds'] for run in runs):9.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
