@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from bird_pipelines import cli_reproduce, show, tune_cli
+from bird_pipelines import cli_reproduce, cli_tune, show
+from bird_pipelines.cli_cache import cache_app
+from bird_pipelines.cli_options import DataRoot, Device, Json, Limit, Out, Workers, output, settings_of
 
 app = typer.Typer(
     help="Fair knowledge distillation in two phases: cache a frozen teacher once, then distil with student feedback.",
@@ -19,20 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-cache_app = typer.Typer(help="Look into a feature cache.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 cli_reproduce.register(app)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set (`bird list datasets` tells the layout).")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that read and decode images.")]
-Limit = Annotated[
-    int | None,
-    typer.Option(min=1, help="Keep N samples: a fixed subset with the proportions of split, class and group."),
-]
-CacheArgument = Annotated[str, typer.Argument(help="The cache: a folder, or file://, s3://, gs://, az://.")]
-Out = Annotated[Path, typer.Option(help="Folder to write; the same command resumes what is there.")]
 
 
 def main() -> None:
@@ -143,7 +132,7 @@ def precompute(
         workers=workers,
         device=device,
         limit=limit,
-        settings=_settings(setting),
+        settings=settings_of(setting),
         shard_rows=shard_rows,
         keep_conflicts=keep_conflicts,
         max_failed=max_failed,
@@ -157,7 +146,7 @@ def precompute(
         service={"kind": kind, "key_env": api_key_env, "per_minute": requests_per_minute, "price": price_per_1000},
         dry_run=dry_run,
     )
-    _print(info, json_, show.parts_of if dry_run else show.cache)
+    output(info, json_, show.parts_of if dry_run else show.cache)
 
 
 @app.command()
@@ -221,7 +210,7 @@ def distill(
     from bird_pipelines.distill import distill as run
 
     defaults = {"student": "adapter", "method": "bird", "dataset": cache_dataset(cache)}
-    _print(run(resolve(flags, config, defaults)), json_, show.run)
+    output(run(resolve(flags, config, defaults)), json_, show.run)
 
 
 @app.command()
@@ -249,8 +238,8 @@ def train(
     from bird_pipelines.config import resolve
     from bird_pipelines.distill import distill as run
 
-    flags |= {"method": "baseline", "dataset_settings": _settings(setting)}
-    _print(run(resolve(flags, config)), json_, show.run)
+    flags |= {"method": "baseline", "dataset_settings": settings_of(setting)}
+    output(run(resolve(flags, config)), json_, show.run)
 
 
 @app.command()
@@ -264,7 +253,7 @@ def evaluate(
     """Metrics of a finished run on one split, with intervals and floors."""
     from bird_pipelines.evaluate import evaluate as run_evaluate
 
-    _print(run_evaluate(run, split, data_root=data_root, cache=cache), json_, show.metrics_of)
+    output(run_evaluate(run, split, data_root=data_root, cache=cache), json_, show.metrics_of)
 
 
 @app.command()
@@ -276,7 +265,7 @@ def report(
     """One self-contained HTML page about one or many runs."""
     from bird_pipelines.report import write_report
 
-    _print({"report": str(write_report(runs, out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
+    output({"report": str(write_report(runs, out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
 
 
 @app.command()
@@ -287,10 +276,10 @@ def demo(
     """The whole pipeline on the embedded data set, offline, in a few minutes."""
     from bird_pipelines.demo import demo as run_demo
 
-    _print({"report": str(run_demo(out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
+    output({"report": str(run_demo(out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
 
 
-app.command("tune")(tune_cli.tune)
+app.command("tune")(cli_tune.tune)
 
 
 @app.command()
@@ -299,7 +288,7 @@ def doctor(json_: Json = False) -> None:
     from bird_pipelines.doctor import diagnose
 
     found = diagnose()
-    _print(found, json_, show.parts)
+    output(found, json_, show.parts)
     if any(value != "ok" for value in found["checks"].values()):
         raise typer.Exit(1)
 
@@ -312,183 +301,4 @@ def list_(
     """What there is to choose from."""
     from bird_pipelines.catalogue import catalogue
 
-    _print(catalogue(what), json_, lambda info: show.table(what, info))
-
-
-@cache_app.command("info")
-def cache_info(cache: CacheArgument, json_: Json = False) -> None:
-    """What a cache holds: fingerprint, rows per class and group, layers, causes."""
-    from bird_cache.store import open_cache
-
-    _print(open_cache(cache).info(), json_, show.cache)
-
-
-@cache_app.command("verify")
-def cache_verify(
-    cache: CacheArgument,
-    teacher: Annotated[str | None, typer.Option(help="Compute some rows again with this teacher and compare.")] = None,
-    sample: Annotated[int, typer.Option(min=1, help="How many rows, spread over all classes and groups.")] = 64,
-    data_root: DataRoot = None,
-    weights: Annotated[Path | None, typer.Option(help="Local weights of the teacher.")] = None,
-    image_size: Annotated[int | None, typer.Option(min=8, help="As in the precompute command.")] = None,
-    device: Device = "auto",
-    workers: Workers = 2,
-    json_: Json = False,
-) -> None:
-    """Check every byte of a cache against what was committed. Exit code 3 if anything is wrong."""
-    from bird_cache.verify import verify
-    from bird_pipelines.caches import compare_with_teacher
-
-    result = verify(cache, workers=workers)._asdict()
-    if teacher is not None and not result["findings"]:
-        result["live"] = compare_with_teacher(
-            cache, teacher, sample, data_root=data_root, weights=weights, image_size=image_size, device=device
-        )
-        result["findings"] = result["live"]["findings"]
-    _print(result | {"sound": not result["findings"]}, json_, show.verification)
-    if result["findings"]:
-        raise typer.Exit(3)
-
-
-@cache_app.command("repair")
-def cache_repair(cache: CacheArgument, workers: Workers = 2, json_: Json = False) -> None:
-    """Drop the commit records of damaged shards: the same precompute command then computes just those again."""
-    from bird_cache.verify import repair
-
-    done = repair(cache, workers=workers)
-    _print({"cache": cache, "done": done}, json_, show.repaired)
-
-
-@cache_app.command("convert")
-def cache_convert(
-    source: Annotated[str, typer.Argument(help="A finished cache: folder or URL.")],
-    target: Annotated[str, typer.Argument(help="Where to write it: folder or URL.")],
-    store: Annotated[str, typer.Option(help="zarr or webdataset.")] = "webdataset",
-    data_root: DataRoot = None,
-    images: Annotated[bool, typer.Option(help="Put the images into WebDataset shards.")] = True,
-    json_: Json = False,
-) -> None:
-    """Write a cache as the other store, bit by bit, without the teacher."""
-    from bird_pipelines.caches import convert_command
-
-    _print(convert_command(source, target, store, data_root, images), json_, show.cache)
-
-
-@cache_app.command("fit-head")
-def cache_fit_head(
-    cache: CacheArgument,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the train features.")] = 10,
-    device: Device = "auto",
-    json_: Json = False,
-) -> None:
-    """Fit a classifier on the cached train features and store its logits as a layer (bkd uses them)."""
-    from bird_pipelines.head import fit_head
-
-    _print(fit_head(cache, epochs=epochs, device=device), json_, show.cache)
-
-
-@cache_app.command("import")
-def cache_import(
-    vectors: Annotated[Path, typer.Argument(help=".npy (with --ids), .parquet, or a clip-retrieval output folder.")],
-    dataset: Annotated[str, typer.Option(help="The data set that the ids belong to (`bird list datasets`).")],
-    out: Annotated[str, typer.Option(help="Folder or URL to write; the same command resumes what is there.")],
-    kind: Annotated[str, typer.Option(help="What they are: penultimate, projection, projection_l2 or logits.")],
-    provenance: Annotated[str, typer.Option(help="Where they come from, in words: model, version, who ran it.")],
-    ids: Annotated[Path | None, typer.Option(help="The ids of a .npy: .txt (one a line) or .csv.")] = None,
-    logits: Annotated[Path | None, typer.Option(help="The teacher's logits, in the same form and order.")] = None,
-    id_column: Annotated[str | None, typer.Option(help="The column of ids, where the name tells nothing.")] = None,
-    vector_column: Annotated[str | None, typer.Option(help="The column of lists, or the prefix of f0, f1, ...")] = None,
-    match: Annotated[str, typer.Option(help="How ids are compared: exact, stem (file name) or path-suffix.")] = "exact",
-    data_root: DataRoot = None,
-    dtype: Annotated[str, typer.Option(help="How they are stored: float16, float32 or bfloat16.")] = "float16",
-    limit: Limit = None,
-    setting: Annotated[list[str] | None, typer.Option(help="A setting of the data set, NAME=VALUE.")] = None,
-    keep_conflicts: Annotated[bool, typer.Option(help="Keep identical images with different labels.")] = False,
-    max_failed: Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may lack a vector.")] = 0.01,
-    teacher_name: Annotated[str | None, typer.Option(help="What reports call the teacher.")] = None,
-    store: Annotated[str, typer.Option(help="zarr or webdataset.")] = "zarr",
-    json_: Json = False,
-) -> None:
-    """Make a cache from vectors that somebody else computed."""
-    from bird_pipelines.imports import import_vectors
-
-    info = import_vectors(
-        vectors,
-        dataset,
-        out,
-        kind=kind,
-        provenance=provenance,
-        ids=ids,
-        logits=logits,
-        id_column=id_column,
-        vector_column=vector_column,
-        match=match,
-        data_root=data_root,
-        dtype=dtype,
-        limit=limit,
-        settings=_settings(setting),
-        keep_conflicts=keep_conflicts,
-        max_failed=max_failed,
-        teacher_name=teacher_name,
-        store=store,
-    )
-    _print(info, json_, show.cache)
-
-
-@cache_app.command("export")
-def cache_export(
-    cache: CacheArgument,
-    out: Annotated[Path, typer.Argument(help="A new folder.")],
-    layer: Annotated[str, typer.Option(help="Which layer.")] = "penultimate",
-    json_: Json = False,
-) -> None:
-    """Write a layer as .npy and .parquet files in clip-retrieval's layout."""
-    from bird_pipelines.imports import export
-
-    _print(export(cache, out, layer), json_, show.parts_of)
-
-
-@cache_app.command("merge")
-def cache_merge(
-    sources: Annotated[list[str], typer.Argument(help="Caches that one command made with different --slice.")],
-    out: Annotated[str, typer.Option(help="Folder or URL to write.")],
-    json_: Json = False,
-) -> None:
-    """Join partial caches of one plan."""
-    from bird_cache.convert import merge
-
-    committed, planned = merge(sources, out)
-    _print({"cache": out, "shards": f"{committed} of {planned}"}, json_, show.parts_of)
-
-
-@cache_app.command("ls")
-def cache_ls(folder: Annotated[str, typer.Argument(help="Folder or URL.")] = ".", json_: Json = False) -> None:
-    """The caches in a folder and below it."""
-    from bird_pipelines.caches import list_caches
-
-    _print(list_caches(folder), json_, show.listing)
-
-
-def _settings(pairs: list[str] | None) -> dict[str, Any]:
-    """["skew=0.9"] -> {"skew": 0.9}. Values are read as TOML where they can be, else as text."""
-    import tomllib
-
-    from bird.errors import UsageError
-
-    settings: dict[str, Any] = {}
-    for pair in pairs or []:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(where="--setting", found=repr(pair), wanted="NAME=VALUE", fix="see `bird list datasets`")
-        try:
-            settings[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            settings[name] = value
-    return settings
-
-
-def _print(value: dict[str, Any], as_json: bool, show: Any) -> None:
-    if as_json:
-        print(json.dumps(value, ensure_ascii=False))
-    else:
-        show(value)
+    output(catalogue(what), json_, lambda info: show.table(what, info))
