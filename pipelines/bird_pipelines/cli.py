@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
-from bird_pipelines import cli_reproduce, cli_tune, show
+from bird_pipelines import show
 from bird_pipelines.cli_cache import cache_app
 from bird_pipelines.cli_options import DataRoot, Device, Json, Limit, Out, Workers, output, settings_of
+from bird_pipelines.cli_reproduce import reproduce
+from bird_pipelines.cli_tune import tune
 
 app = typer.Typer(
     help="Fair knowledge distillation in two phases: cache a frozen teacher once, then distil with student feedback.",
@@ -21,7 +23,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cache_app, name="cache")
-cli_reproduce.register(app)
 
 
 def main() -> None:
@@ -279,7 +280,8 @@ def demo(
     output({"report": str(run_demo(out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
 
 
-app.command("tune")(cli_tune.tune)
+app.command()(tune)
+app.command()(reproduce)
 
 
 @app.command()

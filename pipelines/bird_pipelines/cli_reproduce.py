@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["register"]
+from bird_pipelines.cli_options import Json, output
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(reproduce)
+__all__ = ["reproduce"]
 
 
 def reproduce(
@@ -32,7 +28,7 @@ def reproduce(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 1,
     dry_run: Annotated[bool, typer.Option(help="Print the plan with a rough estimate of time and disk.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    json_: Json = False,
 ) -> None:
     """A table or figure of the paper: train what it needs, and put ours beside the printed numbers."""
     from bird_pipelines.reproduce import reproduce as run
@@ -47,16 +43,16 @@ def reproduce(
         jobs=jobs,
         dry_run=dry_run,
     )
-    if json_:
-        print(json.dumps(done, ensure_ascii=False))
-    elif dry_run:
-        show_plan(done)
-    else:
-        typer.echo("\n".join(f"{kind}: {path}" for kind, path in done["files"].items()))
-        for line in done["failed"]:
-            typer.echo(f"failed: {line}", err=True)
+    output(done, json_, show_plan if dry_run else show_files)
     if done.get("failed"):
         raise typer.Exit(1)
+
+
+def show_files(done: dict[str, Any]) -> None:
+    """What was written, and what failed."""
+    typer.echo("\n".join(f"{kind}: {path}" for kind, path in done["files"].items()))
+    for line in done["failed"]:
+        typer.echo(f"failed: {line}", err=True)
 
 
 def show_plan(plan: dict[str, Any]) -> None:

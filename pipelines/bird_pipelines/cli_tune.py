@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bird_pipelines import show
+from bird_pipelines.cli_options import DataRoot, Json, Out, output
 
 __all__ = ["tune"]
 
 
 def tune(
     cache: Annotated[str, typer.Option(help="The cache that `bird precompute` wrote: a folder or URL.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; the same command resumes what is there.")],
+    out: Out,
     method: Annotated[str, typer.Option(help="The method whose weights are chosen (`bird list methods`).")] = "bird",
     trials: Annotated[int, typer.Option(min=1, help="Candidate settings.")] = 24,
     per_round: Annotated[
@@ -31,13 +31,13 @@ def tune(
     student: Annotated[
         str, typer.Option(help="adapter, whose candidates train together, or an image student.")
     ] = "adapter",
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set, for image students.")] = None,
+    data_root: DataRoot = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default 10.")] = None,
     warmup: Annotated[int | None, typer.Option(min=0, help="Default half.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Default 128.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Train on a fixed subset of N rows.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of `bird distill` options; flags win.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+    json_: Json = False,
 ) -> None:
     """Choose lambda, alpha, mu2 ... on half of the meta split: lowest mean-DEO above an AUROC floor. Test is opened once."""
     from bird_pipelines.config import resolve
@@ -57,8 +57,4 @@ def tune(
         auroc_floor=auroc_floor,
         seed=seed,
     )
-    result = run(base, search)
-    if json_:
-        print(json.dumps(result, ensure_ascii=False))
-    else:
-        show.tuned(result)
+    output(run(base, search), json_, show.tuned)
