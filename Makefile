@@ -55,6 +55,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/step.py
 	$(BIN)/python bench/precompute.py
 	$(BIN)/python bench/stream.py
+	$(BIN)/python bench/verify.py
+	$(BIN)/python bench/stack.py
 
 wheel: $(VENV)/.installed
 	$(BIN)/python tests/wheel_check.py
