@@ -147,15 +147,12 @@ def precompute_command(
     max_megapixels: float | None = None,
 ) -> dict[str, Any]:
     """`bird precompute`: open the data set and the teacher, write the cache, say what it holds (see `FeatureStore.info`)."""
-    for option, value, known in (
-        ("--dtype", dtype, DTYPES),
-        ("--store", store, ("zarr", "webdataset")),
-        ("--on-error", on_error, ("skip", "fail")),
-    ):
-        if value not in known:
-            raise UsageError(
-                where=option, found=repr(value), wanted=f"one of {', '.join(known)}", fix="choose one of these"
-            )
+    if dtype not in DTYPES:
+        raise UsageError(where="--dtype", found=repr(dtype), wanted=f"one of {', '.join(DTYPES)}", fix="choose one")
+    if store not in ("zarr", "webdataset"):
+        raise UsageError(where="--store", found=repr(store), wanted="zarr or webdataset", fix="choose one")
+    if on_error not in ("skip", "fail"):
+        raise UsageError(where="--on-error", found=repr(on_error), wanted="skip or fail", fix="choose one")
     max_failed = 0.0 if on_error == "fail" else max_failed
     part = slice_of(slice_)
     data = open_dataset(dataset, data_root, **settings)
