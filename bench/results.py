@@ -1,0 +1,88 @@
+"""What the benchmarks found: one JSON a benchmark in bench/results, shown as tables in docs/performance.md.
+
+    python bench/results.py            # writes the tables between the markers of docs/performance.md anew
+
+A benchmark calls `save`; the page holds `<!-- result: NAME -->` and `<!-- end -->` where its table goes.
+"""
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+
+
+def save(name, title, columns, rows, notes=()):
+    """Keep one table: `rows` are dicts by column, numbers or text; a ratio is what `paired` gives."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    found = {
+        "title": title,
+        "command": " ".join(["python", *sys.argv]),
+        "date": date.today().isoformat(),
+        "commit": commit.stdout.strip(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "columns": list(columns),
+        "rows": list(rows),
+        "notes": list(notes),
+    }
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print("\n".join(table(found)))
+
+
+def paired(first, second):
+    """The ratio first / second of runs paired by their order: median and quartiles."""
+    ratios = [a / b for a, b in zip(first, second, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return {"median": middle, "quartiles": [low, high], "pairs": len(ratios)}
+
+
+def cell(value):
+    """A number, a ratio with its quartiles, or text."""
+    if isinstance(value, dict):
+        low, high = value["quartiles"]
+        return f"{value['median']:.2f} ({low:.2f} to {high:.2f})"
+    return (
+        f"{value:,.3g}"
+        if isinstance(value, float) and abs(value) < 1000
+        else f"{value:,}"
+        if isinstance(value, int | float)
+        else value
+    )
+
+
+def table(found):
+    """Lines of Markdown."""
+    lines = [f"{found['title']}", "", "| " + " | ".join(found["columns"]) + " |", "|" + "---|" * len(found["columns"])]
+    lines += ["| " + " | ".join(cell(row.get(name, "")) for name in found["columns"]) + " |" for row in found["rows"]]
+    lines += [
+        "",
+        f"`{found['command']}`, {found['date']}, {found['commit']}, {found['machine']}, torch {found['torch']}.",
+    ]
+    return lines + [f"- {note}" for note in found["notes"]]
+
+
+def main():
+    """Fill in the page."""
+
+    def filled(match):
+        path = FOLDER / f"{match[1]}.json"
+        lines = table(json.loads(path.read_text())) if path.exists() else ["not measured yet"]
+        return "\n".join([f"<!-- result: {match[1]} -->", *lines, "<!-- end -->"])
+
+    pattern = re.compile(r"<!-- result: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
+    PAGE.write_text(pattern.sub(filled, PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
