@@ -92,7 +92,7 @@ class StackedLearner(Learner):
         for index, learner in enumerate(self.learners):
             for own, every in zip(learner.model.parameters(), self.model.parameters(), strict=True):
                 own.grad = None if every.grad is None else every.grad[index]
-            learner.optimizer.step()
+            learner.take_step()
 
     def move_gate(self, gradients: Sequence[Tensor]) -> None:
         """One Adam step of each gate against its row of the gradients."""

@@ -7,9 +7,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from bird.losses import sample_cross_entropy
+from bird.losses import cross_entropy, sample_cross_entropy
 
-__all__ = ["cell_cross_entropy", "exponentiated", "inverse_frequencies", "own_head", "weighted_cross_entropy"]
+__all__ = [
+    "adjusted_cross_entropy",
+    "cell_cross_entropy",
+    "exponentiated",
+    "inverse_frequencies",
+    "log_prior",
+    "own_head",
+    "weighted_cross_entropy",
+]
 
 
 def inverse_frequencies(counts: Int[Tensor, "classes groups"]) -> Float[Tensor, "classes groups"]:
@@ -50,6 +58,23 @@ def exponentiated(
     """q exp(step loss), scaled to sum 1: one step of exponentiated gradient ascent (Sagawa et al. 2020, algorithm 1)."""
     grown = q * torch.exp(step * losses)
     return grown / grown.sum((-2, -1), keepdim=True)
+
+
+def log_prior(counts: Int[Tensor, "classes groups"]) -> Float[Tensor, "classes groups"]:
+    """log p(class | group) in the training split, in nats, with one sample added to each cell (no cell is impossible)."""
+    return ((counts + 1) / (counts + 1).sum(0)).log()
+
+
+def adjusted_cross_entropy(
+    logits: Float[Tensor, "*models batch classes"],
+    labels: Int[Tensor, "*models batch"],
+    protected: Int[Tensor, "*models batch"],
+    log_prior: Float[Tensor, "classes groups"],
+) -> Float[Tensor, "*models"]:
+    """CE(z + log p(. | group), y), in nats: the logit-adjusted loss (Menon et al. 2021, eq. 10) with the classes'
+    frequencies within the sample's own group. What its minimiser puts into z itself is log p(x | class, group) up to what
+    all classes share: a group in which a class is frequent is no evidence for the class. Nothing is added at test time."""
+    return cross_entropy(logits + log_prior.T[protected], labels)
 
 
 def own_head(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, cast, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bird.averaging import running_mean
 from bird.gate import Gate, StageGates
 from bird.meta import Weight
 from bird.students import StagedOutput, Student, StudentOutput, require_stages
@@ -56,6 +57,7 @@ class Hyperparameters:
     | ad_lr | ad: the adversary's learning rate | 1e-3 |
     | ad_every | ad: the student moves in every nth epoch only | 1 |
     | dro_step | group-dro: step of the exponentiated gradient | .01 (Sagawa et al. 2020, their code) |
+    | average | bird-plus: decay of the running mean of the weights; 0: none | .999 |
     """
 
     alpha: Weight = 0.9
@@ -70,6 +72,7 @@ class Hyperparameters:
     ad_lr: float = 1e-3
     ad_every: int = 1
     dro_step: float = 0.01
+    average: float = 0.999
 
 
 class Regressed(nn.Module):
@@ -113,7 +116,8 @@ class SingleLearner(Learner):
     """One student with its regressor, its gate, and their Adam optimisers.
 
     `aide` is what a method trains or keeps beside the student (the adversary of AD, the weights of group-DRO); its
-    parameters, if it has any, have an Adam of their own.
+    parameters, if it has any, have an Adam of their own. With `average` > 0 the student that ships has the running mean
+    of the weights (bird.averaging) and no part in training.
     """
 
     model: Regressed
@@ -130,6 +134,7 @@ class SingleLearner(Learner):
         aide: nn.Module | None = None,
         aide_lr: float = 1e-3,
         staged: bool = False,
+        average: float = 0.0,
     ) -> None:
         device = student.mean.device
         with torch.random.fork_rng(devices=[]):
@@ -145,12 +150,26 @@ class SingleLearner(Learner):
         self.gate_optimizer = None if self.gate is None else torch.optim.Adam(self.gate.parameters(), lr=mu2, eps=1e-16)
         trained = [] if aide is None else list(aide.parameters())
         self.aide_optimizer = torch.optim.Adam(trained, lr=aide_lr) if trained else None
+        self.average = running_mean(self.model.student, average) if average else None
+
+    @property
+    def student(self) -> Student:
+        """The student that ships."""
+        if self.average is None:
+            return self.model.student
+        return cast("Student", self.average.module)
 
     def descend(self, loss: Float[Tensor, "*models"]) -> None:
         """One Adam step of the student on `loss`."""
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        self.take_step()
+
+    def take_step(self) -> None:
+        """One Adam step of the student along the gradients that its parameters hold."""
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model.student)
 
     def move_gate(self, gradients: Sequence[Tensor]) -> None:
         """One Adam step of the gate against the given gradients of its parameters."""
@@ -176,6 +195,8 @@ class Method(ABC):
     """attention or maps of the teacher's residual stages, and the student's own"""
     heads_by_group = False
     """the student has one head a group"""
+    averages = False
+    """the student that ships has the running mean of the weights"""
     stackable = True
     """`step` takes S learners side by side (bird.stack); otherwise it needs a SingleLearner"""
 
@@ -204,6 +225,7 @@ class Method(ABC):
             aide=self.aide(student, seed),
             aide_lr=self.hyper.ad_lr,
             staged=self.stages is not None,
+            average=self.hyper.average if self.averages else 0.0,
         )
 
     def aide(self, student: Student, seed: int) -> nn.Module | None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method
 from bird.methods.distances import Distance, attention_distance, feature_distance, mmd_distance
-from bird.methods.step import bird_loss
+from bird.methods.step import bird_loss, task_loss
+from bird.weighting import adjusted_cross_entropy, log_prior
 
-__all__ = ["Bird", "bird_at", "bird_mfd"]
+__all__ = ["Bird", "BirdPlus", "bird_at", "bird_mfd"]
 
 
 class Bird(Method):
@@ -44,9 +49,41 @@ class Bird(Method):
             meta_batch=meta_batch if self.meta else None,
             move_gate=learner.move_gate,
             warm=warm,
+            task=self.task,
         )
         learner.descend(loss)
         return losses
+
+    def task(self, logits: Tensor, batch: Batch) -> Tensor:
+        """CE."""
+        return task_loss(logits, batch)
+
+
+class BirdPlus(Bird):
+    """BIRD with three changes, ours, found on validation images (docs/decisions/0010):
+
+    - CE is adjusted by log p(class | group) of the training split: L_j = alpha D + (1 - alpha) CE(z + log p(. | group), y).
+      The group is asked for in training alone.
+    - lambda L_o leaves L_j: it pulls against the adjusted loss. L_o stays what the gate learns from.
+    - The student that ships has the running mean of the weights.
+    """
+
+    averages = True
+    prior: Float[Tensor, "classes groups"] | None = None
+
+    def __init__(self, hyper: Hyperparameters, groups: int, *, learn_gate: bool = True) -> None:
+        super().__init__(replace(hyper, lambda_=0.0), groups, learn_gate=learn_gate)
+
+    def prepare(self, counts: Int[Tensor, "classes groups"]) -> None:
+        """The prior from the cells' sizes."""
+        self.prior = log_prior(counts)
+
+    def task(self, logits: Tensor, batch: Batch) -> Tensor:
+        """CE of the adjusted logits."""
+        if self.prior is None:
+            raise ValueError("BirdPlus.prepare(counts) comes before the first step")
+        self.prior = self.prior.to(logits.device)
+        return adjusted_cross_entropy(logits, batch.labels, batch.groups, self.prior)
 
 
 def bird_at(hyper: Hyperparameters, groups: int) -> Bird:

@@ -20,6 +20,13 @@ __all__ = ["BirdStep", "bird_loss"]
 
 MoveGate = Callable[[Sequence[Tensor]], None]
 """One descent step of the gate against gradients of its parameters."""
+Task = Callable[[Tensor, Batch], Tensor]
+"""The loss of the task from logits (*models, batch, classes): one value a model."""
+
+
+def task_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """CE(z, y), in nats."""
+    return cross_entropy(logits, batch.labels)
 
 
 def bird_loss(
@@ -33,16 +40,17 @@ def bird_loss(
     meta_batch: Callable[[], Batch] | None,
     move_gate: MoveGate,
     warm: bool,
+    task: Task = task_loss,
 ) -> tuple[Tensor, Losses]:
     """L_j = alpha D + (1 - alpha) CE + lambda L_o(batch), with its graph, at the student's present parameters and the gate's
     NEW phi: with `warm` and a `meta_batch`, phi was moved against the student's feedback first (Java et al. 2023,
-    section 3). Before the warmup is over lambda is 0 and phi stays. All share one forward pass of `batch`. The second
-    result holds the parts, detached: ce, distance, loss; with `warm` bias (L_o of the batch), and where phi moved meta_bias
-    (L_o(theta') of the meta batch).
+    section 3). Before the warmup is over lambda is 0 and phi stays. All share one forward pass of `batch`; `task` is CE
+    or what stands in its place. The second result holds the parts, detached: ce, distance, loss; with `warm` bias (L_o of
+    the batch), and where phi moved meta_bias (L_o(theta') of the meta batch).
     """
     alpha, given = hyper.alpha, distance.given(batch)
     output = model(batch.inputs)
-    ce = cross_entropy(output.logits, batch.labels)
+    ce = task(output.logits, batch)
     losses: Losses = {"ce": ce.detach()}
 
     def between(h: Any, gated: Any) -> Tensor:
@@ -91,6 +99,7 @@ class BirdStep:
     - `gate`: `Gate(d)`, or what `distance.new_gate(batch)` gives. `step.optimizer` moves it (Adam with learning rate mu2,
       unless you give one; leave the gate out of yours).
     - `distance`: a `Distance`, or a function (h, gated, batch) -> scalar; default: mean squared error of features.
+    - `task`: a function (logits, batch) -> scalar in the place of cross-entropy, such as `bird.weighting`'s.
     - `groups`: the number M of protected groups, 0..M-1 in `batch.groups`.
     - `alpha`, `lambda_`, `mu1`, `mu2`: as in `Hyperparameters`.
 
@@ -106,13 +115,14 @@ class BirdStep:
         *,
         groups: int,
         adapt: Callable[[Any], Any] | None = None,
+        task: Task = task_loss,
         optimizer: torch.optim.Optimizer | None = None,
         alpha: float = 0.9,
         lambda_: float = 0.1,
         mu1: float = 1e-3,
         mu2: float = 1e-3,
     ) -> None:
-        self.model, self.gate, self.groups = _Answering(student, adapt), gate, groups
+        self.model, self.gate, self.groups, self.task = _Answering(student, adapt), gate, groups, task
         given = feature_distance() if distance is None else distance
         self.distance = given if isinstance(given, Distance) else Distance(given)
         self.hyper = Hyperparameters(alpha=alpha, lambda_=lambda_, mu1=mu1, mu2=mu2)
@@ -131,6 +141,7 @@ class BirdStep:
             meta_batch=None if meta_batch is None else lambda: meta_batch,
             move_gate=self._move_gate,
             warm=warm,
+            task=self.task,
         )
 
     def _move_gate(self, gradients: Sequence[Tensor]) -> None:

@@ -185,6 +185,7 @@ def distill(
         int | None, typer.Option(help="ad: the student moves every nth epoch. Default 1 up to 20 epochs, else 3.")
     ] = None,
     dro_step: Annotated[float | None, typer.Option(help="group-dro: step of its cell weights. Default .01.")] = None,
+    average: Annotated[float | None, typer.Option(help="bird-plus: decay of its mean weights. Default .999.")] = None,
     preset: Annotated[str | None, typer.Option(help="paper: values of the paper that are not the defaults.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Default 128.")] = None,
     meta_per_cell: Annotated[

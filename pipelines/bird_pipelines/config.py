@@ -49,6 +49,7 @@ class RunConfig(BaseModel):
         default=0, ge=0, description="ad: the student moves every nth epoch; 0: 1 up to 20 epochs, else 3"
     )
     dro_step: float = Field(default=0.01, ge=0)
+    average: float = Field(default=0.999, ge=0, lt=1)
     meta_per_cell: int = Field(default=8, ge=1, description="meta samples of each (class, group) cell a step")
     head_epochs: int = Field(default=10, ge=1, description="bkd: epochs of the teacher's head")
     limit: int | None = Field(default=None, ge=1)

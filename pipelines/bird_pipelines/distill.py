@@ -177,7 +177,7 @@ class Trainer:
     def meta_score(self) -> dict[str, float] | None:
         """Accuracy and mean-DEO on the meta split, x100; None where a cell of it is empty."""
         rows, table = self.data.rows("meta"), self.data.table
-        predictions = logits_of(self.learner.model.student, self.data, rows, self.device).argmax(1).numpy()
+        predictions = logits_of(self.learner.student, self.data, rows, self.device).argmax(1).numpy()
         classes, groups = len(self.data.class_names), len(self.data.group_names)
         counts = confusion(table.labels[rows], table.groups[rows], predictions, classes, groups)
         try:
@@ -200,6 +200,8 @@ class Trainer:
             tensors |= {f"aide.{name}": value for name, value in learner.aide.state_dict().items()}
         if learner.aide_optimizer is not None:
             tensors |= runs.optimizer_tensors("aide_optimizer", learner.aide_optimizer)
+        if learner.average is not None:
+            tensors |= {f"average.{name}": value for name, value in learner.average.state_dict().items()}
         place = {"epoch": self.epoch, "step": self.step, "consumed": self.consumed, "seconds": self.seconds}
         state = place | {"sums": self.sums, "curve": self.curve, "fingerprint": self.data.fingerprint}
         runs.save_checkpoint(self.config.out, self.step, tensors, state)
@@ -220,12 +222,14 @@ class Trainer:
             learner.aide.load_state_dict(runs.under("aide", tensors))
         if learner.aide_optimizer is not None:
             runs.restore_optimizer("aide_optimizer", learner.aide_optimizer, tensors)
+        if learner.average is not None:
+            learner.average.load_state_dict(runs.under("average", tensors))
         self.epoch, self.step, self.consumed = state["epoch"], state["step"], state["consumed"]
         self.seconds, self.sums, self.curve = state["seconds"], state["sums"], state["curve"]
 
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
-        out, data, student = self.config.out, self.data, self.learner.model.student
+        out, data, student = self.config.out, self.data, self.learner.student
         for name, content in student_files(student, data.fingerprint).items():
             replace(out / name, content)
         for split in self.config.scored():
@@ -291,6 +295,7 @@ def hyperparameters(config: RunConfig) -> Hyperparameters:
         ad_lr=config.ad_lr,
         ad_every=max(config.ad_every, 1),
         dro_step=config.dro_step,
+        average=config.average,
     )
 
 

@@ -51,6 +51,7 @@ SPACES: Mapping[str, Mapping[str, Range]] = {
     "fitnet": {"fitnet_weight": Range(1e-2, 10.0, log=True)},
     "bird": {"lambda": LAMBDA, "alpha": ALPHA, "mu2": MU2},
     "bird-no-meta": {"lambda": LAMBDA, "alpha": ALPHA},
+    "bird-plus": {"alpha": ALPHA, "mu2": MU2},
     "mfd": {"mfd_weight": MMD},
     "bird+mfd": {"lambda": LAMBDA, "alpha": ALPHA, "mu2": MU2, "mfd_weight": MMD},
 }

@@ -35,7 +35,7 @@ def test_every_method_trains_an_image_student(maps, tmp_path, method):
     assert info["complete"]
     assert evaluate(tmp_path / "run") == info["metrics"]["test"]
     line = json.loads((tmp_path / "run" / "curve.jsonl").read_text().splitlines()[-1])
-    learns = method.startswith("bird") and method != "bird-no-meta"
+    learns = method.startswith("bird") and not method.endswith("no-meta")
     assert (line["meta_bias"] is not None) == learns
     assert (line["gate"] is not None) == method.startswith("bird")
 
@@ -83,6 +83,7 @@ def killed_and_resumed(config, steps):
         ("group-dro", {"aide.q"}),
         ("domain-independent", {"model.student.head.weight"}),
         ("bird+mfd", {"gate.phi", "gate_optimizer.0.exp_avg"}),
+        ("bird-plus", {"average.module.head.weight", "average.n_averaged", "gate.phi"}),
         ("bird+at", {"gate.phi.0", "gate.phi.2", "gate_optimizer.2.exp_avg"}),
     ],
 )
