@@ -1,0 +1,50 @@
+"""Table 3's protocol with a small budget: CIFAR-10S, an image student, a teacher of the same architecture trained first.
+
+    python bench/images.py DATA_ROOT OUT [--student shufflenetv2] [--limit 10000] [--epochs 6] [--seeds 1] [--methods ...]
+
+Runs the commands of the CLI one after the other and resumes. Methods come in the order in which they are worth waiting for.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+METHODS = "fitnet bird domain-independent bird-plus-no-meta bird-plus reweight baseline bkd mfd ad".split()
+COLUMNS = ("auroc", "f1_macro", "mean_deo", "max_deo")
+
+
+def bird(*words):
+    """What one command of the CLI answers."""
+    command = [str(Path(sys.executable).with_name("bird")), *map(str, words), "--json"]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--student", default="shufflenetv2")
+    for option, value in (("--limit", 10_000), ("--epochs", 6), ("--seeds", 1)):
+        parser.add_argument(option, type=int, default=value)
+    parser.add_argument("--methods", nargs="*", default=METHODS)
+    args = parser.parse_args()
+    data = ("--data-root", args.data)
+    run = (*data, "--student", args.student, "--limit", args.limit, "--epochs", args.epochs)
+    teacher, cache = args.out / "teacher", args.out / "cache"
+    bird("train", "--dataset", "cifar10s", *run, "--seed", 1000, "--out", teacher)
+    bird("precompute", "--teacher", f"run:{teacher}", "--dataset", "cifar10s", *data, "--out", cache)
+    print(f"{'method':20s} seed", *(f"{name:>24s}" for name in COLUMNS), " seconds")
+    for seed in range(args.seeds):
+        for method in args.methods:
+            folder = args.out / f"{method}-{seed}"
+            info = bird("distill", "--cache", cache, *run, "--method", method, "--seed", seed, "--out", folder)
+            test = info["metrics"]["test"]
+            intervals = test["intervals"]
+            cells = [f"{test[name]:.1f} [{', '.join(f'{each:.1f}' for each in intervals[name])}]" for name in COLUMNS]
+            print(f"{method:20s} {seed:4d}", *(f"{cell:>24s}" for cell in cells), f"{info['seconds']:8.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
