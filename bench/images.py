@@ -11,7 +11,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-METHODS = "fitnet bird domain-independent bird-plus-no-meta bird-plus reweight baseline bkd mfd ad".split()
+METHODS = [
+    "fitnet",
+    "bird",
+    "domain-independent",
+    "bird-plus-no-meta",
+    "bird-plus",
+    "reweight",
+    "baseline",
+    "bkd",
+    "mfd",
+    "ad",
+]
 COLUMNS = ("auroc", "f1_macro", "mean_deo", "max_deo")
 
 
