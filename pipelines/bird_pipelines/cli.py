@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+import bird_pipelines
 from bird_pipelines import show
 from bird_pipelines.cli_cache import cache_app
 from bird_pipelines.cli_options import DataRoot, Device, Json, Limit, Out, Workers, output, settings_of
@@ -206,13 +207,8 @@ def distill(
     json_: Json = False,
 ) -> None:
     """Phase 2: distil a student from a cache. The teacher is never loaded."""
-    flags = {name: value for name, value in locals().items() if name not in ("config", "json_")}
-    from bird_pipelines.config import resolve
-    from bird_pipelines.data import cache_dataset
-    from bird_pipelines.distill import distill as run
-
-    defaults = {"student": "adapter", "method": "bird", "dataset": cache_dataset(cache)}
-    output(run(resolve(flags, config, defaults)), json_, show.run)
+    flags = {name: value for name, value in locals().items() if name != "json_"}
+    output(bird_pipelines.distill(**flags), json_, show.run)
 
 
 @app.command()
@@ -238,7 +234,7 @@ def train(
     """The Baseline: a student without a teacher. Its run folder can be the teacher `run:DIR`."""
     flags = {name: value for name, value in locals().items() if name not in ("config", "json_", "setting")}
     from bird_pipelines.config import resolve
-    from bird_pipelines.distill import distill as run
+    from bird_pipelines.training import distill as run
 
     flags |= {"method": "baseline", "dataset_settings": settings_of(setting)}
     output(run(resolve(flags, config)), json_, show.run)

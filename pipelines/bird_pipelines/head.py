@@ -16,8 +16,8 @@ from bird_cache.store import open_cache
 from bird_cache.writer import open_part
 from bird_pipelines.config import resolve
 from bird_pipelines.data import LOGITS, cache_dataset, load_data
-from bird_pipelines.distill import features_only, fit_teacher_head, threads
 from bird_pipelines.scoring import logits_of
+from bird_pipelines.training import features_only, fit_teacher_head, threads
 
 __all__ = ["fit_head"]
 

@@ -29,8 +29,8 @@ from bird_cache.order import shuffled, slices
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data
-from bird_pipelines.distill import Trainer, distill, hyperparameters, outcome, teacher_logits, threads
 from bird_pipelines.progress import Interrupted, progress, stop_requests
+from bird_pipelines.training import Trainer, distill, hyperparameters, outcome, teacher_logits, threads
 
 __all__ = ["distill_many", "groups_of"]
 

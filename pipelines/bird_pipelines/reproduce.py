@@ -107,7 +107,7 @@ def perform(step: Step) -> dict[str, str]:
         if step.kind == "runs":
             return run_group([config for config in step.configs if not finished(config)])
         if step.kind == "teacher":
-            from bird_pipelines.distill import distill
+            from bird_pipelines.training import distill
 
             distill(step.configs[0])
         elif step.kind == "head":

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import bird_pipelines
+
 BIRD = [sys.executable, "-c", "from bird_pipelines.cli import main; main()"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
@@ -66,8 +68,4 @@ def exists(pattern):
 
 def distilled(cache, out, **flags):
     """`bird distill` without a process of its own; returns what it prints as JSON."""
-    from bird_pipelines.config import resolve
-    from bird_pipelines.distill import distill
-
-    defaults = {"dataset": "digits-s", "student": "adapter", "method": "bird"}
-    return distill(resolve({"cache": cache, "out": out, **flags}, None, defaults))
+    return bird_pipelines.distill(cache=cache, out=out, **flags)

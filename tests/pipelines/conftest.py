@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from bird_pipelines.config import resolve
-from bird_pipelines.distill import distill
 from bird_pipelines.precompute import precompute_command
+from bird_pipelines.training import distill
 
 LIMIT = 400
 

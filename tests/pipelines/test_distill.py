@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from helpers.shell import ENVIRONMENT, bird, bird_json, distilled, exists, panel, stopped
 
+import bird_pipelines
+from bird.errors import RunError, UsageError
 from bird.methods import METHODS
 from bird_cache.store import open_cache
 from bird_pipelines.config import resolve
@@ -236,3 +238,18 @@ def test_a_cache_larger_than_memory_trains_the_same_student(teacher, cache, tmp_
     for name, memory in (("held", 1.0), ("mapped", 0.0)):
         distilled(cache, tmp_path / name, **SHORT, method="bird", memory_gb=memory)
     ends_equal(tmp_path / "held", tmp_path / "mapped")
+
+
+def test_from_python_with_the_words_of_the_command(cache, tmp_path):
+    """`bird_pipelines.distill(...)` is the command: same folder, same student."""
+    file = tmp_path / "run.toml"
+    file.write_text('method = "fitnet"\n')
+    info = bird_pipelines.distill(cache=cache, out=tmp_path / "python", config=file, epochs=1, lambda_=None)
+    words = ("--cache", cache, "--config", file, "--epochs", 1)
+    assert bird_json("distill", *words, "--out", tmp_path / "shell")["metrics"] == info["metrics"]
+    one, two = (tmp_path / name / "student.safetensors" for name in ("python", "shell"))
+    assert one.read_bytes() == two.read_bytes()
+    with pytest.raises(UsageError, match="lamda"):
+        bird_pipelines.distill(cache=cache, out=tmp_path / "other", lamda=0.2)
+    with pytest.raises(RunError, match="seed"):
+        bird_pipelines.distill(cache=cache, out=tmp_path / "python", config=file, epochs=1, seed=5)

@@ -12,9 +12,9 @@ from bird.methods import METHODS
 from bird.students import load_student
 from bird_cache.store import open_cache
 from bird_pipelines.config import resolve
-from bird_pipelines.distill import Trainer, distill
 from bird_pipelines.evaluate import evaluate
 from bird_pipelines.runs import load_checkpoint
+from bird_pipelines.training import Trainer, distill
 
 IMAGES = {"student": "shufflenetv2", "limit": 100, "epochs": 2, "warmup": 1, "meta_per_cell": 1, "batch_size": 32}
 GROUPS = 2
