@@ -33,6 +33,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad, grad
 from torch.func import functional_call
 
+from bird.tangents import FastTangents
+
 # torch leaves these two untyped
 make_dual: Callable[[Tensor, Tensor], Tensor] = forward_ad.make_dual
 unpack_dual: Callable[[Tensor], Any] = forward_ad.unpack_dual
@@ -138,7 +140,7 @@ def look_ahead(theta: Parameters, loss: Tensor, mu1: Weight) -> Parameters:
 
 def jvp(student: nn.Module, theta: Parameters, direction: Parameters, inputs: Tensor) -> Output:
     """(dh/dtheta) v: the student's answer on `inputs`, differentiated along `direction` in one forward-mode pass."""
-    with torch.no_grad(), forward_ad.dual_level():
+    with torch.no_grad(), forward_ad.dual_level(), FastTangents():
         dual = {name: make_dual(value.detach(), direction[name]) for name, value in theta.items()}
         output = probe(student, dual, inputs)
         tangents = [unpack_dual(tensor).tangent for tensor in output]
