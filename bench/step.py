@@ -1,26 +1,31 @@
-"""One BIRD step against a plain FitNet step and against double backward: paired, in one process.
+"""One BIRD step against a plain FitNet step and against other ways to the same gate gradient: paired, in one process.
 
-    python bench/step.py [--students resnet18 shufflenetv2] [--size 64] [--batch 64] [--rounds 15] [--out FILE]
+    python bench/step.py [--students resnet18 shufflenetv2] [--sizes 64 176] [--batch 64] [--rounds 9]
 
-Each round times every variant once, in turn; what is reported is the ratio within a round (median, quartiles).
-Double backward is the usual way to the same gate gradient: build the inner gradient's graph, differentiate it again.
+Each round times every variant once, in turn; a ratio is taken within a round. The other ways build the inner gradient's
+graph and differentiate it again: by hand, by `higher`, by `torchopt` (where they are installed). Before anything is timed
+their gate gradient is compared with ours. Memory is a process's peak less what it held before its first step.
 """
 
 import argparse
 import json
-import statistics
+import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
+from results import paired, save
 from torch.func import functional_call
 
 from bird.losses import bias_loss, cross_entropy, feature_mse
 from bird.methods import Batch, Hyperparameters, SingleLearner, build_method
 from bird.students import build_student
 
-CLASSES, GROUPS, TEACHER_DIM = 10, 2, 512
+CLASSES, GROUPS, TEACHER_DIM = 2, 2, 512
+META_PER_CELL = 8  # the default: 32 meta samples for two classes and two groups, as in CelebA
+OTHERS = ("double backward", "higher", "torchopt")
 
 
 def make_batch(size, count, seed):
@@ -33,40 +38,123 @@ def make_batch(size, count, seed):
     )
 
 
-def double_backward_step(learner, hyper, batch, meta):
-    """The same iteration with the inner gradient's graph differentiated a second time."""
+def inner_loss(hyper, learner, output, batch):
+    ce = cross_entropy(output.logits, batch.labels)
+    return hyper.alpha * feature_mse(output.features, learner.gate(batch.teacher)) + (1 - hyper.alpha) * ce
+
+
+def meta_loss(answer, meta):
+    return bias_loss(answer.logits, meta.labels, meta.groups, GROUPS)
+
+
+def by_hand(learner, hyper, batch, meta):
+    """phi's gradient, and the answer on the batch with its graph."""
     theta = dict(learner.model.named_parameters())
     output = learner.model(batch.inputs)
-    ce = cross_entropy(output.logits, batch.labels)
-    inner = hyper.alpha * feature_mse(output.features, learner.gate(batch.teacher)) + (1 - hyper.alpha) * ce
-    gradients = torch.autograd.grad(inner, list(theta.values()), create_graph=True, materialize_grads=True)
+    loss = inner_loss(hyper, learner, output, batch)
+    gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True, materialize_grads=True)
     ahead = {name: p - hyper.mu1 * g for (name, p), g in zip(theta.items(), gradients, strict=True)}
     buffers = {name: value.clone() for name, value in learner.model.named_buffers()}
-    answer = functional_call(learner.model, (ahead, buffers), (meta.inputs,))
-    outer = bias_loss(answer.logits, meta.labels, meta.groups, GROUPS)
-    learner.gate.phi.grad = torch.autograd.grad(outer, learner.gate.phi, retain_graph=True)[0]
-    learner.gate_optimizer.step()
+    outer = meta_loss(functional_call(learner.model, (ahead, buffers), (meta.inputs,)), meta)
+    return torch.autograd.grad(outer, learner.gate.phi, retain_graph=True)[0], output
+
+
+def by_higher(learner, hyper, batch, meta):
+    import higher
+
+    plain = torch.optim.SGD(learner.model.parameters(), lr=hyper.mu1)
+    with higher.innerloop_ctx(learner.model, plain, copy_initial_weights=True) as (model, optimizer):
+        optimizer.step(inner_loss(hyper, learner, model(batch.inputs), batch))
+        gradient = torch.autograd.grad(meta_loss(model(meta.inputs), meta), learner.gate.phi)[0]
+    return gradient, learner.model(batch.inputs)
+
+
+def by_torchopt(learner, hyper, batch, meta):
+    import torchopt
+
+    model, optimizer = learner.model, torchopt.MetaSGD(learner.model, lr=hyper.mu1)
+    before = torchopt.extract_state_dict(model, by="reference")
+    optimizer.step(inner_loss(hyper, learner, model(batch.inputs), batch))
+    gradient = torch.autograd.grad(meta_loss(model(meta.inputs), meta), learner.gate.phi)[0]
+    torchopt.recover_state_dict(model, before)
+    return gradient, learner.model(batch.inputs)
+
+
+WAYS = {"double backward": by_hand, "higher": by_higher, "torchopt": by_torchopt}
+
+
+def whole_step(way, learner, hyper, batch, meta):
+    """The iteration of BIRD around another way to the feedback."""
+    gradient, output = way(learner, hyper, batch, meta)
+    learner.move_gate([gradient])
     with torch.no_grad():
         target = learner.gate(batch.teacher)
-    bias = bias_loss(output.logits, batch.labels, batch.groups, GROUPS)
-    learner.descend(hyper.alpha * feature_mse(output.features, target) + (1 - hyper.alpha) * ce + hyper.lambda_ * bias)
+    ce = cross_entropy(output.logits, batch.labels)
+    loss = hyper.alpha * feature_mse(output.features, target) + (1 - hyper.alpha) * ce
+    learner.descend(loss + hyper.lambda_ * bias_loss(output.logits, batch.labels, batch.groups, GROUPS))
+
+
+def make_learner(student, size):
+    fresh = build_student(student, classes=CLASSES, image_size=size, seed=0)
+    learner = SingleLearner(fresh, teacher_dim=TEACHER_DIM, lr=1e-3, mu2=1e-3, seed=0)
+    learner.model.train()
+    return learner
 
 
 def variants(student, size, count):
     hyper = Hyperparameters()
-    batch, meta = make_batch(size, count, 0), make_batch(size, count, 1)
+    batch, equal = make_batch(size, count, 0), make_batch(size, count, 1)
+    stratified = make_batch(size, META_PER_CELL * CLASSES * GROUPS, 2)
 
-    def learner():
-        fresh = build_student(student, classes=CLASSES, image_size=size, seed=0)
-        return SingleLearner(fresh, teacher_dim=TEACHER_DIM, lr=1e-3, mu2=1e-3, seed=0)
+    def ours(name, meta):
+        method, learner = build_method(name, hyper, GROUPS), make_learner(student, size)
+        return lambda: method.step(learner, batch, lambda: meta, warm=True)
 
-    fitnet, bird, double = learner(), learner(), learner()
-    fitnet_method, bird_method = (build_method(name, hyper, GROUPS) for name in ("fitnet", "bird"))
-    return {
-        "fitnet": lambda: fitnet_method.step(fitnet, batch, lambda: meta, warm=True),
-        "bird": lambda: bird_method.step(bird, batch, lambda: meta, warm=True),
-        "double backward": lambda: double_backward_step(double, hyper, batch, meta),
-    }
+    def theirs(way):
+        learner = make_learner(student, size)
+        return lambda: whole_step(way, learner, hyper, batch, equal)
+
+    steps = {"fitnet": ours("fitnet", equal), "bird": ours("bird", equal), "bird, stratified": ours("bird", stratified)}
+    return steps | {name: theirs(way) for name, way in WAYS.items() if available(name)}
+
+
+def available(name):
+    """Whether the library that the way needs is here."""
+    try:
+        __import__("torch" if name == "double backward" else name)
+    except ImportError as error:
+        print(f"{name} is left out: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def check_gradients(student, size):
+    """The largest relative difference of each way's gate gradient from ours, on one small batch."""
+    from bird.meta import feedback
+
+    hyper, batch, meta = Hyperparameters(), make_batch(size, 16, 0), make_batch(size, 16, 1)
+    learner = make_learner(student, size)
+    output = learner.model(batch.inputs)
+    _, (ours,) = feedback(
+        learner.model,
+        learner.gate,
+        inputs=batch.inputs,
+        output=output,
+        inner_loss=inner_loss(hyper, learner, output, batch),
+        teacher=batch.teacher,
+        distance=lambda h, gated: feature_mse(h.features, gated),
+        meta_inputs=meta.inputs,
+        meta_loss=lambda h: meta_loss(h, meta),
+        alpha=hyper.alpha,
+        mu1=hyper.mu1,
+    )
+    found = {}
+    for name, way in WAYS.items():
+        if available(name):
+            gradient, _ = way(make_learner(student, size), hyper, batch, meta)
+            found[name] = ((gradient - ours).norm() / ours.norm()).item()
+            assert found[name] < 1e-3, (name, found)
+    return found
 
 
 def measure(student, size, count, rounds):
@@ -80,33 +168,54 @@ def measure(student, size, count, rounds):
             began = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - began)
-    ratio = {
-        f"bird / {other}": quartiles([a / b for a, b in zip(seconds["bird"], seconds[other], strict=True)])
-        for other in ("fitnet", "double backward")
-    }
-    return {"student": student, "size": size, "batch": count, "ratio": ratio} | {
-        "milliseconds": {name: 1000 * statistics.median(values) for name, values in seconds.items()}
-    }
+    row = {"student": student, "px": str(size), "fitnet, ms": 1000 * sorted(seconds["fitnet"])[rounds // 2]}
+    row |= {f"{name} / fitnet": paired(seconds[name], seconds["fitnet"]) for name in ("bird", "bird, stratified")}
+    return row | {f"bird / {name}": paired(seconds["bird"], seconds[name]) for name in OTHERS if name in seconds}
 
 
-def quartiles(values):
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"median": middle, "quartiles": [low, high], "rounds": len(values)}
+def peak(name, student, size, count):
+    """MiB that three steps need beyond what the process held before, in this process."""
+    step = variants(student, size, count)[name]
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    for _ in range(3):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held) / 2**20
+
+
+def measure_memory(student, size, count):
+    """One process a variant."""
+
+    def of(name):
+        command = [sys.executable, __file__, "--peak", name, student, str(size), str(count)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    found = {name: of(name) for name in ("fitnet", "bird", "double backward")}
+    row = {"student": student, "px": str(size), "fitnet, MiB": found["fitnet"]}
+    return row | {f"{name} / fitnet": found[name] / found["fitnet"] for name in ("bird", "double backward")}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--students", nargs="+", default=["resnet18", "shufflenetv2"])
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 176])
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    results = [measure(student, options.size, options.batch, options.rounds) for student in options.students]
-    text = json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "results": results}, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+    if options.peak:
+        name, student, size, count = options.peak
+        print(peak(name, student, int(size), int(count)))
+        return
+    checked = {student: check_gradients(student, 32) for student in options.students}
+    cases = [(student, size) for size in options.sizes for student in options.students]
+    rows = [measure(student, size, options.batch, options.rounds) for student, size in cases]
+    notes = [
+        f"batch {options.batch}, meta batch of the same size; stratified: 8 of each of 4 cells, {META_PER_CELL * 4} in all.",
+        f"Gate gradients, relative difference from ours before timing: {json.dumps(checked)}.",
+    ]
+    save("step", "Seconds of a step as ratios within a round.", rows[0], rows, notes)
+    memory = [measure_memory(student, size, options.batch) for student, size in cases]
+    save("step-memory", "Peak memory of a step, beyond student and data.", memory[0], memory)
 
 
 if __name__ == "__main__":
