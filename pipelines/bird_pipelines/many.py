@@ -35,7 +35,7 @@ from bird_pipelines.distill import Trainer, distill, hyperparameters, outcome, t
 from bird_pipelines.profiling import Clock
 from bird_pipelines.progress import Interrupted, progress, stop_requests
 
-__all__ = ["distill_many", "groups_of"]
+__all__ = ["distill_many", "groups_of", "models_at_once"]
 
 # What the runs of a stack may differ in.
 OWN = ("seed", "lambda", "alpha", "mu1", "mu2", "lr", "fitnet_weight", "mfd_weight")
@@ -101,9 +101,7 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
         for config in group:
             locks.enter_context(write_lock(config.out))
         left = [config for config in group if not (config.out / "run.json").exists()]
-        assert isinstance(data.features, Tensor)
-        numbers = STACK_NUMBERS_META if build_method(group[0].method, Hyperparameters(), 2).meta else STACK_NUMBERS
-        most = max(1, numbers // data.features.shape[-1] ** 2)
+        most = models_at_once(group[0], data)
         with threads(1):
             source = Source(left[0], data) if left else None
             for start in range(0, len(left), most):
@@ -115,6 +113,13 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
                     Stack(together, source).run()
                 for trainer in trainers:
                     trainer.conclude()
+
+
+def models_at_once(config: RunConfig, data: RunData) -> int:
+    """How many runs like this one a stack should hold."""
+    assert isinstance(data.features, Tensor)
+    numbers = STACK_NUMBERS_META if build_method(config.method, Hyperparameters(), 2).meta else STACK_NUMBERS
+    return max(1, int(numbers // data.features.shape[-1] ** 2))
 
 
 def at_one_place(trainers: Sequence[Trainer]) -> Iterator[list[Trainer]]:
