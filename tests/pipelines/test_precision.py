@@ -86,7 +86,7 @@ def test_the_feedback_points_the_same_way():
             mu1=1e-3,
         )
         found.append(gradients[0])
-    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.98
+    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.95
 
 
 def test_a_copy_computes_with_its_own_weights():
