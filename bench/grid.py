@@ -12,6 +12,7 @@ products of the forward and backward pass at the rate that torch.mm reaches alon
 """
 
 import argparse
+import copy
 import statistics
 import sys
 import tempfile
@@ -81,7 +82,7 @@ class Bench:
         self.count = min(self.count, SEEDS)
         self.stack = None
         if self.kind.stackable:
-            source = SOURCES.setdefault(id(data), Source(self.runs[0], data))
+            source = copy.copy(SOURCES.setdefault(id(data), Source(self.runs[0], data)))
             source.method, source.logits = self.single.method, data.logits if self.kind.logits else None
             self.stack = Stack([Trainer(each, data) for each in self.runs[: self.count]], source)
 
@@ -194,8 +195,7 @@ def main():
             for number in range(options.rounds):
                 given = (options.steps, True, options.precision)
                 jobs = [
-                    p.apply_async(measure, (dim, half, *given))
-                    for p, half in zip((first, second), halves, strict=True)
+                    p.apply_async(measure, (dim, half, *given)) for p, half in zip((first, second), halves, strict=True)
                 ]
                 for job in jobs:
                     side[number] |= job.get()
@@ -219,7 +219,14 @@ def main():
             "one by one / together": paired(total_one, total_both),
         }
     )
-    columns = ["width", "method", "models at once", "ms a step alone", "ms a step and model together", "matrix products, ms"]
+    columns = [
+        "width",
+        "method",
+        "models at once",
+        "ms a step alone",
+        "ms a step and model together",
+        "matrix products, ms",
+    ]
     columns += ["one by one, minutes", "together, minutes", "one by one / together"]
     notes = [
         f"Extrapolated from {options.steps} steps of each half of a run and one evaluation, {options.rounds} rounds: see "
