@@ -31,7 +31,7 @@ def samples_of(rows):
         found[:] = values
         return found
 
-    names, drawn = ["images/%09d.jpg" % row for row in range(rows)], np.random.default_rng(1).bytes(16 * rows).hex()
+    names, drawn = [f"images/{row:09d}.jpg" for row in range(rows)], np.random.default_rng(1).bytes(16 * rows).hex()
     digests = [drawn[at : at + 32] for at in range(0, 32 * rows, 32)]
     number = np.arange(rows)
     return Samples(text(names), number % 2, number // 2 % 2, text("train"), text(digests), text(PENDING))

@@ -6,6 +6,7 @@ killed ends with the same weights as one that was not.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -368,7 +369,7 @@ def fit_teacher_head(data: RunData, config: RunConfig, device: torch.device) -> 
 
 def features_only(data: RunData) -> RunData:
     """The same data for a student that reads no image."""
-    return RunData(**{**vars(data), "images": None})
+    return dataclasses.replace(data, images=None)
 
 
 def gate_histogram(learner: SingleLearner) -> list[int]:
