@@ -162,7 +162,7 @@ def main():
     spent = statistics.median(found["teacher"])
     notes.append(
         f"A teacher's forward pass costs {1000 * spent:,.0f} ms a batch of {options.batch}: once a row to precompute, "
-        f"once an epoch if it runs live. The cache has paid after {spent / (a - b):.2f} epochs of one run; after that, and for "
+        f"once an epoch if it runs live. The cache has paid after {spent / (a - b):.2f} epochs of one run; then, and for "
         "every other method and seed, it is free. Decoding for the precompute, and writing, are not counted."
     )
     save("distill", "Distillation from the cache", ["what", "ms a step", "of the other", "ratio"], rows, notes)
