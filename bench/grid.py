@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python bench/grid.py [--dims 1024 512 768] [--steps 20] [--rounds 3] [--precision fp32]
 
 A scaled protocol: the whole table takes an hour. Rows are synthetic, and as many as CelebA's, held as training holds them.
-For each width (FLAVA 768, CLIP ViT-B/32 512, CLIP RN50 1024) and method some steps of either half of a run (before and
-after the warmup) are timed in the middle of an epoch, an evaluation of the meta split, and the end of a run; what they cost
+For each width (FLAVA 768, CLIP ViT-B/32 512, CLIP RN50 1024) and method the processor time of some steps of either half of a run (before and
+after the warmup) is taken, of an evaluation of the meta split, and the end of a run; what they cost
 is multiplied by how often the recipe (10 epochs, warmup 5, batches of 128, 5 seeds) has them. "Together" is two processes
 at once, each with the stacks that `distill_many` makes, scheduled as `bird reproduce --jobs 2` does, the dearest first.
 "One by one" is one process, a run at a time (`bird distill`). The two take turns, round by round. The limit is the matrix
@@ -78,7 +78,7 @@ class Bench:
         self.runs = configs(method, folder, SEEDS, precision)
         self.single = Trainer(self.runs[0], data)
         self.single.teacher_logits = data.logits if self.kind.logits else None
-        self.count = models_at_once(self.runs[0], data) if self.kind.stackable else 1
+        self.count = models_at_once(data) if self.kind.stackable else 1
         self.count = min(self.count, SEEDS)
         self.stack = None
         if self.kind.stackable:
@@ -101,21 +101,21 @@ class Bench:
             )
         for trainer in trainers:
             trainer.epoch = epoch
-        began = time.perf_counter()
+        began = time.thread_time()
         for rows in given:
             step(rows)
-        return (time.perf_counter() - began) / len(trainers)
+        return (time.thread_time() - began) / len(trainers)
 
     def evaluation(self):
-        began = time.perf_counter()
+        began = time.thread_time()
         self.single.meta_score()
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
     def end(self):
         self.single.config.out.mkdir(parents=True, exist_ok=True)
-        began = time.perf_counter()
+        began = time.thread_time()
         self.single.conclude()
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
 
 SOURCES = {}
@@ -162,9 +162,9 @@ def peak(dim, precision):
     for product in (lambda: inputs @ weight.mT, lambda: inputs.mT @ inputs):
         seconds = []
         for _ in range(30):
-            began = time.perf_counter()
+            began = time.thread_time()
             product()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.thread_time() - began)
         best.append(min(seconds))
     return 4 * BATCH * dim * dim / sum(best)
 
@@ -231,7 +231,8 @@ def main():
     notes = [
         f"Extrapolated from {options.steps} steps of each half of a run and one evaluation, {options.rounds} rounds: see "
         "the first lines of bench/grid.py.",
-        "Minutes are of 5 seeds; together: of one process of two that run side by side; in the last line wall time of both. "
+        "Processor time, since other programs run here, too: minutes are what two idle cores would take. Of 5 seeds; together: of "
+        "one process of two that run side by side; in the last line of both, the dearest first. "
         "Milliseconds are of a step after the warmup. Matrix products: forward and backward at the best rate of torch.mm.",
     ]
     name = "grid" if options.precision == "fp32" else f"grid-{options.precision}"

@@ -41,9 +41,9 @@ __all__ = ["distill_many", "groups_of", "models_at_once"]
 OWN = ("seed", "lambda", "alpha", "mu1", "mu2", "lr", "fitnet_weight", "mfd_weight")
 # What decides which rows and features are read.
 SOURCE = ("dataset", "dataset_settings", "student", "limit", "choose", "cache", "data_root")
-# Numbers in one stacked weight matrix. Beyond it the models push each other out of the processor's cache, and each is as
-# fast or faster alone (bench/stack.py, 2 MiB of L2); the meta step gains more from a stack than it loses by that.
-STACK_NUMBERS, STACK_NUMBERS_META = 1 << 18, 8 << 20
+# Numbers in one stacked weight matrix: five models of 1024 features. A bound on memory; more at once gain little
+# (bench/stack.py).
+STACK_NUMBERS = 8 << 20
 
 
 def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
@@ -101,7 +101,7 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
         for config in group:
             locks.enter_context(write_lock(config.out))
         left = [config for config in group if not (config.out / "run.json").exists()]
-        most = models_at_once(group[0], data)
+        most = models_at_once(data)
         with threads(1):
             source = Source(left[0], data) if left else None
             for start in range(0, len(left), most):
@@ -115,11 +115,10 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
                     trainer.conclude()
 
 
-def models_at_once(config: RunConfig, data: RunData) -> int:
-    """How many runs like this one a stack should hold."""
+def models_at_once(data: RunData) -> int:
+    """How many runs on these data a stack should hold."""
     assert isinstance(data.features, Tensor)
-    numbers = STACK_NUMBERS_META if build_method(config.method, Hyperparameters(), 2).meta else STACK_NUMBERS
-    return max(1, int(numbers // data.features.shape[-1] ** 2))
+    return max(1, int(STACK_NUMBERS // data.features.shape[-1] ** 2))
 
 
 def at_one_place(trainers: Sequence[Trainer]) -> Iterator[list[Trainer]]:
