@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python bench/grid.py [--dims 1024 512 768] [--steps 20] [--rounds 3] [--precision fp32]
 
 A scaled protocol: the whole table takes an hour. Rows are synthetic, and as many as CelebA's, held as training holds them.
-For each width (FLAVA 768, CLIP ViT-B/32 512, CLIP RN50 1024) and method the processor time of some steps of either half of a run (before and
-after the warmup) is taken, of an evaluation of the meta split, and the end of a run; what they cost
-is multiplied by how often the recipe (10 epochs, warmup 5, batches of 128, 5 seeds) has them. "Together" is two processes
+For each width (FLAVA 768, CLIP ViT-B/32 512, CLIP RN50 1024) and method the processor time is taken of some steps of
+either half of a run (before and after the warmup), of an evaluation of the meta split, and of the end of a run; and
+multiplied by how often the recipe (10 epochs, warmup 5, batches of 128, 5 seeds) has them. "Together" is two processes
 at once, each with the stacks that `distill_many` makes, scheduled as `bird reproduce --jobs 2` does, the dearest first.
 "One by one" is one process, a run at a time (`bird distill`). The two take turns, round by round. The limit is the matrix
 products of the forward and backward pass at the rate that torch.mm reaches alone.
@@ -231,8 +231,8 @@ def main():
     notes = [
         f"Extrapolated from {options.steps} steps of each half of a run and one evaluation, {options.rounds} rounds: see "
         "the first lines of bench/grid.py.",
-        "Processor time, since other programs run here, too: minutes are what two idle cores would take. Of 5 seeds; together: of "
-        "one process of two that run side by side; in the last line of both, the dearest first. "
+        "Processor time, since other programs run here, too: minutes are what two idle cores would take. Of 5 "
+        "seeds; together: of one process of two that run side by side; in the last line of both, the dearest first. "
         "Milliseconds are of a step after the warmup. Matrix products: forward and backward at the best rate of torch.mm.",
     ]
     name = "grid" if options.precision == "fp32" else f"grid-{options.precision}"
