@@ -14,7 +14,6 @@ products of the forward and backward pass at the rate that torch.mm reaches alon
 import argparse
 import copy
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -207,7 +206,7 @@ def main():
             both[number] += [SEEDS * sum_of(side[number][method]) for method in options.methods]
         rows += [row(dim, method, alone, side, rate) for method in options.methods]
         for each in rows[-len(options.methods) :]:
-            sys.stdout.write(f"{each}\n")
+            print(each, flush=True)
     total_one = [sum(each) for each in ones]
     total_both = [makespan(each) for each in both]
     rows.append(
