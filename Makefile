@@ -57,6 +57,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/stream.py
 	$(BIN)/python bench/verify.py
 	$(BIN)/python bench/stack.py
+	for name in grid distill size precision; do OMP_NUM_THREADS=1 $(BIN)/python bench/$$name.py || exit 1; done
 
 wheel: $(VENV)/.installed
 	$(BIN)/python tests/wheel_check.py

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from bird.errors import UsageError
 
-__all__ = ["choose_device"]
+__all__ = ["choose_device", "send"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -20,3 +21,10 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(where="--device", found=repr(name), wanted="a device of this machine", fix="use --device cpu")
     return device
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; to a GPU from pinned memory, so that the host does not wait for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -163,11 +163,11 @@ class SingleLearner(Learner):
         """One Adam step of the student on `loss`."""
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        self.take_step()
-
-    def take_step(self) -> None:
-        """One Adam step of the student along the gradients that its parameters hold."""
         self.optimizer.step()
+        self.update_average()
+
+    def update_average(self) -> None:
+        """The running mean of the weights, if there is one, takes in the present ones."""
         if self.average is not None:
             self.average.update_parameters(self.model.student)
 

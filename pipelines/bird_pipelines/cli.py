@@ -198,6 +198,12 @@ def distill(
         int | None, typer.Option(min=1, help="Train on a fixed subset of N rows; the test split stays whole.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32 or bf16: how the student computes; its weights and losses stay fp32.")
+    ] = None,
+    profile: Annotated[
+        bool | None, typer.Option("--profile", help="Write a trace of a few steps into the run's folder.")
+    ] = None,
     memory_gb: Annotated[
         float | None,
         typer.Option(min=0, help="Hold the vectors in memory up to so many GiB, else map them. Default 4."),

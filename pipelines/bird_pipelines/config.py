@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -57,6 +57,7 @@ class RunConfig(BaseModel):
         default=None, ge=0, description="the seed by which half of meta is held out to choose on; no test split then"
     )
     augment: bool = True
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="how the student computes (bird.precision)")
     dataset_settings: dict[str, str | int | float | bool] = {}
 
     cache: str | None = None
@@ -65,6 +66,7 @@ class RunConfig(BaseModel):
     device: str = "auto"
     workers: int = Field(default=2, ge=1)
     checkpoint_seconds: float = Field(default=60.0, gt=0)
+    profile: bool = Field(default=False, description="write a trace of a few steps into the run's folder")
     memory_gb: float = Field(
         default=4.0, ge=0, description="GiB of vectors to hold; larger caches are read as they are"
     )
@@ -85,7 +87,7 @@ class RunConfig(BaseModel):
 
 CHOOSE = "choose"
 AD_SHORT = 20  # epochs up to which the student of AD moves in every one
-PLACE = ("cache", "data_root", "out", "device", "workers", "checkpoint_seconds", "memory_gb")
+PLACE = ("cache", "data_root", "out", "device", "workers", "checkpoint_seconds", "memory_gb", "profile")
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mapping[str, Any] | None = None) -> RunConfig:

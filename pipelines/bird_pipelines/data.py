@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from bird.datasets import open_dataset
 from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells, subset
+from bird.devices import send
 from bird.errors import DataError, ImageError, UsageError
 from bird.methods import Batch
 from bird.students import STUDENTS
@@ -138,6 +140,11 @@ class RunData:
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the train split's features, each (d,); a constant feature has deviation 1."""
+        return self._moments
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Every run on these data asks, and the sums read all of the train vectors twice."""
         assert self.features is not None
         return moments_of(self.features, self.rows("train"))
 
@@ -167,24 +174,38 @@ class RunData:
             else:
                 pixels = self.images.get(rows)
                 pixels = pixels if views is None else apply_views(pixels, views)
-            inputs = unit_range(pixels.to(device, non_blocking=True))
+            inputs = unit_range(send(pixels, device))
         else:
             assert features is not None
-            inputs = features.to(device)
+            inputs = send(features, device)
         if moments is not None:
             assert features is not None
-            teacher = ((features - moments[0]) / moments[1]).to(device)
+            teacher = send((features - moments[0]) / moments[1], device)
         found = self.stages.get(rows, stored) if stages and self.stages is not None else None
         if found is not None and views is not None:
             found = tuple(mirror_as(each, views) for each in found)
         return Batch(
             inputs=inputs,
-            labels=torch.from_numpy(self.table.labels[rows]).to(device),
-            groups=torch.from_numpy(self.table.groups[rows]).to(device),
+            labels=send(torch.from_numpy(self.table.labels[rows]), device),
+            groups=send(torch.from_numpy(self.table.groups[rows]), device),
             teacher=teacher,
-            teacher_logits=None if teacher_logits is None else teacher_logits[index].to(device),
-            stages=None if found is None else tuple(each.to(device) for each in found),
+            teacher_logits=None if teacher_logits is None else send(teacher_logits[index], device),
+            stages=None if found is None else tuple(send(each, device) for each in found),
         )
+
+    def view_policy(self, augment: bool, *, staged: bool) -> str:
+        """In words: which views the teacher and the student saw."""
+        if self.boxes is not None:
+            count = self.boxes.shape[1] - 1
+            who = "the student sees the same crop and flip" if self.images is not None else "the student reads no image"
+            return f"one of {count} stored random views a step, {who}" if augment else "the deterministic view"
+        if self.images is None:
+            return "cached features of one deterministic view; the student reads no image"
+        student = "a random crop and flip" if augment else "the deterministic view"
+        if staged and augment:
+            student += " (the teacher's maps are mirrored with it, not shifted)"
+        teacher = "the teacher saw one deterministic view" if self.features is not None else "no teacher"
+        return f"{teacher}, the student sees {student}"
 
 
 def load_data(config: RunConfig) -> RunData:

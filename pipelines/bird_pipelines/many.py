@@ -20,8 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bird.devices import choose_device, send
 from bird.errors import UsageError
 from bird.methods import METHODS, Batch, Hyperparameters, build_method
+from bird.precision import in_bf16, require_precision
 from bird.stack import StackedLearner
 from bird.students import STUDENTS
 from bird_cache.files import write_lock
@@ -29,18 +31,19 @@ from bird_cache.order import shuffled, slices
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data
+from bird_pipelines.profiling import Clock
 from bird_pipelines.progress import Interrupted, progress, stop_requests
 from bird_pipelines.training import Trainer, distill, hyperparameters, outcome, teacher_logits, threads
 
-__all__ = ["distill_many", "groups_of"]
+__all__ = ["distill_many", "groups_of", "models_at_once"]
 
 # What the runs of a stack may differ in.
 OWN = ("seed", "lambda", "alpha", "mu1", "mu2", "lr", "fitnet_weight", "mfd_weight")
 # What decides which rows and features are read.
 SOURCE = ("dataset", "dataset_settings", "student", "limit", "choose", "cache", "data_root")
-# Numbers in one stacked weight matrix. Beyond it the models push each other out of the processor's cache, and each is as
-# fast or faster alone (bench/stack.py, 2 MiB of L2); the meta step gains more from a stack than it loses by that.
-STACK_NUMBERS, STACK_NUMBERS_META = 1 << 18, 8 << 20
+# Numbers in one stacked weight matrix: five models of 1024 features. A bound on memory; more at once gain little
+# (bench/stack.py).
+STACK_NUMBERS = 8 << 20
 
 
 def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
@@ -91,15 +94,14 @@ def stackable(config: RunConfig) -> bool:
 
 def train_group(group: Sequence[RunConfig], data: RunData) -> None:
     """Train those of the group that are not finished, as many at once as are faster so."""
+    require_precision(group[0].precision, choose_device(group[0].device))
     for config in group:
         runs.claim(config, data.fingerprint)
     with ExitStack() as locks:
         for config in group:
             locks.enter_context(write_lock(config.out))
         left = [config for config in group if not (config.out / "run.json").exists()]
-        assert isinstance(data.features, Tensor)
-        numbers = STACK_NUMBERS_META if build_method(group[0].method, Hyperparameters(), 2).meta else STACK_NUMBERS
-        most = max(1, numbers // data.features.shape[-1] ** 2)
+        most = models_at_once(data)
         with threads(1):
             source = Source(left[0], data) if left else None
             for start in range(0, len(left), most):
@@ -111,6 +113,12 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
                     Stack(together, source).run()
                 for trainer in trainers:
                     trainer.conclude()
+
+
+def models_at_once(data: RunData) -> int:
+    """How many runs on these data a stack should hold."""
+    assert isinstance(data.features, Tensor)
+    return max(1, int(STACK_NUMBERS // data.features.shape[-1] ** 2))
 
 
 def at_one_place(trainers: Sequence[Trainer]) -> Iterator[list[Trainer]]:
@@ -138,12 +146,12 @@ class Source:
 
     def batch(self, rows: NDArray[np.int64], stored: NDArray[np.int64] | None = None) -> Batch:
         """The batches of S models, of rows (S, B); `stored` says which stored view of each (default: the first)."""
-        index = torch.from_numpy(rows).to(self.device)
+        index = send(torch.from_numpy(rows), self.device)
         features = self.features
         if features.ndim == 2:
             inputs = features[index]
         else:
-            inputs = features[index, 0 if stored is None else torch.from_numpy(stored).to(self.device)]
+            inputs = features[index, 0 if stored is None else send(torch.from_numpy(stored), self.device)]
         return Batch(
             inputs=inputs,
             labels=self.labels[index],
@@ -160,6 +168,10 @@ class Stack:
     def __init__(self, trainers: Sequence[Trainer], source: Source) -> None:
         self.trainers, self.source, self.first = trainers, source, trainers[0]
         self.learner = StackedLearner([trainer.learner for trainer in trainers])
+        if self.first.config.precision == "bf16":
+            in_bf16(self.learner.model)
+        self.clock = Clock(source.device)
+        self.clock.watch(self.learner)
         hyper = hyper_of([trainer.config for trainer in trainers], source.device)
         self.method = build_method(self.first.config.method, hyper, len(self.first.data.group_names))
         self.method.prepare(self.first.data.cell_counts())
@@ -175,6 +187,7 @@ class Stack:
                 self.method.begin_epoch(first.epoch)
                 orders = np.stack([shuffled(each.train_rows, each.config.seed, each.epoch) for each in self.trainers])
                 began = saved = time.monotonic()
+                self.clock.start()
                 for start, end in slices(size, config.batch_size, first.consumed):
                     self.one_step(orders[:, start:end])
                     advance(min(end, size) - start, f"epoch {first.epoch + 1}/{config.epochs}")
@@ -192,15 +205,24 @@ class Stack:
 
     def one_step(self, rows: NDArray[np.int64]) -> None:
         """One update of every model from its own row of train rows (S, B)."""
+        clock = self.clock
+        clock.enter("data")
+        batch = self.source.batch(rows, self.stored_views(rows.shape[1]))
+        clock.enter("forward")
         losses = self.method.step(
             self.learner,
-            self.source.batch(rows, self.stored_views(rows.shape[1])),
-            lambda: self.source.batch(np.stack([each.meta_rows.draw(each.step) for each in self.trainers])),
+            batch,
+            clock.around("data", self.meta_batch, "meta"),
             warm=self.first.epoch >= self.first.config.warmup,
         )
+        clock.enter("other")
         columns = {name: values.tolist() for name, values in losses.items()}
         for index, trainer in enumerate(self.trainers):
             trainer.record({name: values[index] for name, values in columns.items()}, rows.shape[1])
+
+    def meta_batch(self) -> Batch:
+        """Each model's own meta batch of this step."""
+        return self.source.batch(np.stack([each.meta_rows.draw(each.step) for each in self.trainers]))
 
     def stored_views(self, count: int) -> NDArray[np.int64] | None:
         """Which stored view each model's samples are seen in, (S, B), as in single runs."""
@@ -208,9 +230,13 @@ class Stack:
         return np.stack(views) if views else None
 
     def spend(self, seconds: float) -> None:
-        """A run's seconds are its share of the stack's."""
+        """A run's seconds are its share of the stack's, also by part."""
+        self.clock.enter("other")
         for trainer in self.trainers:
             trainer.seconds += seconds / len(self.trainers)
+            for part, spent in self.clock.seconds.items():
+                trainer.clock.seconds[part] += spent / len(self.trainers)
+        self.clock.seconds = dict.fromkeys(self.clock.seconds, 0.0)
 
 
 def hyper_of(configs: Sequence[RunConfig], device: torch.device) -> Hyperparameters:

@@ -233,6 +233,7 @@ def _detail(index: int, configuration: Configuration, shared: Sequence[str]) -> 
         "seeds": [each.settings["seed"] for each in configuration.runs],
         "seconds": float(np.mean([each.info.get("seconds", 0.0) for each in configuration.runs])),
         "views": run.info.get("view_policy", "not recorded"),
+        "shares": list((run.info.get("time_shares") or {}).items()),
         "settings": [(name, value) for name, value in run.settings.items() if name not in (*shared, *SHOWN)],
         "run": run.name,
         "seed": run.settings["seed"],

@@ -44,7 +44,8 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
         ) from None
     if (folder / "config.json").exists():
         found = read_json(folder / "config.json")
-        there, here = flatten(found.get("identity", {})), flatten(asked["identity"])
+        # a folder older than --precision does not say it
+        there, here = {"precision": "fp32"} | flatten(found.get("identity", {})), flatten(asked["identity"])
         there, here = there | {"fingerprint": found.get("fingerprint")}, here | {"fingerprint": fingerprint}
         for field in sorted({*there, *here}):
             if there.get(field) != here.get(field):

@@ -6,6 +6,7 @@ killed ends with the same weights as one that was not.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from bird.devices import choose_device
 from bird.errors import EmptyCellError, UsageError
 from bird.methods import Batch, Hyperparameters, Method, SingleLearner, build_method
 from bird.metrics import confusion, mean_deo, recalls
+from bird.precision import in_bf16, require_precision
 from bird.students import STUDENTS, Student, build_student, require_stages, student_files
 from bird.transforms import draw_views
 from bird_cache.files import replace, write_lock
@@ -29,6 +31,7 @@ from bird_cache.order import StratifiedRows, batches, raw, shuffled
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data
+from bird_pipelines.profiling import PARTS, Clock, Tracer
 from bird_pipelines.progress import Interrupted, progress, stop_requests
 from bird_pipelines.scoring import logits_of, score
 
@@ -43,8 +46,9 @@ def distill(config: RunConfig) -> dict[str, Any]:
     with its metrics.
 
     Raises RunError if the folder holds another run, the cache's and the data set's errors, UsageError for a method
-    that needs what is not there, Interrupted after saving a checkpoint.
+    that needs what is not there or a precision that the device has not, Interrupted after saving a checkpoint.
     """
+    require_precision(config.precision, choose_device(config.device))
     data = load_data(config)
     runs.claim(config, data.fingerprint)
     with write_lock(config.out):
@@ -81,6 +85,8 @@ class Trainer:
         )
         self.epoch = self.step = self.consumed = 0
         self.seconds = 0.0
+        self.clock = Clock(self.device, wait=config.profile)
+        self.tracer = Tracer(config.out, self.clock) if config.profile else None
         self.sums: dict[str, float] = {}
         self.curve: list[dict[str, Any]] = []
         self.teacher_logits: Tensor | None = None
@@ -88,6 +94,7 @@ class Trainer:
     def run(self) -> None:
         """All epochs that are left."""
         self.restore()
+        self.clock.watch(self.learner)
         if self.method.logits and self.epoch < self.config.epochs:
             self.teacher_logits = teacher_logits(self.data, self.config, self.device)
         total = self.config.epochs * len(self.train_rows)
@@ -96,6 +103,7 @@ class Trainer:
         with stop_requests() as stop, progress(what, "samples", total, done) as advance:
             while self.epoch < self.config.epochs:
                 began = saved = time.monotonic()
+                self.clock.start()
                 self.method.begin_epoch(self.epoch)
                 order = shuffled(self.train_rows, self.config.seed, self.epoch)
                 for rows in batches(order, self.config.batch_size, self.consumed):
@@ -107,18 +115,24 @@ class Trainer:
                         self.save()
                     if stop():
                         raise Interrupted
+                self.clock.enter("other")
                 self.seconds += time.monotonic() - began
                 self.end_epoch()
+        if self.tracer is not None:
+            self.tracer.close()
 
     def one_step(self, rows: NDArray[np.int64]) -> None:
         """One update of the student from the given train rows."""
+        warm, clock = self.epoch >= self.config.warmup, self.clock
+        if self.tracer is not None:
+            self.tracer.before_step(warm or self.config.warmup == self.config.epochs)
+        clock.enter("data")
         self.learner.model.train()
-        losses = self.method.step(
-            self.learner,
-            self.batch(rows, self.views(len(rows)), self.stored_views(len(rows))),
-            lambda: self.batch(self.meta_rows.draw(self.step)),
-            warm=self.epoch >= self.config.warmup,
-        )
+        batch = self.batch(rows, self.views(len(rows)), self.stored_views(len(rows)))
+        meta = clock.around("data", lambda: self.batch(self.meta_rows.draw(self.step)), "meta")
+        clock.enter("forward")
+        losses = self.method.step(self.learner, batch, meta, warm=warm)
+        clock.enter("other")
         self.record({name: float(value) for name, value in losses.items()}, len(rows))
 
     def record(self, losses: Mapping[str, float], count: int) -> None:
@@ -203,7 +217,11 @@ class Trainer:
         if learner.average is not None:
             tensors |= {f"average.{name}": value for name, value in learner.average.state_dict().items()}
         place = {"epoch": self.epoch, "step": self.step, "consumed": self.consumed, "seconds": self.seconds}
-        state = place | {"sums": self.sums, "curve": self.curve, "fingerprint": self.data.fingerprint}
+        state: dict[str, Any] = (
+            place
+            | {"parts": self.clock.seconds}
+            | {"sums": self.sums, "curve": self.curve, "fingerprint": self.data.fingerprint}
+        )
         runs.save_checkpoint(self.config.out, self.step, tensors, state)
 
     def restore(self) -> None:
@@ -226,6 +244,7 @@ class Trainer:
             learner.average.load_state_dict(runs.under("average", tensors))
         self.epoch, self.step, self.consumed = state["epoch"], state["step"], state["consumed"]
         self.seconds, self.sums, self.curve = state["seconds"], state["sums"], state["curve"]
+        self.clock.seconds = dict.fromkeys(PARTS, 0.0) | state.get("parts", {})
 
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
@@ -252,32 +271,13 @@ class Trainer:
             "class_names": list(data.class_names),
             "group_names": list(data.group_names),
             "seconds": self.seconds,
+            "time_shares": self.clock.shares(),
             "steps": self.step,
             "rows": {split: len(data.rows(split)) for split in ("train", *self.config.scored())},
             "failed": dict(data.failed),
-            "view_policy": self.view_policy(),
+            "view_policy": data.view_policy(self.config.augment, staged=self.method.stages is not None),
             "versions": {name: version(name) for name in LIBRARIES},
         }
-
-    def view_policy(self) -> str:
-        """In words: which views the teacher and the student saw."""
-        if self.data.boxes is not None:
-            count = self.data.boxes.shape[1] - 1
-            who = (
-                "the student sees the same crop and flip"
-                if self.data.images is not None
-                else "the student reads no image"
-            )
-            return (
-                f"one of {count} stored random views a step, {who}" if self.config.augment else "the deterministic view"
-            )
-        if self.data.images is None:
-            return "cached features of one deterministic view; the student reads no image"
-        student = "a random crop and flip" if self.config.augment else "the deterministic view"
-        if self.method.stages and self.config.augment:
-            student += " (the teacher's maps are mirrored with it, not shifted)"
-        teacher = "the teacher saw one deterministic view" if self.data.features is not None else "no teacher"
-        return f"{teacher}, the student sees {student}"
 
 
 def hyperparameters(config: RunConfig) -> Hyperparameters:
@@ -331,9 +331,12 @@ def make_learner(
     dim = None if data.features is None else data.features.shape[-1]
     student = student.to(device)
     seed = seed_of(config.seed, 4)
-    return method.learner(
+    learner = method.learner(
         student, teacher_dim=dim, stage_channels=stage_channels, lr=config.lr, mu2=config.mu2, seed=seed
     )
+    if config.precision == "bf16":
+        in_bf16(learner.model)
+    return learner
 
 
 def teacher_logits(data: RunData, config: RunConfig, device: torch.device) -> Tensor:
@@ -348,7 +351,14 @@ def fit_teacher_head(data: RunData, config: RunConfig, device: torch.device) -> 
     """A head for a teacher that has none: adapter and linear layer, trained with CE on the cached train features (the
     Baseline row of the foundation models). The same for every student seed."""
     head_config = config.model_copy(
-        update={"student": "adapter", "method": "baseline", "seed": 0, "lr": 1e-3, "batch_size": 128}
+        update={
+            "student": "adapter",
+            "method": "baseline",
+            "seed": 0,
+            "lr": 1e-3,
+            "batch_size": 128,
+            "precision": "fp32",
+        }
     )
     data = features_only(data)
     method, rows = make_method(head_config, data), data.rows("train")
@@ -364,7 +374,7 @@ def fit_teacher_head(data: RunData, config: RunConfig, device: torch.device) -> 
 
 def features_only(data: RunData) -> RunData:
     """The same data for a student that reads no image."""
-    return RunData(**{**vars(data), "images": None})
+    return dataclasses.replace(data, images=None)
 
 
 def gate_histogram(learner: SingleLearner) -> list[int]:

@@ -92,6 +92,7 @@ def make_run(folder, method="bird", seed=0, *, accuracy=0.7, gap=0.25, complete=
         "class_names": CLASSES,
         "group_names": GROUPS,
         "seconds": 37.4,
+        "time_shares": {"data": 0.1, "forward": 0.2, "meta": 0.3, "backward": 0.25, "other": 0.15},
         "rows": {"train": 45000, "meta": 5000, "test": 2020},
         "failed": {"plane x colour": 3},
         "view_policy": "cached features of one deterministic view; the student reads no image",

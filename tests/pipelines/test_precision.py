@@ -1,0 +1,140 @@
+"""bf16 is an option of the run: it changes the arithmetic of the student's answer, and nothing that is stored."""
+
+import copy
+import json
+
+import pytest
+import torch
+from helpers.shell import distilled
+
+import bird.precision
+from bird.errors import RunError, UsageError
+from bird.meta import feedback
+from bird.methods import Batch, Hyperparameters, SingleLearner, build_method
+from bird.precision import in_bf16, require_precision
+from bird.students import build_student, load_student
+from bird_pipelines.config import resolve
+from bird_pipelines.evaluate import evaluate
+from bird_pipelines.many import distill_many
+
+CPU = torch.device("cpu")
+SHORT = {"epochs": 2, "warmup": 1, "batch_size": 32}
+able = pytest.mark.skipif(
+    bird.precision.CPU_FLAGS_HERE.isdisjoint(bird.precision.CPU_FLAGS), reason="no bfloat16 on this processor"
+)
+
+
+def learner(student):
+    return SingleLearner(
+        build_student(student, classes=4, image_size=16, seed=0), teacher_dim=64, lr=1e-3, mu2=1e-3, seed=0
+    )
+
+
+def batch(seed, count=32):
+    generator = torch.Generator().manual_seed(seed)
+    return Batch(
+        torch.rand(count, 3, 16, 16, generator=generator),
+        torch.arange(count) % 4,
+        torch.arange(count) // 4 % 2,
+        torch.randn(count, 64, generator=generator),
+    )
+
+
+@pytest.mark.parametrize("student", ["tiny-resnet", "tiny-vit"])
+@pytest.mark.parametrize("method", ["fitnet", "bird", "domain-independent"])
+def test_answers_are_near_and_weights_stay_float32(student, method):
+    step = build_method(method, Hyperparameters(), 2)
+    losses = []
+    for bf16 in (False, True):
+        heads = 2 if step.heads_by_group else 1
+        one = step.learner(
+            build_student(student, classes=4, image_size=16, seed=0, heads=heads),
+            teacher_dim=64,
+            lr=1e-3,
+            mu2=1e-3,
+            seed=0,
+        )
+        if bf16:
+            in_bf16(one.model)
+        losses.append(step.step(one, batch(0), lambda: batch(1), warm=True))
+        assert all(parameter.dtype == torch.float32 for parameter in one.model.parameters())
+    for name, value in losses[0].items():
+        assert losses[1][name].dtype == torch.float32
+        assert losses[1][name] == pytest.approx(float(value), rel=0.05, abs=0.01), name
+    assert losses[0]["loss"] != losses[1]["loss"], "nothing was rounded"
+
+
+def test_the_feedback_points_the_same_way():
+    found = []
+    for bf16 in (False, True):
+        one = learner("tiny-resnet")
+        if bf16:
+            in_bf16(one.model)
+        train, meta = batch(0), batch(1)
+        output = one.model(train.inputs)
+        _, gradients = feedback(
+            one.model,
+            one.gate,
+            inputs=train.inputs,
+            output=output,
+            inner_loss=(output.features - one.gate(train.teacher)).square().mean(),
+            teacher=train.teacher,
+            distance=lambda h, gated: (h.features - gated).square().mean(),
+            meta_inputs=meta.inputs,
+            meta_loss=lambda h, y=meta.labels: torch.nn.functional.cross_entropy(h.logits, y),
+            alpha=0.9,
+            mu1=1e-3,
+        )
+        found.append(gradients[0])
+    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.95
+
+
+def test_a_copy_computes_with_its_own_weights():
+    one = learner("tiny-resnet").model
+    in_bf16(one)
+    other = copy.deepcopy(one)
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.zero_()
+    assert other(batch(0).inputs).logits.abs().sum() > 0
+
+
+def test_a_processor_without_it_is_refused(monkeypatch):
+    monkeypatch.setattr(bird.precision, "CPU_FLAGS_HERE", frozenset({"sse2"}))
+    require_precision("fp32", CPU)
+    with pytest.raises(UsageError, match="processor with none of avx512_bf16"):
+        require_precision("bf16", CPU)
+
+
+@able
+def test_a_run_in_bf16(cache, tmp_path):
+    """It is part of what the run is; its student is stored, scored and loaded as any other; stacks have it, too."""
+    info = distilled(cache, tmp_path / "run", precision="bf16", **SHORT)
+    assert info["config"]["precision"] == "bf16"
+    assert evaluate(tmp_path / "run") == info["metrics"]["test"]
+    plain = distilled(cache, tmp_path / "plain", **SHORT)
+    assert abs(info["metrics"]["test"]["auroc"] - plain["metrics"]["test"]["auroc"]) < 3
+    states = [load_student(tmp_path / name).state_dict() for name in ("run", "plain")]
+    assert all(value.dtype == torch.float32 for value in states[0].values())
+    assert any((states[0][name] != states[1][name]).any() for name in states[0])
+    with pytest.raises(RunError, match="precision = bf16"):
+        distilled(cache, tmp_path / "run", **SHORT)
+    flags = {
+        "dataset": "digits-s",
+        "student": "adapter",
+        "method": "bird",
+        "cache": cache,
+        **SHORT,
+        "precision": "bf16",
+    }
+    many = distill_many([resolve({**flags, "seed": seed, "out": tmp_path / str(seed)}) for seed in range(2)])
+    assert abs(many[0]["metrics"]["test"]["auroc"] - info["metrics"]["test"]["auroc"]) < 1
+
+
+def test_a_folder_older_than_the_option_resumes(cache, tmp_path):
+    distilled(cache, tmp_path / "run", **SHORT)
+    path = tmp_path / "run" / "config.json"
+    found = json.loads(path.read_text())
+    del found["identity"]["precision"]
+    path.write_text(json.dumps(found))
+    assert distilled(cache, tmp_path / "run", **SHORT)["complete"]
