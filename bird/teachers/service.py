@@ -182,6 +182,7 @@ class Service:
     def _canary_vectors(self) -> Vectors:
         images = canary_images()
         found: dict[int, Vectors] = {}
+        why = "some, but not of all"
         for _ in range(self._attempts * 2):
             left = [index for index in range(CANARIES) if index not in found]
             try:
@@ -190,11 +191,12 @@ class Service:
             except Refused as error:
                 raise self._error(f"{error} for the eight test images", "vectors", REFUSAL) from None
             except Unusable as error:
+                why = str(error)
                 time.sleep(min(max(error.after, self._longest_wait / 8), 60.0))
             if len(found) == CANARIES and len({len(vector) for vector in found.values()}) == 1:
                 return np.stack([found[index] for index in range(CANARIES)])
         raise self._error(
-            "no vectors for the eight test images", "an answer", "check address and model, or try again later"
+            f"no vectors for the eight test images ({why})", "an answer", "check address and model, or try again later"
         )
 
     def _require_same(self, then: Vectors, now: Vectors) -> None:
@@ -252,15 +254,18 @@ def open_service(
         headers["Authorization"] = f"Bearer {os.environ[key_env]}"
     client = httpx2.Client(timeout=timeout, headers=headers, follow_redirects=False, trust_env=False)
     base = f"{scheme}://{address.netloc}{path}"
-    protocol: Protocol = OpenAI(model)
-    if how == "kserve":
-        output = output or parse_qs(address.query).get("output", [None])[0]
-        try:
+    try:
+        protocol: Protocol
+        if how == "kserve":
+            output = output or parse_qs(address.query).get("output", [None])[0]
             described = _description(client, f"{base}/v2/models/{model}", attempts, longest_wait)
             protocol = KServe(model, described, output, image_size)
-        except TeacherError:
-            client.close()
-            raise
+        else:
+            _require_listed(client, base, model, attempts, longest_wait)
+            protocol = OpenAI(model)
+    except TeacherError:
+        client.close()
+        raise
     return Service(
         f"{protocol.name}:{model}",
         base,
@@ -302,6 +307,23 @@ def _description(client: Any, address: str, attempts: int, longest_wait: float) 
         wanted="its metadata",
         fix="check address, model and key",
     )
+
+
+def _require_listed(client: Any, base: str, model: str, attempts: int, longest_wait: float) -> None:
+    """Raise TeacherError if the service lists its models, and not this one: some answer for any name, with the vectors of
+    whatever they have."""
+    try:
+        listed = _description(client, f"{base}/models", attempts, longest_wait).get("data")
+    except TeacherError:
+        return  # many have no list
+    names = [item.get("id") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    if names and model not in names:
+        raise TeacherError(
+            where=f"teacher openai:{model}",
+            found=f"a service that lists other models: {', '.join(map(str, names[:8]))}",
+            wanted=f"{model} among them",
+            fix="check the model's name",
+        )
 
 
 def canary_images() -> list[bytes]:

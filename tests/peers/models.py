@@ -28,7 +28,13 @@ def write_clip(folder, side=32, seed=0):
     tokenizer = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
     tokenizer |= {"bos_token": words[-2], "eos_token": words[-1], "unk_token": words[-1], "pad_token": words[-1]}
     statistics = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
-    steps = {"do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True}
+    steps = {
+        "do_resize": True,
+        "do_center_crop": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+    }
     sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}, "resample": 3}
     preprocessor = {"image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor"}
     for name, content in {
