@@ -66,6 +66,15 @@ def answers(address):
         return False
 
 
+class Quiet(ThreadingHTTPServer):
+    """Says nothing of clients that were killed."""
+
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """Nothing."""
+
+
 class Proxy:
     """Hands requests on to `port`, unchanged. `asked` counts the images in them, `requests` the requests for vectors, and
     `statuses` what came back."""
@@ -89,8 +98,7 @@ class Proxy:
             def do_POST(self):
                 proxy.hand_on(self, self.rfile.read(int(self.headers["content-length"])))
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = Quiet(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.host = f"127.0.0.1:{self.server.server_address[1]}"
         return self
