@@ -15,6 +15,7 @@ import io
 import os
 import time
 import weakref
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 from urllib.parse import parse_qs, urlsplit
@@ -162,8 +163,9 @@ class Service:
             found = self._protocol.read(answer, len(images))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise Unusable(f"an answer of another shape ({type(error).__name__})") from None
-        dim = self.dim or (len(next(iter(found.values()))) if found else 0)
-        good = {i: v for i, v in found.items() if v.ndim == 1 and len(v) == dim and np.isfinite(v).all()}
+        good = {i: v for i, v in found.items() if v.ndim == 1 and len(v) and np.isfinite(v).all()}
+        dim = self.dim or _commonest_width(good)
+        good = {i: v for i, v in good.items() if len(v) == dim}
         self.asked += len(good)
         return good
 
@@ -193,7 +195,9 @@ class Service:
             except Unusable as error:
                 why = str(error)
                 time.sleep(min(max(error.after, self._longest_wait / 8), 60.0))
-            if len(found) == CANARIES and len({len(vector) for vector in found.values()}) == 1:
+            width = _commonest_width(found)
+            found = {index: vector for index, vector in found.items() if len(vector) == width}
+            if len(found) == CANARIES:
                 return np.stack([found[index] for index in range(CANARIES)])
         raise self._error(
             f"no vectors for the eight test images ({why})", "an answer", "check address and model, or try again later"
@@ -337,6 +341,11 @@ def canary_images() -> list[bytes]:
         Image.fromarray(pixels).save(buffer, "PNG")
         images.append(buffer.getvalue())
     return images
+
+
+def _commonest_width(vectors: Mapping[int, Vectors]) -> int:
+    """How long most of them are; 0 if there are none."""
+    return Counter(map(len, vectors.values())).most_common(1)[0][0] if vectors else 0
 
 
 def _seconds(said: str | None) -> float:

@@ -60,6 +60,15 @@ def test_one_fault_costs_what_it_spoilt(spec, fault):
     assert [len(sent) for _, sent in peer.log] == [8, again] if again else [8]
 
 
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "permuted"])
+def test_the_first_look_survives_each_fault(fault):
+    with Peer() as peer:
+        peer.script.append(fault)
+        service = open_service(OPENAI.format(peer.host), **QUICK)
+        assert service.dim == DIM
+        assert [len(sent) for _, sent in peer.log] == [8, AGAIN.get(fault, 8)], "never an empty request"
+
+
 @pytest.mark.parametrize("kind", ["seconds", "date"])
 def test_retry_after_is_waited_for(kind):
     with Peer() as peer:
