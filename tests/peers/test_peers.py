@@ -6,7 +6,6 @@ environment of its own. `make peers` installs and names them:
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -227,8 +226,3 @@ def test_mlserver_dry_run_tells_what_pixels_cost(mlserver, tmp_path):
     small = bird_json("precompute", "--teacher", f"http+kserve://{proxy.host}/encoded", *flags)
     large = bird_json("precompute", "--teacher", f"http+kserve://{proxy.host}/pixels", *flags)
     assert large["megabytes"] > small["megabytes"]
-
-
-def test_the_programs_are_not_this_one():
-    for variable in ("BIRD_INFINITY", "BIRD_MLSERVER"):
-        assert Path(program(variable)).parent != Path(sys.executable).parent
