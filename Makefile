@@ -12,12 +12,18 @@ PROFILE ?= paper
 SEEDS   ?= 5
 TABLES  := reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7
 
-.PHONY: $(TABLES) reproduce-figures help demo test check torture bench wheel clean
+# Servers that others wrote, each in an environment of its own: what they need does not go with what we need.
+PEERS    ?= .venv-peers
+INFINITY ?= $(PEERS)/infinity/bin/infinity_emb
+MLSERVER ?= $(PEERS)/mlserver/bin/mlserver
+
+.PHONY: $(TABLES) reproduce-figures help demo test peers check torture bench wheel clean
 help:
 	@echo "make demo     the main job on the embedded data set, offline: teacher -> cache -> distil -> report"
 	@echo "make reproduce-table1 ... reproduce-table7, reproduce-figures"
 	@echo "              the paper's tables beside ours; DATA=folder, or PROFILE=demo (no data needed); SEEDS, OUT, JOBS"
 	@echo "make test     the tests"
+	@echo "make peers    the tests against Infinity and MLServer, installed for them in $(PEERS) (about 7 GB)"
 	@echo "make check    what CI checks beside the tests: ruff, mypy --strict, import contracts"
 	@echo "make torture  the fault tests with their full counts (long)"
 	@echo "make bench    the benchmarks (long)"
@@ -40,7 +46,19 @@ reproduce-figures: $(VENV)/.installed
 	export OMP_NUM_THREADS=1; $(REPRODUCE) figure2; first=$$?; $(REPRODUCE) figure3 && exit $$first
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not torture"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not torture and not peers"
+
+$(PEERS)/%/.installed: tests/peers/requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(PEERS)/infinity/bin/infinity_emb: $(PEERS)/infinity/.installed ;
+$(PEERS)/mlserver/bin/mlserver: $(PEERS)/mlserver/.installed ;
+
+peers: $(VENV)/.installed $(INFINITY) $(MLSERVER)
+	OMP_NUM_THREADS=1 BIRD_INFINITY=$(abspath $(INFINITY)) BIRD_MLSERVER=$(abspath $(MLSERVER)) \
+	  $(BIN)/python -m pytest tests/peers -m peers -s
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
-"""A black box behind HTTP: images go out as their original bytes, vectors come back, nothing is believed unchecked.
+"""A black box behind HTTP: images go out (as their original bytes, or as pixels where a model takes nothing else), vectors
+come back, nothing is believed unchecked.
 
     http+openai://HOST[:PORT][/PREFIX]/MODEL    POST PREFIX/embeddings        (also http://HOST/PREFIX?model=MODEL)
-    http+kserve://HOST[:PORT]/MODEL             POST /v2/models/MODEL/infer   (KServe v2, Open Inference Protocol)
+    http+kserve://HOST[:PORT]/MODEL[?output=O]  POST /v2/models/MODEL/infer   (KServe v2, Open Inference Protocol)
 
 and the same with https. A failed request is retried, then halved, down to the image that cannot be had, which is left
 out; valid parts of a bad answer are kept, so that no image is asked for twice without need.
@@ -9,123 +10,30 @@ out; valid parts of a bad answer are kept, so that no image is asked for twice w
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import os
 import time
 import weakref
-from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from bird.errors import TeacherError, UsageError
-from bird.images import decode_image
-from bird.teachers.base import PENULTIMATE, FeatureKind, Json, LayerSpec, View
+from bird.teachers.base import PENULTIMATE, FeatureKind, Json, LayerSpec
+from bird.teachers.protocols import KServe, OpenAI, Protocol, Refused, Unusable, Vectors
 
 __all__ = ["Service", "canary_images", "open_service"]
 
 CANARIES = 8
-SENT = "original bytes, or PNG of altered pixels"
 SAME = 0.9999  # cosine between a canary's vectors then and now
 RETRY = {408, 425, 429, 500, 502, 503, 504}
-Vectors = NDArray[np.float32]
-
-
-class Unusable(Exception):
-    """One request's answer that may be better the next time; `after` seconds if the service said when."""
-
-    def __init__(self, reason: str, after: float = 0.0) -> None:
-        super().__init__(reason)
-        self.after = after
-
-
-class Protocol(ABC):
-    """How images become a request, and an answer becomes vectors."""
-
-    name: str
-    batch: int
-
-    @abstractmethod
-    def request(self, images: Sequence[bytes]) -> tuple[str, dict[str, Any]]:
-        """Path (after the base address) and JSON body."""
-
-    @abstractmethod
-    def read(self, answer: Any, count: int) -> dict[int, Vectors]:
-        """Position -> vector, for the positions that the answer holds beyond doubt. Raises Unusable, or anything that a
-        badly shaped answer leads to."""
-
-
-@final
-class OpenAI(Protocol):
-    """POST /embeddings with data URIs; answers carry an index each."""
-
-    name, batch = "openai", 32
-
-    def __init__(self, model: str) -> None:
-        self._model = model
-
-    def request(self, images: Sequence[bytes]) -> tuple[str, dict[str, Any]]:
-        """See Protocol.request."""
-        uris = [f"data:{_mime(image)};base64,{base64.b64encode(image).decode()}" for image in images]
-        body = {"model": self._model, "modality": "image", "encoding_format": "base64", "input": uris}
-        return "/embeddings", body
-
-    def read(self, answer: Any, count: int) -> dict[int, Vectors]:
-        """See Protocol.read. A doubled index is nobody's."""
-        found: dict[int, Vectors] = {}
-        doubled = set()
-        for item in answer["data"]:
-            index, value = item["index"], item["embedding"]
-            if not isinstance(index, int) or not 0 <= index < count:
-                raise Unusable(f"an answer with index {index!r} for {count} images")
-            if index in found:
-                doubled.add(index)
-            raw = base64.b64decode(value, validate=True) if isinstance(value, str) else None
-            found[index] = np.frombuffer(raw, "<f4") if raw is not None else np.asarray(value, np.float32)
-        return {index: vector for index, vector in found.items() if index not in doubled}
-
-
-@final
-class KServe(Protocol):
-    """POST /v2/models/MODEL/infer with float32 pixels in [0, 1] or encoded images, as the model's metadata asks for."""
-
-    name, batch = "kserve", 32
-
-    def __init__(self, model: str, metadata: Mapping[str, Any], output: str | None, image_size: int | None) -> None:
-        self._path, self._input = f"/v2/models/{model}/infer", metadata["inputs"][0]
-        self._output = output
-        sides = [int(side) for side in self._input["shape"][-2:]] if self._input["datatype"] == "FP32" else [0, 0]
-        self._view = View(tuple(side if side > 0 else image_size or 224 for side in sides))  # type: ignore[arg-type]
-
-    def request(self, images: Sequence[bytes]) -> tuple[str, dict[str, Any]]:
-        """See Protocol.request."""
-        given: dict[str, Any] = {"name": self._input["name"], "datatype": self._input["datatype"]}
-        if self._input["datatype"] == "BYTES":
-            data = [base64.b64encode(image).decode() for image in images]
-            given |= {"shape": [len(images), 1], "parameters": {"content_type": "base64"}, "data": data}
-        else:
-            pixels = np.stack([self._view(decode_image(image, "image")).numpy() for image in images])
-            given |= {"shape": list(pixels.shape), "data": pixels.ravel().tolist()}
-        asked = {"outputs": [{"name": self._output}]} if self._output else {}
-        return self._path, {"inputs": [given], **asked}
-
-    def read(self, answer: Any, count: int) -> dict[int, Vectors]:
-        """See Protocol.read: the output that was asked for, else the first of one vector an image."""
-        for output in answer["outputs"]:
-            wanted = output["name"] == self._output if self._output else len(output["shape"]) == 2
-            if wanted:
-                values = np.asarray(output["data"], np.float32).reshape(output["shape"])
-                if len(values) != count:
-                    raise Unusable(f"{len(values)} vectors for {count} images")
-                return dict(enumerate(values.reshape(count, -1)))
-        raise Unusable(f"no output {self._output or 'of one vector an image'}")
+REFUSED = {400, 413, 415, 422}  # what was sent is at fault: an image that cannot be read, a request too long
 
 
 @final
@@ -157,11 +65,7 @@ class Service:
             raise self._error("vectors that all have length 1", f"raw {kind} vectors", "say --kind projection_l2")
         self.feature_kind: FeatureKind = kind or ("projection_l2" if unit else "projection")
         self.layers = {PENULTIMATE: LayerSpec((self.dim,), self.feature_kind)}
-        self.preprocessing: Mapping[str, Json] = {
-            "sent": "original bytes, or PNG of altered pixels",
-            "protocol": protocol.name,
-            "canaries": 1,
-        }
+        self.preprocessing: Mapping[str, Json] = {**protocol.sent, "protocol": protocol.name, "canaries": 1}
 
     @property
     def weights_digest(self) -> str:
@@ -170,12 +74,12 @@ class Service:
 
     def embed(self, images: Sequence[bytes]) -> tuple[Vectors, dict[int, str]]:
         """Vectors (n, dim), NaN where none could be had, and for those positions why. Raises TeacherError where the
-        service refuses altogether."""
+        service refuses altogether, or is gone: then the images are not at fault."""
         vectors = np.full((len(images), self.dim), np.nan, np.float32)
         failed: dict[int, str] = {}
         for start in range(0, len(images), self._protocol.batch):
             part = range(start, min(start + self._protocol.batch, len(images)))
-            self._embed_part([*part], images, vectors, failed)
+            self._embed_part([*part], images, vectors, failed, whole=True)
         return vectors, failed
 
     def adopt(self, canaries: Vectors) -> None:
@@ -195,12 +99,14 @@ class Service:
         return {
             "images": count,
             "requests": requests,
-            "megabytes": size * 4 / 3e6,
+            "megabytes": self._protocol.bytes_sent(count, size) / 1e6,
             "minutes at least": minutes,
             "cost": cost,
         }
 
-    def _embed_part(self, part: list[int], images: Sequence[bytes], vectors: Vectors, failed: dict[int, str]) -> None:
+    def _embed_part(
+        self, part: list[int], images: Sequence[bytes], vectors: Vectors, failed: dict[int, str], *, whole: bool
+    ) -> None:
         left = part
 
         def attempt() -> None:
@@ -216,18 +122,20 @@ class Service:
             for attempted in Retrying(
                 stop=stop_after_attempt(self._attempts),
                 wait=self._wait,
-                retry=retry_if_exception_type(Unusable),
+                retry=retry_if_exception(lambda error: isinstance(error, Unusable) and not isinstance(error, Refused)),
                 reraise=True,
             ):
                 with attempted:
                     attempt()
         except Unusable as error:
+            if whole:  # no image is given up for a service that answers nobody
+                self.check_canaries()
             if len(left) == 1:
                 failed[left[0]] = f"the service gave no vector: {error}"
                 return
             half = len(left) // 2
             for smaller in (left[:half], left[half:]):
-                self._embed_part(smaller, images, vectors, failed)
+                self._embed_part(smaller, images, vectors, failed, whole=False)
 
     def _wait(self, state: RetryCallState) -> float:
         said = getattr(state.outcome and state.outcome.exception(), "after", 0.0)
@@ -255,8 +163,9 @@ class Service:
             found = self._protocol.read(answer, len(images))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise Unusable(f"an answer of another shape ({type(error).__name__})") from None
-        dim = self.dim or (len(next(iter(found.values()))) if found else 0)
-        good = {i: v for i, v in found.items() if v.ndim == 1 and len(v) == dim and np.isfinite(v).all()}
+        good = {i: v for i, v in found.items() if v.ndim == 1 and len(v) and np.isfinite(v).all()}
+        dim = self.dim or _commonest_width(good)
+        good = {i: v for i, v in good.items() if len(v) == dim}
         self.asked += len(good)
         return good
 
@@ -266,24 +175,32 @@ class Service:
             return
         if code in RETRY:
             raise Unusable(f"status {code}", _seconds(response.headers.get("retry-after")))
+        if code in REFUSED:
+            raise Refused(f"status {code}")
         found = "a redirect" if 300 <= code < 400 else f"status {code}"
-        fix = "give the final address: keys do not travel" if 300 <= code < 400 else "check address, model and key"
+        fix = "give the final address: keys do not travel" if 300 <= code < 400 else REFUSAL
         raise self._error(found, "vectors", fix)
 
     def _canary_vectors(self) -> Vectors:
         images = canary_images()
         found: dict[int, Vectors] = {}
+        why = "some, but not of all"
         for _ in range(self._attempts * 2):
             left = [index for index in range(CANARIES) if index not in found]
             try:
                 answer = self._request([images[index] for index in left])
                 found |= {left[index]: vector for index, vector in answer.items()}
+            except Refused as error:
+                raise self._error(f"{error} for the eight test images", "vectors", REFUSAL) from None
             except Unusable as error:
+                why = str(error)
                 time.sleep(min(max(error.after, self._longest_wait / 8), 60.0))
-            if len(found) == CANARIES and len({len(vector) for vector in found.values()}) == 1:
+            width = _commonest_width(found)
+            found = {index: vector for index, vector in found.items() if len(vector) == width}
+            if len(found) == CANARIES:
                 return np.stack([found[index] for index in range(CANARIES)])
         raise self._error(
-            "no vectors for the eight test images", "an answer", "check address and model, or try again later"
+            f"no vectors for the eight test images ({why})", "an answer", "check address and model, or try again later"
         )
 
     def _require_same(self, then: Vectors, now: Vectors) -> None:
@@ -299,6 +216,7 @@ class Service:
         return TeacherError(where=f"teacher {self.name}", found=found, wanted=wanted, fix=fix)
 
 
+REFUSAL = "check address, model and key"
 DRIFT = "the service runs another model now: start another cache (what is committed is kept)"
 
 
@@ -340,18 +258,18 @@ def open_service(
         headers["Authorization"] = f"Bearer {os.environ[key_env]}"
     client = httpx2.Client(timeout=timeout, headers=headers, follow_redirects=False, trust_env=False)
     base = f"{scheme}://{address.netloc}{path}"
-    protocol: Protocol = OpenAI(model)
-    if how == "kserve":
-        try:
-            response = client.get(f"{base}/v2/models/{model}")
-            response.raise_for_status()
-            protocol = KServe(model, response.json(), output, image_size)
-        except (httpx2.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-            client.close()
-            found = f"no description of the model ({type(error).__name__})"
-            raise TeacherError(
-                where=f"teacher {model}", found=found, wanted="its metadata", fix="check the address"
-            ) from None
+    try:
+        protocol: Protocol
+        if how == "kserve":
+            output = output or parse_qs(address.query).get("output", [None])[0]
+            described = _description(client, f"{base}/v2/models/{model}", attempts, longest_wait)
+            protocol = KServe(model, described, output, image_size)
+        else:
+            _require_listed(client, base, model, attempts, longest_wait)
+            protocol = OpenAI(model)
+    except TeacherError:
+        client.close()
+        raise
     return Service(
         f"{protocol.name}:{model}",
         base,
@@ -362,6 +280,54 @@ def open_service(
         attempts=attempts,
         longest_wait=longest_wait,
     )
+
+
+def _description(client: Any, address: str, attempts: int, longest_wait: float) -> dict[str, Any]:
+    """What a KServe server says of its model. Raises TeacherError."""
+    import httpx2
+
+    why = "nothing"
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(longest_wait / 8)
+        try:
+            response = client.get(address)
+            why = f"status {response.status_code}"
+            if response.status_code not in RETRY:
+                response.raise_for_status()
+                found = response.json()
+                if isinstance(found, dict):
+                    return found
+                break
+        except httpx2.HTTPStatusError:
+            break
+        except httpx2.HTTPError as error:
+            why = type(error).__name__
+        except ValueError:
+            why = "an answer that is not JSON"
+    raise TeacherError(
+        where=f"teacher {address.rpartition('/')[2]}",
+        found=f"no description of the model ({why})",
+        wanted="its metadata",
+        fix="check address, model and key",
+    )
+
+
+def _require_listed(client: Any, base: str, model: str, attempts: int, longest_wait: float) -> None:
+    """Raise TeacherError if the service lists its models, and not this one: some answer for any name, with the vectors of
+    whatever they have."""
+    try:
+        listed = _description(client, f"{base}/models", attempts, longest_wait).get("data")
+    except TeacherError:
+        return  # many have no list
+    names = [item.get("id") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    if names and model not in names:
+        raise TeacherError(
+            where=f"teacher openai:{model}",
+            found=f"a service that lists other models: {', '.join(map(str, names[:8]))}",
+            wanted=f"{model} among them",
+            fix="check the model's name",
+        )
 
 
 def canary_images() -> list[bytes]:
@@ -377,10 +343,9 @@ def canary_images() -> list[bytes]:
     return images
 
 
-def _mime(image: bytes) -> str:
-    if image.startswith(b"\xff\xd8"):
-        return "image/jpeg"
-    return "image/png" if image.startswith(b"\x89PNG") else "application/octet-stream"
+def _commonest_width(vectors: Mapping[int, Vectors]) -> int:
+    """How long most of them are; 0 if there are none."""
+    return Counter(map(len, vectors.values())).most_common(1)[0][0] if vectors else 0
 
 
 def _seconds(said: str | None) -> float:

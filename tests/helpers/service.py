@@ -4,7 +4,8 @@ import base64
 import json
 import random
 import threading
-from collections import Counter
+import time
+from collections import Counter, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -34,13 +35,34 @@ def truth(image, salt=0):
     return (words / 2**63 - 1).astype(np.float32) * 3
 
 
-class Peer:
-    """`rate` of the requests go wrong, in every way of `FAULTS`. `asked` counts images it answered for rightly."""
+ENCODED = {"name": "image", "datatype": "BYTES", "shape": [-1, 1]}
 
-    def __init__(self, rate=0.0, seed=0, faults=FAULTS, unit=False, salt=0, status=None, poison=None):
+
+class Peer:
+    """`rate` of the requests go wrong, in every way of `FAULTS`; those in `script` do first, in that order. `poisoned` is
+    the status for a request with the image `poison`, `status` one for all. `given` is what its KServe model takes, `listed`
+    the names in its list of models. `asked` counts images it answered for rightly; `log` has (moment, images) a
+    request; after `stop_after` requests it answers nobody."""
+
+    def __init__(
+        self,
+        rate=0.0,
+        seed=0,
+        faults=FAULTS,
+        unit=False,
+        salt=0,
+        status=None,
+        poison=None,
+        poisoned=500,
+        given=ENCODED,
+        listed=(),
+        after="0.01",
+    ):
         self.rate, self.random, self.faults, self.unit, self.salt = rate, random.Random(seed), faults, unit, salt
-        self.status, self.poison = status, poison
-        self.asked, self.seen, self.keys, self.lock = Counter(), Counter(), set(), threading.Lock()
+        self.status, self.poison, self.poisoned, self.given, self.listed = status, poison, poisoned, given, listed
+        self.script, self.log, self.described, self.after = deque(), [], 200, after
+        self.stop_after = None
+        self.asked, self.keys, self.lock = Counter(), set(), threading.Lock()
 
     def __enter__(self):
         peer = self
@@ -52,8 +74,11 @@ class Peer:
                 pass
 
             def do_GET(self):
-                shape = {"name": "image", "datatype": "BYTES", "shape": [-1, 1]}
-                reply(self, 200, json.dumps({"name": "m", "inputs": [shape], "outputs": []}).encode())
+                told = {"name": "m", "inputs": [peer.given] if peer.given else [], "outputs": []}
+                if self.path.endswith("/models"):
+                    told = {"data": [{"id": name} for name in peer.listed]}
+                status, peer.described = peer.described, 200
+                reply(self, status, json.dumps(told).encode())
 
             def do_POST(self):
                 peer.handle(self)
@@ -76,16 +101,19 @@ class Peer:
         body = json.loads(http.rfile.read(int(http.headers["content-length"])))
         self.keys.add(http.headers.get("authorization"))
         kserve = http.path.endswith("/infer")
-        given = body["inputs"][0]["data"] if kserve else [uri.split(",", 1)[1] for uri in body["input"]]
-        images = [base64.b64decode(text) for text in given]
+        images = images_of(body["inputs"][0]) if kserve else [unpack(uri.split(",", 1)[1]) for uri in body["input"]]
         with self.lock:
-            fault = self.random.choice(self.faults) if self.random.random() < self.rate else None
+            self.log.append((time.monotonic(), images))
+            drawn = self.random.choice(self.faults) if self.random.random() < self.rate else None
+            fault = self.script.popleft() if self.script else drawn
+        if self.stop_after is not None and len(self.log) > self.stop_after:
+            return reply(http, 503, b"gone")
         if self.status:
             return reply(http, self.status, b"no", {"location": "http://127.0.0.1:9/"})
         if self.poison in images:
-            return reply(http, 500, b"poisoned")
+            return reply(http, self.poisoned, b"poisoned")
         if fault in ("429", "429 after", "503"):
-            headers = {"retry-after": "0.01"} if fault == "429 after" else {}
+            headers = {"retry-after": self.after} if fault == "429 after" else {}
             return reply(http, int(fault[:3]), b"busy", headers)
         if fault == "reset":
             return http.connection.close()
@@ -99,12 +127,12 @@ class Peer:
             data = self.spoil(fault, [{"index": i, "embedding": encode(v)} for i, v in enumerate(vectors)])
             text = json.dumps({"data": data}).encode()
         else:
-            shape = [len(vectors), DIM]
+            vectors = self.spoil_rows(fault, np.stack(vectors))
             output = {
                 "name": "features",
                 "datatype": "FP32",
-                "shape": shape,
-                "data": np.stack(vectors).ravel().tolist(),
+                "shape": [*vectors.shape],
+                "data": vectors.ravel().tolist(),
             }
             text = json.dumps({"outputs": [output]}).encode()
         if fault == "truncated":
@@ -112,6 +140,14 @@ class Peer:
         with self.lock:
             self.asked.update(images)
         return reply(http, 200, text)
+
+    def spoil_rows(self, fault, vectors):
+        """Of a protocol without an index an image."""
+        if fault == "fewer":
+            return vectors[:-1]
+        if fault == "nan":
+            vectors[0] = np.nan
+        return np.pad(vectors, ((0, 0), (0, 1))) if fault == "dimension" else vectors
 
     def spoil(self, fault, data):
         if fault == "fewer":
@@ -125,6 +161,18 @@ class Peer:
         if fault == "dimension":
             data[0]["embedding"] = encode(np.zeros(DIM + 1, np.float32))
         return data
+
+
+def images_of(given):
+    """The images of a KServe input: their bytes, or those of their float32 pixels."""
+    if given["datatype"] == "BYTES":
+        return [unpack(text) for text in given["data"]]
+    pixels = np.array(given["data"], np.float32).reshape(given["shape"])
+    return [image.tobytes() for image in pixels]
+
+
+def unpack(text):
+    return base64.b64decode(text, validate=True)
 
 
 def encode(vector):

@@ -1,0 +1,156 @@
+"""How images become a request to an embeddings service, and its answer becomes vectors: one class a protocol."""
+
+from __future__ import annotations
+
+import base64
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bird.errors import TeacherError
+from bird.images import decode_image
+from bird.teachers.base import Json, View
+
+__all__ = ["KServe", "OpenAI", "Protocol", "Refused", "Unusable", "Vectors"]
+
+Vectors = NDArray[np.float32]
+
+
+ORIGINAL: Mapping[str, Json] = {"sent": "original bytes, or PNG of altered pixels"}
+REQUEST_BYTES = 32e6  # servers refuse longer ones, at 64 MB by default or less
+FLOAT_BYTES = 21  # a pixel of [0, 1] in JSON, at most
+
+
+class Unusable(Exception):
+    """One request's answer that may be better the next time; `after` seconds if the service said when."""
+
+    def __init__(self, reason: str, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+class Refused(Unusable):
+    """What was sent is refused: the same again would be, a part of it perhaps not."""
+
+
+class Protocol(ABC):
+    """How images become a request, and an answer becomes vectors. `batch` is how many a request holds at most, `sent` what
+    is sent of each, as a cache's fingerprint says it."""
+
+    name: str
+    batch: int
+    sent: Mapping[str, Json]
+
+    @abstractmethod
+    def request(self, images: Sequence[bytes]) -> tuple[str, dict[str, Any]]:
+        """Path (after the base address) and JSON body."""
+
+    @abstractmethod
+    def read(self, answer: Any, count: int) -> dict[int, Vectors]:
+        """Position -> vector, for the positions that the answer holds beyond doubt. Raises Unusable, or anything that a
+        badly shaped answer leads to."""
+
+    def bytes_sent(self, count: int, size: int) -> float:
+        """About how many bytes `count` images of `size` bytes together make in requests."""
+        return size * 4 / 3  # base64
+
+
+@final
+class OpenAI(Protocol):
+    """POST /embeddings with data URIs; answers carry an index each."""
+
+    name, batch, sent = "openai", 32, ORIGINAL
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    def request(self, images: Sequence[bytes]) -> tuple[str, dict[str, Any]]:
+        """See Protocol.request."""
+        uris = [f"data:{_mime(image)};base64,{base64.b64encode(image).decode()}" for image in images]
+        body = {"model": self._model, "modality": "image", "encoding_format": "base64", "input": uris}
+        return "/embeddings", body
+
+    def read(self, answer: Any, count: int) -> dict[int, Vectors]:
+        """See Protocol.read. A doubled index is nobody's."""
+        found: dict[int, Vectors] = {}
+        doubled = set()
+        for item in answer["data"]:
+            index, value = item["index"], item["embedding"]
+            if not isinstance(index, int) or not 0 <= index < count:
+                raise Unusable(f"an answer with index {index!r} for {count} images")
+            if index in found:
+                doubled.add(index)
+            raw = base64.b64decode(value, validate=True) if isinstance(value, str) else None
+            found[index] = np.frombuffer(raw, "<f4") if raw is not None else np.asarray(value, np.float32)
+        return {index: vector for index, vector in found.items() if index not in doubled}
+
+
+@final
+class KServe(Protocol):
+    """POST /v2/models/MODEL/infer. The model's own description says whether it takes encoded images (BYTES, as base64) or
+    pixels: FP32 (n, 3, height, width), float32 in [0, 1], RGB, resized to height x width; what else its network wants
+    (mean and deviation, say) is the served model's to do."""
+
+    name, batch, sent = "kserve", 32, ORIGINAL
+
+    def __init__(self, model: str, metadata: Mapping[str, Any], output: str | None, image_size: int | None) -> None:
+        """Raises TeacherError for a model that takes neither."""
+        self._path, self._output, self._view = f"/v2/models/{model}/infer", output, None
+        given = (metadata.get("inputs") or [{}])[0]
+        self._input, self._datatype = {name: given.get(name) for name in ("name", "datatype")}, given.get("datatype")
+        shape = [int(side) for side in given.get("shape", [])]
+        if self._datatype == "FP32" and len(shape) == 4 and shape[1] in (3, -1):
+            height, width = (side if side > 0 else image_size or 224 for side in shape[2:])
+            self._view = View((height, width))
+            self.batch = int(max(1, min(32, REQUEST_BYTES // (3 * height * width * FLOAT_BYTES))))
+            self.sent = {"sent": "float32 pixels in [0, 1], RGB", "view": self._view.canonical()}
+        elif self._datatype != "BYTES":
+            raise TeacherError(
+                where=f"teacher kserve:{model}",
+                found=f"a model whose first input is {self._datatype} {shape}"
+                if given
+                else "a model that names no input",
+                wanted="BYTES (encoded images), or FP32 [-1, 3, height, width]",
+                fix="serve it so, and declare the input in the model's description",
+            )
+        if output:
+            self.sent = {**self.sent, "output": output}
+
+    def request(self, images: Sequence[bytes]) -> tuple[str, dict[str, Any]]:
+        """See Protocol.request."""
+        given: dict[str, Any] = {**self._input}
+        if self._view is None:
+            data = [base64.b64encode(image).decode() for image in images]
+            given |= {"shape": [len(images), 1], "parameters": {"content_type": "base64"}, "data": data}
+        else:
+            pixels = np.stack([self._view(decode_image(image, "image")).numpy() for image in images])
+            given |= {"shape": list(pixels.shape), "data": pixels.ravel().tolist()}
+        asked = {"outputs": [{"name": self._output}]} if self._output else {}
+        return self._path, {"inputs": [given], **asked}
+
+    def bytes_sent(self, count: int, size: int) -> float:
+        """See Protocol.bytes_sent."""
+        if self._view is None:
+            return super().bytes_sent(count, size)
+        height, width = self._view.sides
+        return count * 3 * height * width * FLOAT_BYTES
+
+    def read(self, answer: Any, count: int) -> dict[int, Vectors]:
+        """See Protocol.read: the output that was asked for, else the first of one vector an image."""
+        for output in answer["outputs"]:
+            wanted = output["name"] == self._output if self._output else len(output["shape"]) == 2
+            if wanted:
+                values = np.asarray(output["data"], np.float32).reshape(output["shape"])
+                if len(values) != count:
+                    raise Unusable(f"{len(values)} vectors for {count} images")
+                return dict(enumerate(values.reshape(count, -1)))
+        raise Unusable(f"no output {self._output or 'of one vector an image'}")
+
+
+def _mime(image: bytes) -> str:
+    if image.startswith(b"\xff\xd8"):
+        return "image/jpeg"
+    return "image/png" if image.startswith(b"\x89PNG") else "application/octet-stream"
