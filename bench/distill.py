@@ -69,6 +69,7 @@ def trainer(method, student, data, batch_size, folder):
 
 def seconds_of(one, steps, epoch):
     order = shuffled(one.train_rows, 0, epoch)
+    one.clock.start()
     began = time.process_time()
     for rows in list(batches(order, one.config.batch_size))[:steps]:
         one.one_step(rows)
@@ -78,6 +79,7 @@ def seconds_of(one, steps, epoch):
 def cached(student, data, options, folder):
     """Seconds a step of fitnet and of baseline, in turn."""
     both = {name: trainer(name, student, data, options.batch, folder) for name in ("fitnet", "baseline")}
+    both["fitnet"].clock.watch(both["fitnet"].learner)
     found = {name: [] for name in both}
     for number in range(options.rounds + 1):
         names = [*both][:: 1 if number % 2 else -1]  # neither is always the second

@@ -8,7 +8,6 @@ same runs in both precisions on Digits-S from a cache, some seeds, x100.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -110,14 +109,15 @@ def main():
                 row = {"what": f"{student}, {method}", "precision": name}
                 row |= {"ms a step": 1000 * statistics.median(seconds), "fp32 / it": paired(found[PLAIN], seconds)}
                 rows.append(row)
-                sys.stdout.write(f"{row}\n")
+                print(row, flush=True)
+    title = f"Precision: {options.size} px, batches of {options.batch}"
+    notes = [f"Metrics: {options.seeds} seeds, mean ± standard deviation, x100; bf16 as --precision bf16 has it."]
+    save("precision", title, ["what", "precision", "ms a step", "fp32 / it", *METRICS], rows, notes)
     with tempfile.TemporaryDirectory() as folder:
         for (method, precision), values in metrics(Path(folder), options.seeds, options.epochs).items():
             row = {"what": f"tiny-resnet, {method}, Digits-S test", "precision": precision}
             rows.append(row | {name: spread(each) for name, each in values.items()})
-            sys.stdout.write(f"{rows[-1]}\n")
-    title = f"Precision: {options.size} px, batches of {options.batch}"
-    notes = [f"Metrics: {options.seeds} seeds, mean ± standard deviation, x100; bf16 as --precision bf16 has it."]
+            print(rows[-1], flush=True)
     save("precision", title, ["what", "precision", "ms a step", "fp32 / it", *METRICS], rows, notes)
 
 
