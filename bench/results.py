@@ -52,13 +52,9 @@ def cell(value):
     if isinstance(value, dict):
         low, high = value["quartiles"]
         return f"{value['median']:.2f} ({low:.2f} to {high:.2f})"
-    return (
-        f"{value:,.3g}"
-        if isinstance(value, float) and abs(value) < 1000
-        else f"{value:,}"
-        if isinstance(value, int | float)
-        else value
-    )
+    if isinstance(value, float):
+        return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def table(found):
