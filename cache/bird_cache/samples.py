@@ -181,7 +181,14 @@ def _json_of_integers(values: NDArray[np.int64]) -> bytes | memoryview:
     """Integers as JSON, joined by commas."""
     import pyarrow as pa
 
-    return _joined(pa.array(values).cast(pa.string()), ",")
+    return _joined(_plain(values, pa.int64()).cast(pa.string()), ",")
+
+
+def _plain(values: NDArray[Any], kind: Any) -> Any:
+    """Numbers as an Arrow array; `pa.array` would import pandas."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def _joined(strings: Any, separator: str) -> memoryview:
@@ -189,7 +196,8 @@ def _joined(strings: Any, separator: str) -> memoryview:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    listed = pa.ListArray.from_arrays(pa.array([0, len(strings)], pa.int32()), strings)
+    offsets = _plain(np.array([0, len(strings)], np.int32), pa.int32())
+    listed = pa.ListArray.from_arrays(offsets, strings)
     return memoryview(pc.binary_join(listed, separator)[0].as_buffer())
 
 
