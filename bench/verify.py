@@ -72,7 +72,7 @@ def main():
         for workers, seen in rates.items()
     ]
     notes = [
-        f"{args.rows:,} x {args.dim} float16, {result.bytes / 1e6:,.0f} MB, warm; {args.rounds} rounds: median, least, most.",
+        f"{args.rows:,} x {args.dim} float16, {result.bytes / 1e6:,.0f} MB, warm; {args.rounds} rounds: median (range).",
         f"Opening alone: {statistics.median(opening):.3f} s. Wanted: 1 GB/s.",
     ]
     save("verify", "`bird cache verify`, by its threads.", ("threads", "GB/s", "GB a processor second"), rows, notes)

@@ -181,7 +181,7 @@ def _json_of_integers(values: NDArray[np.int64]) -> bytes | memoryview:
     """Integers as JSON, joined by commas."""
     import pyarrow as pa
 
-    return _joined(_plain(values, pa.int64()).cast(pa.string()), ",")
+    return _joined(_plain(values, pa.int64()).cast(pa.string()), b",")
 
 
 def _plain(values: NDArray[Any], kind: Any) -> Any:
@@ -191,14 +191,17 @@ def _plain(values: NDArray[Any], kind: Any) -> Any:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
-def _joined(strings: Any, separator: str) -> memoryview:
+def _joined(strings: Any, separator: bytes) -> memoryview:
     """The text of an array of strings, joined."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     offsets = _plain(np.array([0, len(strings)], np.int32), pa.int32())
     listed = pa.ListArray.from_arrays(offsets, strings)
-    return memoryview(pc.binary_join(listed, separator)[0].as_buffer())
+    between = pa.StringArray.from_buffers(
+        1, pa.py_buffer(np.array([0, len(separator)], np.int32)), pa.py_buffer(separator)
+    )
+    return memoryview(pc.binary_join(listed, between[0])[0].as_buffer())
 
 
 def _json_of_arrow(column: Any) -> Iterator[bytes | memoryview]:
@@ -206,7 +209,7 @@ def _json_of_arrow(column: Any) -> Iterator[bytes | memoryview]:
     import pyarrow as pa
 
     plain = column.cast(pa.string())
-    joined = _joined(plain, '","')
+    joined = _joined(plain, b'","')
     data = np.frombuffer(joined, np.uint8)
     if (data < 0x20).any() or (data == ord("\\")).any() or (data == ord('"')).sum() != 2 * (len(plain) - 1):
         yield canonical_json(plain.to_pylist())[1:-1]
