@@ -56,6 +56,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/precompute.py
 	$(BIN)/python bench/stream.py
 	$(BIN)/python bench/verify.py
+	$(BIN)/python bench/joint.py
+	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/stack.py
 
 wheel: $(VENV)/.installed

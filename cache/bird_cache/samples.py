@@ -120,9 +120,9 @@ class Samples:
 
         try:  # not read_table: it imports pandas, which takes a second
             table = pq.ParquetFile(pa.BufferReader(data), read_dictionary=FEW_VALUES).read()
-            if not np.array_equal(_whole(table["row"]).to_numpy(), np.arange(table.num_rows)):
+            if not np.array_equal(_integers(table["row"]), np.arange(table.num_rows)):
                 raise ValueError("rows are not numbered 0, 1, 2, ...")
-            numbers = [_whole(table[name]).to_numpy().astype(np.int64) for name in ("label", "group")]
+            numbers = [_integers(table[name]) for name in ("label", "group")]
             arrow = {name: _text_of(_whole(table[name]), name) for name in TEXT}
         except (pa.ArrowException, KeyError, OSError) as error:
             raise ValueError(f"not a table of samples: {error}") from error
@@ -165,6 +165,17 @@ def _whole(column: Any) -> Any:
         column = column.cast(pa.large_string())
     chunks = column.unify_dictionaries().combine_chunks()
     return chunks.combine_chunks() if isinstance(chunks, pa.ChunkedArray) else chunks
+
+
+def _integers(column: Any) -> NDArray[np.int64]:
+    """A column of integers, as numpy; `to_numpy` would import pandas. Raises ValueError."""
+    import pyarrow as pa
+
+    if not pa.types.is_integer(column.type):
+        raise ValueError(f"{column.type} where integers belong")
+    whole = _whole(column).cast(pa.int64())
+    data = whole.buffers()[1]
+    return np.frombuffer(data, np.int64)[whole.offset : whole.offset + len(whole)] if data else np.empty(0, np.int64)
 
 
 def _text_of(column: Any, name: str) -> Any:
