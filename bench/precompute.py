@@ -1,21 +1,32 @@
-"""`bird precompute` against the bare forward pass of the same teacher: same images, batch and precision, in one process.
+"""`bird precompute` from JPEG files against its two halves alone, and against clip-retrieval's loop. Paired, in one process.
 
-    python bench/precompute.py --teacher onnx:FILE --dataset cifar10s --data-root DIR [--limit 6000] [--rounds 5]
-    python bench/precompute.py            (the embedded data set and an untrained ShuffleNet)
+    python bench/precompute.py [--only NAME ...] [--images 128] [--rounds 3] [--threads 2] [--onnx FILE]
 
-Each round runs both, in turn. The bare pass gets its pixels decoded and preprocessed beforehand; precompute starts from
-the encoded images and ends with a verified cache on disk. Reported: precompute's rate over the bare rate.
+Random JPEG files of CelebA's size (178 x 218); open_clip's ViT-B/32 and RN50 with random weights through the real
+loaders, an untrained ShuffleNet, and a black box if --onnx names one. Each round measures, one after the other: the bare
+forward pass (pixels ready), decoding and preprocessing alone (in as many threads as precompute has), the whole (from
+files to a finished, checked cache), and clip-retrieval's own reader, runner and writer around the same model and view
+(with as many worker processes), where it is installed (no need of what it depends on):
+
+    python -m venv /tmp/venv-clipret && /tmp/venv-clipret/bin/pip install --no-deps clip-retrieval
+
+and a .pth file there that names our site-packages. `two together` is the rate that two cores which share both jobs without
+loss would have: 1 / (t_forward + t_decode).
 """
 
 import argparse
-import json
+import importlib.util
 import statistics
-import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
+from PIL import Image
+from results import paired, save
 
 from bird.datasets import open_dataset
 from bird.datasets.base import prepare
@@ -23,57 +34,180 @@ from bird.students import build_student, student_files
 from bird.teachers import load_teacher
 from bird_pipelines.precompute import precompute
 
-BATCH = 64
+BATCH, DECODERS = 32, 2
+COLUMNS = (
+    "teacher",
+    "images/s: forward",
+    "decode",
+    "precompute",
+    "precompute / slower alone",
+    "precompute / two together",
+    "precompute / clip-retrieval",
+)
 
 
-def untrained(folder):
-    for name, data in student_files(build_student("shufflenetv2", classes=10, image_size=32, seed=0)).items():
+def write_images(folder, count):
+    rng = np.random.default_rng(0)
+    lines = ["path,label,group,split"]
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (14, 11, 3), dtype=np.uint8))
+        coarse.resize((178, 218), Image.Resampling.BICUBIC).save(folder / f"{number:05d}.jpg", quality=90)
+        lines.append(f"{number:05d}.jpg,{number % 2},{number // 2 % 2},{'test' if number < 8 else 'train'}")
+    (folder / "samples.csv").write_text("\n".join(lines) + "\n")
+
+
+def open_clip_teacher(box, name, model, precision="fp32"):
+    import open_clip
+
+    torch.manual_seed(0)
+    path = box / f"{name}.pt"
+    torch.save(open_clip.create_model(model, load_weights=False, pretrained_text=False).state_dict(), path)
+    return load_teacher(name, weights=path, precision=precision)
+
+
+def shufflenet(box):
+    folder = box / "shufflenet"
+    folder.mkdir(exist_ok=True)
+    for name, data in student_files(build_student("shufflenetv2", classes=10, image_size=64, seed=0)).items():
         (folder / name).write_bytes(data)
-    return f"run:{folder}"
+    return load_teacher(f"run:{folder}")
 
 
-def bare(teacher, pixels):
-    began = time.perf_counter()
+TEACHERS = {
+    "ShuffleNet 64 px, fp32": (4, lambda box, onnx: shufflenet(box)),
+    "SqueezeNet (ONNX) 128 px": (4, lambda box, onnx: load_teacher(f"onnx:{onnx}", image_size=128)),
+    "ViT-B/32, fp32": (1, lambda box, onnx: open_clip_teacher(box, "clip-vit-b32", "ViT-B-32-quickgelu")),
+    "RN50, fp32": (1, lambda box, onnx: open_clip_teacher(box, "clip-rn50", "RN50-quickgelu")),
+    "RN50, bf16": (1, lambda box, onnx: open_clip_teacher(box, "clip-rn50", "RN50-quickgelu", "bf16")),
+}
+
+
+def forward(teacher, pixels):
     for start in range(0, len(pixels), BATCH):
         teacher.features(pixels[start : start + BATCH])
-    return len(pixels) / (time.perf_counter() - began)
 
 
-def whole(teacher, dataset, table, folder):
+def decode(teacher, dataset, ids):
+    def some(start):
+        return torch.stack([teacher.preprocess(dataset.image(id)) for id in ids[start : start + BATCH]])
+
+    with ThreadPoolExecutor(DECODERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return torch.cat(list(pool.map(some, range(0, len(ids), BATCH))))
+
+
+def clip_retrieval_parts():
+    """The modules reader, runner and writer of the installed package; its top imports a web server, so not by its name."""
+    found = importlib.util.find_spec("clip_retrieval")
+    if found is None:
+        return None
+    parts = []
+    for name in ("reader", "runner", "writer"):
+        file = Path(found.submodule_search_locations[0]) / "clip_inference" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"clip_retrieval_{name}", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        parts.append(module)
+    return parts
+
+
+def clip_retrieval(parts, teacher, images, out):
+    reader, runner, writer = parts
+
+    def view(image):
+        return teacher.preprocess(np.asarray(image.convert("RGB")))
+
+    def mapper(item):
+        found = teacher.features(item["image_tensor"])
+        found = found / found.norm(dim=-1, keepdim=True)
+        return {"image_embs": found.to(torch.float16).numpy(), "image_filename": item["image_filename"]}
+
+    run = runner.Runner(
+        lambda sampler: reader.FilesReader(sampler, view, None, str(images), BATCH, DECODERS, enable_text=False),
+        lambda: mapper,
+        lambda part: writer.NumpyWriter(part, str(out), False, True, False, 1),
+        lambda part: type("Quiet", (), {"start": int, "end": int, "__call__": lambda self, said: None})(),
+        1,
+    )
+    run(0)
+
+
+def timed(work, count):
     began = time.perf_counter()
-    precompute(teacher, dataset, table, folder, batch_size=BATCH)
-    return len(table) / (time.perf_counter() - began)
+    work()
+    return count / (time.perf_counter() - began)
+
+
+def measure(teacher, images, count, rounds, box, parts):
+    dataset = open_dataset("table", images)
+    table = prepare(dataset, keep_conflicts=True)
+    table = table.take(np.arange(min(count, len(table))))
+    pixels = decode(teacher, dataset, table.ids)
+    forward(teacher, pixels[:BATCH])
+    rates = SimpleNamespace(forward=[], decode=[], whole=[], theirs=[])
+    every = len(list(images.glob("*.jpg")))
+    for number in range(rounds):
+        out = box / f"{teacher.name.replace('/', '-').replace(':', '-')}-{number}-{time.time_ns()}"
+        rates.forward.append(timed(lambda: forward(teacher, pixels), len(pixels)))
+        rates.decode.append(timed(lambda: decode(teacher, dataset, table.ids), len(table)))
+        rates.whole.append(
+            timed(
+                lambda out=out: precompute(teacher, dataset, table, out, batch_size=BATCH, workers=DECODERS), len(table)
+            )
+        )
+        if parts is not None and every == len(table):
+            rates.theirs.append(timed(lambda out=out: clip_retrieval(parts, teacher, images, f"{out}-theirs"), every))
+    return rates
+
+
+def row_of(name, rates):
+    slower = [min(pair) for pair in zip(rates.forward, rates.decode, strict=True)]
+    together = [1 / (1 / a + 1 / b) for a, b in zip(rates.forward, rates.decode, strict=True)]
+    median = statistics.median
+    return {
+        "teacher": name,
+        "images/s: forward": median(rates.forward),
+        "decode": median(rates.decode),
+        "precompute": median(rates.whole),
+        "precompute / slower alone": paired(rates.whole, slower),
+        "precompute / two together": paired(rates.whole, together),
+        "precompute / clip-retrieval": paired(rates.whole, rates.theirs) if rates.theirs else "not measured",
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--teacher")
-    parser.add_argument("--dataset", default="digits-s")
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--limit", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=[*TEACHERS])
+    parser.add_argument(
+        "--images", type=int, default=128, help="for ViT-B/32 and RN50; four times as many for the small"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--onnx", type=Path)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    parts, notes, rows = clip_retrieval_parts(), [], []
+    if parts is None:
+        notes.append("clip-retrieval is not installed: not measured.")
     with tempfile.TemporaryDirectory() as folder:
         box = Path(folder)
-        teacher = load_teacher(options.teacher or untrained(box))
-        dataset = open_dataset(options.dataset, options.data_root)
-        table = prepare(dataset, limit=options.limit)
-        pixels = torch.stack([teacher.preprocess(dataset.image(id)) for id in table.ids])
-        bare(teacher, pixels[:BATCH])
-        ratios, rates = [], []
-        for round_ in range(options.rounds):
-            rates.append((bare(teacher, pixels), whole(teacher, dataset, table, box / f"cache-{round_}")))
-            ratios.append(rates[-1][1] / rates[-1][0])
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    result = {
-        "teacher": teacher.name,
-        "images": len(table),
-        "threads": torch.get_num_threads(),
-        "bare images/s": statistics.median(rate for rate, _ in rates),
-        "precompute images/s": statistics.median(rate for _, rate in rates),
-        "ratio": {"median": middle, "quartiles": [low, high]},
-    }
-    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+        for name in options.only or TEACHERS:
+            times, load = TEACHERS[name]
+            if "ONNX" in name and (options.onnx is None or not options.onnx.is_file()):
+                notes.append(f"{name} left out: no --onnx FILE.")
+                continue
+            images = box / f"images-{times}"
+            if not images.exists():
+                images.mkdir()
+                write_images(images, times * options.images)
+            teacher = load(box, options.onnx)
+            rates = measure(teacher, images, times * options.images, options.rounds, box, parts)
+            rows.append(row_of(name, rates))
+            print(rows[-1], flush=True)
+    notes.append(
+        f"JPEG files of 178 x 218 pixels, batch {BATCH}, {DECODERS} decoders, {options.threads} threads of the forward "
+        f"pass; {options.rounds} rounds. Wanted: .95 of the slower alone, 1.3 x clip-retrieval."
+    )
+    save("precompute", "`bird precompute`, from files to a checked cache.", COLUMNS, rows, notes)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,23 @@ import fcntl
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import xxhash
 
 from bird_cache.errors import BusyCacheError, StorageError
 
-__all__ = ["TEMPORARY", "canonical_json", "digest", "file_digest", "publish", "replace", "write_lock"]
+__all__ = [
+    "TEMPORARY",
+    "canonical_json",
+    "digest",
+    "digest_of_pieces",
+    "file_digest",
+    "publish",
+    "replace",
+    "write_lock",
+]
 
 TEMPORARY = ".partial-"
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -29,6 +38,14 @@ def canonical_json(value: object) -> bytes:
 def digest(data: bytes | memoryview) -> str:
     """xxh3-128 of `data`, in hex: finds accidents, does not resist forgers."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def digest_of_pieces(pieces: Iterable[bytes | memoryview]) -> str:
+    """`digest` of the pieces one after the other."""
+    state = xxhash.xxh3_128()
+    for piece in pieces:
+        state.update(piece)
+    return state.hexdigest()
 
 
 def file_digest(path: Path, block_bytes: int = 1 << 22) -> str:

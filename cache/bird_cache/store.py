@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bird_cache.errors import DamagedCacheError, IncompleteCacheError, NotACacheError
-from bird_cache.files import canonical_json, digest
+from bird_cache.files import digest
 from bird_cache.folders import Folder, open_folder
 from bird_cache.layout import SAMPLES, Layout, receipt_name
 from bird_cache.manifest import FileRecord, Manifest, Receipt, open_sealed
@@ -283,7 +283,7 @@ def read_receipts(folder: Folder, layout: Layout, manifest: Manifest, part: str,
 
 def ids_digest(samples: Samples, start: int, stop: int) -> str:
     """Digest of the ids of rows start..stop, in order."""
-    return digest(canonical_json(samples.ids[start:stop].tolist()))
+    return samples.ids_digest(start, stop)
 
 
 def damaged(folder: Folder, found: str) -> DamagedCacheError:

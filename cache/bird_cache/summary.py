@@ -24,6 +24,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
     written = sum(receipt.stop - receipt.start - len(receipt.failed) for receipt in store.receipts.values())
     failed = sum(len(receipt.failed) for receipt in store.receipts.values())
     cells = summary.cells if summary else add_cells(receipt.audit for receipt in store.receipts.values())
+    splits = store.samples.counts("split")
     named = {name_of_cell(plan.class_names, plan.group_names, key): cell for key, cell in sorted(cells.items())}
     return {
         "path": store.path,
@@ -43,7 +44,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
             for name, part in store.manifest.parts.items()
         },
         "norms": {name: _norms(cell) for name, cell in named.items()},
-        "splits": {split: int((store.samples.splits == split).sum()) for split in ("train", "meta", "test")},
+        "splits": {split: splits.get(split, 0) for split in ("train", "meta", "test")},
         "shards": {"committed": len(store.receipts), "planned": plan.shards, "rows": plan.shard_rows},
         "bytes": sum(f.bytes for rs in store.part_receipts.values() for r in rs.values() for f in r.files.values()),
         "causes": plan.causes,
@@ -85,9 +86,14 @@ def audit_cells(
 ) -> dict[str, CellAudit]:
     """Rows, failures, norms and relative rounding error of each (class, group) cell in one shard, from those of its rows."""
     rows = slice(start, start + len(norms))
+    pairs = np.stack([samples.labels[rows], samples.groups[rows]], axis=1)
+    lowest = pairs.min(axis=0, initial=0)
+    width = int(pairs[:, 1].max(initial=0) - lowest[1]) + 1
+    codes = (pairs[:, 0] - lowest[0]) * width + pairs[:, 1] - lowest[1]
     cells: dict[str, CellAudit] = {}
-    for label, group in {*zip(samples.labels[rows].tolist(), samples.groups[rows].tolist(), strict=True)}:
-        mine = (samples.labels[rows] == label) & (samples.groups[rows] == group)
+    for code in np.unique(codes).tolist():
+        label, group = code // width + int(lowest[0]), code % width + int(lowest[1])
+        mine = codes == code
         good = mine & ~skip
         cells[f"{label},{group}"] = CellAudit(
             rows=int(mine.sum()),

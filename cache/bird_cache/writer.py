@@ -136,7 +136,7 @@ class FeatureWriter:
         for receipt in self.receipts.values():
             for row, reason in receipt.failed.items():
                 status[row] = reason
-        table = Samples(**{**vars(self.samples), "status": status}).to_parquet()
+        table = self.samples.with_status(status).to_parquet()
         self.folder.replace(SAMPLES, table)
         return table
 

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
 
 from bird_cache.layout import Layout, Rows, Source, row_shape
 from bird_cache.manifest import Layer, Manifest, Plan, Receipt, seal
@@ -131,6 +129,9 @@ def _encode(stored: NDArray[np.generic], spec: Layer, plan: Plan) -> bytes:
 
 def _new_array(memory: dict[str, Any], spec: Layer, plan: Plan, rows: int, write_empty: bool) -> Any:
     """An array of a layer's layout in memory: Crc32c on inner chunks, no compression, NaN fill."""
+    import zarr  # the larger part of a second: not for a reader
+    from zarr.codecs import Crc32cCodec
+
     return zarr.create_array(
         zarr.storage.MemoryStore(store_dict=memory),
         shape=(rows, *row_shape(plan, spec)),
