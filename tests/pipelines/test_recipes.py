@@ -149,3 +149,13 @@ def test_profiles_say_what_they_are():
         load_profile("real", recipe)
     with pytest.raises(UsageError, match="table1"):
         load_recipe("table9")
+
+
+def test_the_paper_profile_takes_the_paper_s_weight_of_attention(tmp_path):
+    """The paper gives 1e6 where the method's own code has 1e3; a demo and a budget keep the code's."""
+    for profile, beta in (("paper", 1e6), ("demo", 1e3)):
+        recipe = load_recipe("table3")[0]
+        plan = build_plan(recipe.rows, load_profile(profile, recipe), range(1), tmp_path, tmp_path / "data")
+        configs = [config for step in plan.steps.values() for config in step.configs if config.method == "at"]
+        assert configs
+        assert {config.at_beta for config in configs} == {beta}
