@@ -76,6 +76,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/verify.py
 	$(BIN)/python bench/joint.py
 	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/waiting.py
 	$(BIN)/python bench/stack.py
 	for name in grid distill size precision; do OMP_NUM_THREADS=1 $(BIN)/python bench/$$name.py || exit 1; done
 
