@@ -54,8 +54,8 @@ def test_the_live_teacher_agrees_with_the_cache(cache, teacher):
 
 
 def test_another_teacher_is_refused(cache, tmp_path):
-    flags = {"student": "shufflenetv2", "method": "baseline", "epochs": 1, "limit": 100, "seed": 5}
-    distilled(None, tmp_path / "other", **flags)
+    flags = ("--dataset", "digits-s", "--student", "shufflenetv2", "--epochs", 1, "--limit", 100, "--seed", 5)
+    bird("train", *flags, "--out", tmp_path / "other")
     done = bird("cache", "verify", cache, "--teacher", f"run:{tmp_path / 'other'}", code=3)
     assert "teacher.weights" in panel(done)
 
