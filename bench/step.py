@@ -9,7 +9,6 @@ their gate gradient is compared with ours. Memory is a process's peak less what 
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -176,10 +175,16 @@ def measure(student, size, count, rounds):
 def peak(name, student, size, count):
     """MiB that three steps need beyond what the process held before, in this process."""
     step = variants(student, size, count)[name]
-    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    held = kibibytes("VmRSS")
     for _ in range(3):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held) / 2**20
+    return (kibibytes("VmHWM") - held) / 1024
+
+
+def kibibytes(name):
+    """A line of /proc/self/status. (getrusage's peak would be the parent's, where that was larger.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def measure_memory(student, size, count):
@@ -194,26 +199,32 @@ def measure_memory(student, size, count):
     return row | {f"{name} / fitnet": found[name] / found["fitnet"] for name in ("bird", "double backward")}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--students", nargs="+", default=["resnet18", "shufflenetv2"])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 176])
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.peak:
-        name, student, size, count = options.peak
-        print(peak(name, student, int(size), int(count)))
-        return
+def measure_steps(options, cases):
     checked = {student: check_gradients(student, 32) for student in options.students}
-    cases = [(student, size) for size in options.sizes for student in options.students]
     rows = [measure(student, size, options.batch, options.rounds) for student, size in cases]
     notes = [
         f"batch {options.batch}, meta batch of the same size; stratified: 8 of each of 4 cells, {META_PER_CELL * 4} in all.",
         f"Gate gradients, relative difference from ours before timing: {json.dumps(checked)}.",
     ]
     save("step", "Seconds of a step as ratios within a round.", rows[0], rows, notes)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--students", nargs="+", default=["resnet18", "shufflenetv2"])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 176])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only-memory", action="store_true")
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        name, student, size, count = options.peak
+        print(peak(name, student, int(size), int(count)))
+        return
+    cases = [(student, size) for size in options.sizes for student in options.students]
+    if not options.only_memory:
+        measure_steps(options, cases)
     memory = [measure_memory(student, size, options.batch) for student, size in cases]
     save("step-memory", "Peak memory of a step, beyond student and data.", memory[0], memory)
 
