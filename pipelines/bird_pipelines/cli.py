@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -32,8 +31,6 @@ def main() -> None:
     interrupted and resumable."""
     debug = "--debug" in sys.argv
     args = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    # OpenMP's idle threads spin by default, and take the cores that decoding needs (docs/performance.md)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # torch's own forward-mode rules still compile themselves with a function it deprecates
     warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated", category=FutureWarning)
     try:
