@@ -62,10 +62,11 @@ def by_higher(learner, hyper, batch, meta):
     import higher
 
     plain = torch.optim.SGD(learner.model.parameters(), lr=hyper.mu1)
-    with higher.innerloop_ctx(learner.model, plain, copy_initial_weights=True) as (model, optimizer):
-        optimizer.step(inner_loss(hyper, learner, model(batch.inputs), batch))
-        gradient = torch.autograd.grad(meta_loss(model(meta.inputs), meta), learner.gate.phi)[0]
-    return gradient, learner.model(batch.inputs)
+    with higher.innerloop_ctx(learner.model, plain, copy_initial_weights=False) as (model, optimizer):
+        output = model(batch.inputs)
+        optimizer.step(inner_loss(hyper, learner, output, batch))
+        outer = meta_loss(model(meta.inputs), meta)
+        return torch.autograd.grad(outer, learner.gate.phi, retain_graph=True)[0], output
 
 
 def by_torchopt(learner, hyper, batch, meta):
@@ -73,10 +74,12 @@ def by_torchopt(learner, hyper, batch, meta):
 
     model, optimizer = learner.model, torchopt.MetaSGD(learner.model, lr=hyper.mu1)
     before = torchopt.extract_state_dict(model, by="reference")
-    optimizer.step(inner_loss(hyper, learner, model(batch.inputs), batch))
-    gradient = torch.autograd.grad(meta_loss(model(meta.inputs), meta), learner.gate.phi)[0]
+    output = model(batch.inputs)
+    optimizer.step(inner_loss(hyper, learner, output, batch))
+    outer = meta_loss(model(meta.inputs), meta)
+    gradient = torch.autograd.grad(outer, learner.gate.phi, retain_graph=True)[0]
     torchopt.recover_state_dict(model, before)
-    return gradient, learner.model(batch.inputs)
+    return gradient, output
 
 
 WAYS = {"double backward": by_hand, "higher": by_higher, "torchopt": by_torchopt}

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bird.errors import UsageError
 
-__all__ = ["RunConfig", "resolve"]
+__all__ = ["PLACE", "RunConfig", "resolve"]
 
 # Where a paper gives values for one data set (Java et al. 2023, section 4 and Table 8; mfd_weight: Jung et al. 2021).
 PRESETS: Mapping[str, Mapping[str, float]] = {

@@ -24,7 +24,7 @@ from torch import Tensor
 from bird.errors import RunError
 from bird_cache.files import replace
 from bird_cache.manifest import flatten
-from bird_pipelines.config import RunConfig
+from bird_pipelines.config import PLACE, RunConfig
 
 __all__ = ["claim", "finish", "load_checkpoint", "read_json", "save_checkpoint", "write_json"]
 
@@ -44,8 +44,8 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
         ) from None
     if (folder / "config.json").exists():
         found = read_json(folder / "config.json")
-        # a folder older than --precision does not say it
-        there, here = {"precision": "fp32"} | flatten(found.get("identity", {})), flatten(asked["identity"])
+        # a folder that is older than an option does not name it
+        there, here = flatten(_defaults()) | flatten(found.get("identity", {})), flatten(asked["identity"])
         there, here = there | {"fingerprint": found.get("fingerprint")}, here | {"fingerprint": fingerprint}
         for field in sorted({*there, *here}):
             if there.get(field) != here.get(field):
@@ -66,6 +66,13 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
     cache = config.cache if config.cache is None or "://" in config.cache else str(Path(config.cache).resolve())
     where = {"cache": cache, "data_root": str(config.data_root.resolve()) if config.data_root else None}
     write_json(folder / "config.json", asked | {"place": where})
+
+
+def _defaults() -> dict[str, Any]:
+    fields = RunConfig.model_fields.items()
+    return {
+        field.alias or name: field.default for name, field in fields if name not in PLACE and not field.is_required()
+    }
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

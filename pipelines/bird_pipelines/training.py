@@ -216,12 +216,9 @@ class Trainer:
             tensors |= runs.optimizer_tensors("aide_optimizer", learner.aide_optimizer)
         if learner.average is not None:
             tensors |= {f"average.{name}": value for name, value in learner.average.state_dict().items()}
-        place = {"epoch": self.epoch, "step": self.step, "consumed": self.consumed, "seconds": self.seconds}
-        state: dict[str, Any] = (
-            place
-            | {"parts": self.clock.seconds}
-            | {"sums": self.sums, "curve": self.curve, "fingerprint": self.data.fingerprint}
-        )
+        state: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "consumed": self.consumed}
+        state |= {"seconds": self.seconds, "parts": self.clock.seconds, "sums": self.sums, "curve": self.curve}
+        state["fingerprint"] = self.data.fingerprint
         runs.save_checkpoint(self.config.out, self.step, tensors, state)
 
     def restore(self) -> None:
