@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from results import paired, save
+from synthetic import run_data
 
 from bird.datasets.base import SampleTable
 from bird_cache.order import batches, shuffled
 from bird_pipelines.config import RunConfig
-from bird_pipelines.data import RunData
 from bird_pipelines.training import Trainer
 
 CLASSES, GROUPS, DIM = 10, 2, 512
@@ -44,21 +44,13 @@ def data_of(count, size):
     number = np.arange(count)
     ids = np.array([f"{row:06d}" for row in range(count)], dtype=object)
     splits = np.where(number % 10 == 0, "meta", "train").astype(object)
-    return RunData(
-        table=SampleTable(ids, number % CLASSES, number // CLASSES % GROUPS, splits, ids),
+    return run_data(
+        SampleTable(ids, number % CLASSES, number // CLASSES % GROUPS, splits, ids),
         class_names=tuple("abcdefghij"),
         group_names=("g", "h"),
         image_size=size,
-        flip=True,
         images=DecodedImages(count, size),
         features=torch.randn(count, DIM, generator=torch.Generator().manual_seed(1)),
-        logits=None,
-        logits_fingerprint=None,
-        stages=None,
-        boxes=None,
-        fingerprint="synthetic",
-        teacher="synthetic",
-        failed={},
     )
 
 

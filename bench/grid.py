@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from results import paired, save
+from synthetic import run_data
 
 from bird.datasets.base import SampleTable
 from bird.methods import METHODS, Hyperparameters, build_method
 from bird_cache.order import batches, shuffled
 from bird_pipelines.config import RunConfig
-from bird_pipelines.data import RunData
 from bird_pipelines.many import Source, Stack, models_at_once
 from bird_pipelines.training import Trainer
 
@@ -45,21 +45,13 @@ def data_of(dim):
     labels, groups = rng.integers(0, 2, (2, rows))
     ids = np.array([f"{row:06d}.jpg" for row in range(rows)], dtype=object)
     generator = torch.Generator().manual_seed(dim)
-    return RunData(
-        table=SampleTable(ids, labels, groups, splits, ids),
+    return run_data(
+        SampleTable(ids, labels, groups, splits, ids),
         class_names=("no", "yes"),
         group_names=("f", "m"),
         image_size=0,
-        flip=False,
-        images=None,
         features=torch.randn(rows, dim, generator=generator),
         logits=torch.randn(rows, 2, generator=generator),
-        logits_fingerprint=None,
-        stages=None,
-        boxes=None,
-        fingerprint="synthetic",
-        teacher="synthetic",
-        failed={},
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from precompute import write_images
 from results import paired, save
+from synthetic import run_data
 
 from bird.datasets import open_dataset
 from bird.datasets.base import prepare
@@ -29,7 +30,7 @@ from bird_cache.manifest import Layer, Plan
 from bird_cache.store import open_cache
 from bird_cache.stream import FeatureStream
 from bird_cache.writer import open_writer
-from bird_pipelines.data import Images, RunData
+from bird_pipelines.data import Images
 from bird_pipelines.features import features_of
 from bird_pipelines.planning import samples_of
 
@@ -56,25 +57,6 @@ def write_cache(folder, table):
         writer.finish()
 
 
-def run_data(table, images, features):
-    return RunData(
-        table=table,
-        class_names=("0", "1"),
-        group_names=("0", "1"),
-        image_size=SIZE,
-        flip=True,
-        images=images,
-        features=features,
-        logits=None,
-        logits_fingerprint=None,
-        stages=None,
-        boxes=None,
-        fingerprint=None,
-        teacher=None,
-        failed={},
-    )
-
-
 class Fresh(Images):
     """Images that are decoded each time, as where they do not fit in memory."""
 
@@ -97,6 +79,23 @@ def rate(work, count):
     return count / (time.perf_counter() - began)
 
 
+def measured(name, with_features, without, count, rounds):
+    """One line of the table: images a second of both, who is first alternates."""
+    both, images_only = [], []
+    for number in range(rounds + 1):
+        order = (with_features, without) if number % 2 else (without, with_features)
+        found = {work: rate(lambda work=work, number=number: work(number), count) for work in order}
+        if number:
+            both.append(found[with_features])
+            images_only.append(found[without])
+    return {
+        "what": name,
+        "images alone, images/s": statistics.median(images_only),
+        "with features": statistics.median(both),
+        "ratio": paired(both, images_only),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=512)
@@ -113,7 +112,8 @@ def main():
         write_cache(box / "cache", table)
         store = open_cache(box / "cache")
         images = Fresh(dataset, table, SIZE, DECODERS)
-        alone = run_data(table, images, None)
+        two = ("0", "1")
+        alone = run_data(table, class_names=two, group_names=two, image_size=SIZE, images=images)
         joint = dataclasses.replace(alone, features=features_of(store, np.arange(len(table)), 1e9))
         place = {id: row for row, id in enumerate(table.ids.tolist())}
 
@@ -137,24 +137,8 @@ def main():
             "training batches": (lambda n: train_epoch(joint, moments, n), lambda n: train_epoch(alone, None, n)),
             "stream": (together, images_alone),
         }
-        rows = []
-        for name, (with_features, without) in pairs.items():
-            count = len(alone.rows("train"))
-            both, images_only = [], []
-            for number in range(options.rounds + 1):
-                order = (with_features, without) if number % 2 else (without, with_features)
-                found = {work: rate(lambda work=work, number=number: work(number), count) for work in order}
-                if number:
-                    both.append(found[with_features])
-                    images_only.append(found[without])
-            rows.append(
-                {
-                    "what": name,
-                    "images alone, images/s": statistics.median(images_only),
-                    "with features": statistics.median(both),
-                    "ratio": paired(both, images_only),
-                }
-            )
+        count = len(alone.rows("train"))
+        rows = [measured(name, *pair, count, options.rounds) for name, pair in pairs.items()]
     notes = [
         f"{count} JPEG files of 178 x 218 pixels, decoded each epoch by {DECODERS} threads to {SIZE} px, batch {BATCH}, "
         f"{WIDTH}-wide float16 vectors, {options.rounds} rounds, who is first alternates. Wanted: .98."
