@@ -81,7 +81,8 @@ def publish(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def write_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one writer; the lock dies with the process. Raises BusyCacheError, StorageError."""
+    """Hold `folder` for one writer; the lock dies with the process. What killed writers left under temporary names, in
+    it and below, is deleted. Raises BusyCacheError, StorageError."""
     path = folder / ".lock"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -89,6 +90,9 @@ def write_lock(folder: Path) -> Iterator[None]:
         raise storage_error(path, error, 0) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for left in folder.rglob(f"*{TEMPORARY}*"):
+            if left.is_file():
+                left.unlink(missing_ok=True)
         yield
     except BlockingIOError:
         raise BusyCacheError(

@@ -134,14 +134,12 @@ class LocalFolder(Folder):
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
-        """See Folder.lock. What interrupted writers left under temporary names is deleted."""
+        """See Folder.lock."""
         try:
             self.local.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(self.local, error, 0) from error
         with write_lock(self.local):
-            for left in self.local.rglob(f"*{TEMPORARY}*"):
-                left.unlink(missing_ok=True)
             yield True
 
     def free(self) -> int | None:

@@ -175,7 +175,7 @@ class Trainer:
         )
 
     def end_epoch(self) -> None:
-        """Close the epoch's line of the curve and save."""
+        """Close the epoch's line of the curve and save: the checkpoint last, so that no kill leaves a curve a line short."""
         self.epoch += 1
         line: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "seconds": round(self.seconds, 3)}
         parts = ("loss", "ce", "distance", "bias", "meta_bias", "adversary")
@@ -184,9 +184,9 @@ class Trainer:
         line["meta"] = self.meta_score()
         self.curve.append(line)
         self.sums, self.consumed = {}, 0
-        self.save()
         lines = "".join(json.dumps(each) + "\n" for each in self.curve)
         replace(self.config.out / "curve.jsonl", lines.encode())
+        self.save()
 
     def meta_score(self) -> dict[str, float] | None:
         """Accuracy and mean-DEO on the meta split, x100; None where a cell of it is empty."""

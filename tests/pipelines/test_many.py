@@ -118,6 +118,7 @@ def test_killed_stacks_resume(cache, tmp_path, finish):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    (tmp_path / "killed" / "1" / "curve.jsonl.partial-0123").write_bytes(b"{")  # as of a kill amid a write
     distill_many([resolve(each) for each in whole])
     if finish == "together":
         distill_many([resolve(each) for each in killed])
