@@ -14,6 +14,7 @@ from bird.meta import feedback
 from bird.methods.base import Batch, Hyperparameters, Losses
 from bird.methods.distances import Distance, feature_distance
 from bird.students import StudentOutput
+from bird.tangents import Tape
 
 __all__ = ["BirdStep", "bird_loss"]
 
@@ -49,7 +50,8 @@ def bird_loss(
     the batch), and where phi moved meta_bias (L_o(theta') of the meta batch).
     """
     alpha, given = hyper.alpha, distance.given(batch)
-    output = model(batch.inputs)
+    with Tape() as tape:
+        output = model(batch.inputs)
     ce = task(output.logits, batch)
     losses: Losses = {"ce": ce.detach()}
 
@@ -70,6 +72,7 @@ def bird_loss(
             meta_loss=lambda h: bias_loss(h.logits, meta.labels, meta.groups, groups),
             alpha=alpha,
             mu1=hyper.mu1,
+            tape=tape,
         )
         move_gate(gradients)
         losses["meta_bias"] = bias
