@@ -68,6 +68,7 @@ check: $(VENV)/.installed
 
 torture: $(VENV)/.installed
 	$(BIN)/python -m pytest -m torture
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not torture and not peers" --hypothesis-profile random
 
 bench: $(VENV)/.installed
 	$(BIN)/python bench/step.py

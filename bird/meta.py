@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad, grad
 from torch.func import functional_call
 
-from bird.tangents import FastTangents, Tape
+from bird.tangents import FastTangents, Tape, same_chances
 
 # torch leaves these two untyped
 make_dual: Callable[[Tensor, Tensor], Tensor] = forward_ad.make_dual
@@ -144,7 +144,7 @@ def jvp(
     student: nn.Module, theta: Parameters, direction: Parameters, inputs: Tensor, tape: Tape | None = None
 ) -> Output:
     """(dh/dtheta) v: the student's answer on `inputs`, differentiated along `direction` in one forward-mode pass."""
-    with torch.no_grad(), forward_ad.dual_level(), FastTangents(tape):
+    with torch.no_grad(), same_chances(tape), forward_ad.dual_level(), FastTangents(tape):
         dual = {name: make_dual(value.detach(), direction[name]) for name, value in theta.items()}
         output = probe(student, dual, inputs)
         tangents = [unpack_dual(tensor).tangent for tensor in output]

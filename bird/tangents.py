@@ -4,20 +4,22 @@ A convolution or a linear layer y = w * x + b moves along (dx, dw, db) by
 
     dy = w * dx + (dw * x + db)
 
-torch's own rule computes y as well. A `Tape` has kept it from the forward pass before, at no cost: batch norm keeps it for
-its backward pass anyway. And batch norm, y = g x^ + b with x^ = (x - mean) / std over the batch, moves by
+and batch norm y = g x^ + b, with x^ = (x - mean) / std over the n values of a channel, by
 
     dy = g / std (dx - mean(dx) - x^ mean(x^ dx)) + x^ dg + db
+       = g / std dx + x^ (dg - g / std sum(x^ dx) / n) + (db - g / std sum(dx) / n)
 
-where torch's rule takes a dozen passes over memory. The first term is a symmetric matrix times dx, so that it is what batch
-norm's backward pass gives for dx; the others are batch norm in evaluation mode with dg and db as weight and bias. Each is
-one call of a kernel.
+that is two sums, which batch norm's backward kernel gives as the gradients of weight and bias, one batch norm in evaluation
+mode, and one product. torch's own rules take a dozen passes over memory for the latter and compute y again for all; a `Tape`
+has kept y, mean and std from the forward pass before, at no cost: autograd keeps them, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -31,14 +33,28 @@ PRODUCTS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 """What is linear in its input and affine in its weight and bias."""
 
 
+class Kept(NamedTuple):
+    """What one call gave: its value, which later calls may overwrite, and what else its rule can use."""
+
+    func: Callable[..., Any]
+    weight: int | None  # its address
+    value: Tensor
+    version: int
+    more: tuple[Tensor, ...] = ()
+
+    def intact(self) -> bool:
+        """Whether `value` is still what the call gave."""
+        return self.value._version == self.version
+
+
 @final
 class Tape(TorchFunctionMode):
-    """Keeps what convolutions and linear layers give within it, in their order, for a JVP at the same parameters and
+    """Keeps what the calls within it give that have a rule here, in their order, for a JVP at the same parameters and
     inputs (`FastTangents`), and the state of the random numbers at its begin, for students that draw."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.products: list[tuple[int, Tensor, int]] = []
+        self.calls: list[Kept] = []
         self.random = torch.get_rng_state()
 
     def __torch_function__(
@@ -48,21 +64,25 @@ class Tape(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Note a product: of which weight, its value, and the version of that, which tells if it was overwritten."""
-        result = func(*args, **(kwargs or {}))
-        if func in PRODUCTS and len(args) > 1:
-            self.products.append((args[1].data_ptr(), result.detach(), result._version))
+        """Call `func`, in the form that tells all that autograd will keep, and keep it."""
+        kwargs = kwargs or {}
+        if func not in RULES or kwargs.get("return_indices"):
+            return func(*args, **kwargs)
+        kwargs = {name: value for name, value in kwargs.items() if name != "return_indices"}
+        result, *more = TELLING.get(func, lambda *args, **kwargs: (func(*args, **kwargs),))(*args, **kwargs)
+        self.calls.append(Kept(func, _weight(args, kwargs), result.detach(), result._version, tuple(more)))
         return result
 
 
 @final
 class FastTangents(TorchFunctionMode):
-    """Within it the rules above hold, with the values on `tape` where they are of the same weight in the same order and
-    have not been overwritten. Batch norm in training updates no running statistics."""
+    """Within it the rules above hold, with what is on `tape` where the calls are the same in the same order. Batch norm in
+    training updates no running statistics."""
 
     def __init__(self, tape: Tape | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.products = iter(tape.products if tape is not None else ())
+        self.kept = {} if tape is None else dict(enumerate(tape.calls))
+        self.count = 0
 
     def __torch_function__(
         self,
@@ -71,25 +91,27 @@ class FastTangents(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """The rules for products and F.batch_norm; everything else is left as it is."""
+        """The rules; everything else is left as it is."""
         kwargs = kwargs or {}
-        if func is F.batch_norm:
-            return batch_norm(*args, **kwargs)
-        if func in PRODUCTS and len(args) > 1:
-            return product(func, next(self.products, None), *args, **kwargs)
-        return func(*args, **kwargs)
+        if func not in RULES or kwargs.get("return_indices"):
+            return func(*args, **kwargs)
+        kept = self.kept.get(self.count)
+        if kept is not None and (kept.func is not func or kept.weight != _weight(args, kwargs)):
+            kept = None
+        self.count += 1
+        return RULES[func](func, kept, *args, **kwargs)
 
 
 def product(
     func: Callable[..., Tensor],
-    kept: tuple[int, Tensor, int] | None,
+    kept: Kept | None,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     *how: Any,
     **options: Any,
 ) -> Tensor:
-    """`func` (one of PRODUCTS) with the tangent of its dual arguments; its value is the `kept` one, if that is it."""
+    """One of PRODUCTS with the tangent of its dual arguments."""
     (x, dx), (w, dw), (b, db) = (parts(each) for each in (input, weight, bias))
     if dx is None and dw is None:
         return func(input, weight, bias, *how, **options)
@@ -99,12 +121,12 @@ def product(
     elif db is not None:
         terms.append(db.view(-1, *[1] * (0 if func is F.linear else w.ndim - 2)))
     dy = terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
-    if kept is None or kept[0] != w.data_ptr() or kept[1]._version != kept[2] or kept[1].shape != dy.shape:
-        return dual(func(x, w, b, *how, **options), dy)
-    return dual(kept[1], dy)
+    return dual(kept.value if kept is not None and kept.intact() else func(x, w, b, *how, **options), dy)
 
 
 def batch_norm(
+    func: Callable[..., Tensor],
+    kept: Kept | None,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -114,19 +136,71 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """F.batch_norm, with the tangent of its dual arguments."""
+    """F.batch_norm with the tangent of its dual arguments."""
     (x, dx), (g, dg), (b, db) = (parts(each) for each in (input, weight, bias))
-    if not training or dx is None:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    y, mean, inverse_std = torch.native_batch_norm(x, g, b, None, None, True, 0.0, eps)
-    dy: Tensor = torch.ops.aten.native_batch_norm_backward(
-        dx, x, g, None, None, mean, inverse_std, True, eps, [True, False, False]
-    )[0]
-    if dg is not None:
-        dy += F.batch_norm(x, mean, inverse_std.pow(-2), dg, db, training=False, eps=0.0)
-    elif db is not None:
-        dy += db.view(-1, *[1] * (x.ndim - 2))
-    return dual(y, dy)
+    if dx is None or not training:
+        return func(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if kept is None or not kept.more:
+        y, mean, inverse = torch.native_batch_norm(x, g, b, None, None, True, 0.0, eps)
+    else:
+        mean, inverse = kept.more
+        y = kept.value if kept.intact() else F.batch_norm(x, mean, inverse.pow(-2), g, b, eps=0.0)
+    _, along, total = torch.ops.aten.native_batch_norm_backward(
+        dx, x, g, None, None, mean, inverse, True, eps, [False, True, True]
+    )
+    scale = inverse if g is None else g * inverse
+    share = scale * (x.shape[1] / x.numel())
+    slope, shift = -share * along, -share * total
+    slope, shift = slope if dg is None else slope + dg, shift if db is None else shift + db
+    dy = F.batch_norm(x, mean, inverse.pow(-2), slope, shift, eps=0.0)
+    return dual(y, dy.addcmul_(dx, scale.view(-1, *[1] * (x.ndim - 2)).to(dx.dtype)))
+
+
+def max_pool(func: Callable[..., Tensor], kept: Kept | None, input: Tensor, *how: Any, **options: Any) -> Tensor:
+    """F.max_pool2d: the tangent is read where the largest values are."""
+    x, dx = parts(input)
+    if dx is None or kept is None or not kept.intact():  # torch's own rule
+        return func(input, *how, **options)
+    return dual(kept.value, dx.flatten(-2).gather(-1, kept.more[0].flatten(-2)).view_as(kept.value))
+
+
+RULES: dict[Any, Callable[..., Tensor]] = {
+    **dict.fromkeys(PRODUCTS, product),
+    F.batch_norm: batch_norm,
+    F.max_pool2d: max_pool,
+}
+
+
+def batch_norm_and_moments(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, ...]:
+    """F.batch_norm, and on the CPU in training mean and 1 / std of the batch."""
+    if training and input.is_cpu and input.numel() > input.shape[1]:
+        return torch.native_batch_norm(input, weight, bias, running_mean, running_var, True, momentum, eps)
+    return (F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps),)
+
+
+TELLING: dict[Any, Callable[..., tuple[Tensor, ...]]] = {
+    F.batch_norm: batch_norm_and_moments,
+    F.max_pool2d: partial(F.max_pool2d, return_indices=True),
+}
+"""What gives a call's value with what else autograd keeps of it."""
+
+
+@contextmanager
+def same_chances(tape: Tape | None) -> Iterator[None]:
+    """Within it torch draws what it drew on the tape (on the CPU), such as dropout's masks."""
+    with torch.random.fork_rng(devices=[]):
+        if tape is not None:
+            torch.set_rng_state(tape.random)
+        yield
 
 
 def dual(value: Tensor, tangent: Tensor) -> Tensor:
@@ -137,3 +211,9 @@ def dual(value: Tensor, tangent: Tensor) -> Tensor:
 def parts(value: Tensor | None) -> tuple[Any, Any]:
     """Value and tangent, None where there is none."""
     return (None, None) if value is None else tuple(forward_ad.unpack_dual(value))  # type: ignore[no-untyped-call]
+
+
+def _weight(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    """Where the weight of a layer lies, as torch.nn passes it: that tells one layer from another."""
+    given = kwargs.get("weight", args[1] if len(args) > 1 else None)
+    return given.data_ptr() if isinstance(given, Tensor) else None

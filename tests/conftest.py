@@ -1,4 +1,4 @@
-"""Shared by all rooms: hypothesis without deadlines (machines differ), shapes checked at run time, real data where it is."""
+"""Shared by all rooms: hypothesis without deadlines and, unless asked, without chance; checked shapes; real data."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-settings.register_profile("bird", deadline=None)
+settings.register_profile("bird", deadline=None, derandomize=True)  # the same examples for all who run the tests
+settings.register_profile("random", deadline=None)  # --hypothesis-profile random, as in `make torture`
 settings.load_profile("bird")
 install_import_hook(
     [
