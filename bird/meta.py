@@ -80,8 +80,9 @@ def feedback(
     """L_o(theta') and its gradient with respect to the gate's parameters, in their order.
 
     `output` is `student(inputs)` and `inner_loss` is L_in computed from it; their graph is kept, so that the caller's
-    own backward pass can follow. With the `tape` of `student(inputs)` Jv costs a forward pass less. `teacher` is what the gate takes for `inputs`, such as features (batch, d); `meta_loss`
-    maps the student's answer on `meta_inputs` to L_o. No buffer of the student changes and no `.grad` is touched.
+    own backward pass can follow. With the `tape` of `student(inputs)` Jv costs a forward pass less. `teacher` is what the
+    gate takes for `inputs`, such as features (batch, d); `meta_loss` maps the student's answer on `meta_inputs` to L_o.
+    No buffer of the student changes and no `.grad` is touched.
     """
     see = student.sensitivity if isinstance(student, Sensitive) else partial(sensitivity, student, tape=tape)
     bias, jv = see(

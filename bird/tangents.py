@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple, final
 
 import torch
@@ -53,13 +52,13 @@ class Tape(TorchFunctionMode):
     inputs (`FastTangents`), and the state of the random numbers at its begin, for students that draw."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.calls: list[Kept] = []
         self.random = torch.get_rng_state()
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
+        func: Any,
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
@@ -69,7 +68,7 @@ class Tape(TorchFunctionMode):
         if func not in RULES or kwargs.get("return_indices"):
             return func(*args, **kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name != "return_indices"}
-        result, *more = TELLING.get(func, lambda *args, **kwargs: (func(*args, **kwargs),))(*args, **kwargs)
+        result, *more = TELLING[func](*args, **kwargs) if func in TELLING else (func(*args, **kwargs),)
         self.calls.append(Kept(func, _weight(args, kwargs), result.detach(), result._version, tuple(more)))
         return result
 
@@ -80,13 +79,13 @@ class FastTangents(TorchFunctionMode):
     training updates no running statistics."""
 
     def __init__(self, tape: Tape | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.kept = {} if tape is None else dict(enumerate(tape.calls))
         self.count = 0
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
+        func: Any,
         types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
@@ -158,7 +157,7 @@ def batch_norm(
 
 def max_pool(func: Callable[..., Tensor], kept: Kept | None, input: Tensor, *how: Any, **options: Any) -> Tensor:
     """F.max_pool2d: the tangent is read where the largest values are."""
-    x, dx = parts(input)
+    _, dx = parts(input)
     if dx is None or kept is None or not kept.intact():  # torch's own rule
         return func(input, *how, **options)
     return dual(kept.value, dx.flatten(-2).gather(-1, kept.more[0].flatten(-2)).view_as(kept.value))
@@ -187,9 +186,14 @@ def batch_norm_and_moments(
     return (F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps),)
 
 
+def max_pool_and_places(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    """F.max_pool2d, and where in each plane the largest values are."""
+    return F.max_pool2d(*args, return_indices=True, **kwargs)  # type: ignore[return-value]
+
+
 TELLING: dict[Any, Callable[..., tuple[Tensor, ...]]] = {
     F.batch_norm: batch_norm_and_moments,
-    F.max_pool2d: partial(F.max_pool2d, return_indices=True),
+    F.max_pool2d: max_pool_and_places,
 }
 """What gives a call's value with what else autograd keeps of it."""
 

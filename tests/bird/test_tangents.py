@@ -1,12 +1,19 @@
-"""Batch norm's short way in forward mode is torch's own, term by term."""
+"""The short ways of forward mode are torch's own, term by term, and a tape misleads none of them."""
+
+import itertools
 
 import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.profiler import profile
 
-from bird.tangents import FastTangents
+from bird.gate import Gate
+from bird.meta import feedback, jvp, probe
+from bird.students import StudentOutput, build_student
+from bird.tangents import FastTangents, Tape
 
 
 def moved(arguments, tangents, **options):
@@ -59,3 +66,134 @@ def test_evaluation_mode_is_left_alone():
     with FastTangents(), torch.no_grad(), forward_ad.dual_level():
         tangent = forward_ad.unpack_dual(norm(forward_ad.make_dual(x, dx))).tangent
     torch.testing.assert_close(tangent, dx / (1 + norm.eps) ** 0.5)
+
+
+def tangent_of(func, arguments, moving, how):
+    """Value and tangent of `func`, along the ones of `arguments` that move."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad(), forward_ad.dual_level():
+        duals = [
+            forward_ad.make_dual(value, torch.randn(value.shape, generator=generator).double()) if moves else value
+            for value, moves in zip(arguments, moving, strict=True)
+        ]
+        return tuple(forward_ad.unpack_dual(func(*duals, **how)))
+
+
+@pytest.mark.parametrize("moving", list(itertools.product([False, True], repeat=3)))
+@pytest.mark.parametrize(
+    ("func", "shapes", "how"),
+    [
+        (F.linear, [(5, 4), (3, 4), (3,)], {}),
+        (F.linear, [(2, 5, 4), (3, 4), (3,)], {}),
+        (F.conv1d, [(2, 4, 7), (6, 2, 3), (6,)], {"groups": 2, "padding": 1}),
+        (F.conv2d, [(2, 4, 7, 6), (8, 1, 3, 2), (8,)], {"groups": 4, "stride": 2}),
+        (F.conv2d, [(2, 4, 7, 6), (3, 4, 3, 3), (3,)], {"dilation": 2}),
+    ],
+)
+def test_products_move_as_torch_says(func, shapes, how, moving):
+    arguments = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    expected = tangent_of(func, arguments, moving, how)
+    with Tape() as tape:
+        func(*arguments, **how)
+    for known in (None, tape):
+        with FastTangents(known):
+            found = tangent_of(func, arguments, moving, how)
+        for one, other in zip(found, expected, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+class Winding(nn.Module):
+    """Whatever could mislead a tape: values overwritten, a layer used twice, chance, frozen statistics, no batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.twice = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.frozen, self.pool = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.MaxPool2d(3, 2, 1)
+        self.head = nn.Linear(4, 2)
+        self.frozen.eval()
+
+    def forward(self, x):
+        x = F.relu_(self.norm(self.first(x)))
+        x = self.pool(x)
+        x = F.relu_(self.twice(x)) + x
+        x = F.dropout(self.frozen(self.twice(x)), 0.5)
+        x, where = F.max_pool2d(x, 2, return_indices=True)
+        return StudentOutput(x.mean((2, 3)), self.head(F.max_pool2d(x.mul_(where > 2), 2).flatten(1)))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_jvp_along_a_tape_is_torch_s_own(known):
+    torch.manual_seed(0)
+    student, inputs = Winding().double(), torch.randn(8, 3, 8, 8, dtype=torch.float64)
+    theta = {name: value.detach() for name, value in student.named_parameters()}
+    direction = {name: torch.randn_like(value) for name, value in theta.items()}
+    state = torch.get_rng_state()
+    with torch.no_grad(), forward_ad.dual_level():
+        duals = {name: forward_ad.make_dual(value, direction[name]) for name, value in theta.items()}
+        expected = [forward_ad.unpack_dual(each).tangent for each in probe(student, duals, inputs)]
+    torch.set_rng_state(state)
+    with Tape() as tape:
+        student(inputs)
+    if not known:
+        torch.set_rng_state(state)
+    after = torch.get_rng_state()
+    found = jvp(student, theta, direction, inputs, tape if known else None)
+    assert torch.equal(torch.get_rng_state(), after)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_what_the_tape_holds_is_not_computed_again():
+    student, inputs = build_student("resnet18", classes=2, image_size=32, seed=0), torch.randn(4, 3, 32, 32)
+    theta = {name: value.detach() for name, value in student.named_parameters()}
+    with Tape() as tape:
+        student(inputs)
+    counts = []
+    for known in (tape, None):
+        with profile() as calls:
+            jvp(student, theta, theta, inputs, known)
+        counts.append({each.key: each.count for each in calls.key_averages()})
+    convolutions = len([each for each in student.modules() if isinstance(each, nn.Conv2d)])
+    assert counts[0]["aten::convolution"] == 2 * convolutions - 1  # the first one's input does not move
+    assert counts[1]["aten::convolution"] == 3 * convolutions - 1
+    assert "aten::max_pool2d_with_indices" not in counts[0]
+
+
+class Drawing(nn.Module):
+    """A student with dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+    def forward(self, x):
+        features = self.layers(x)
+        return StudentOutput(features, features[:, :2])
+
+
+def test_a_student_that_draws_is_seen_with_the_same_draws():
+    """The gate's gradient, against double backward through the very masks of the forward pass."""
+    torch.manual_seed(0)
+    student, gate = Drawing().double(), Gate(3).double()
+    inputs, teacher = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    theta, labels = dict(student.named_parameters()), torch.arange(6) % 2
+
+    def inner(output):
+        return F.mse_loss(output.features, gate(teacher))
+
+    def outer(output):
+        return F.cross_entropy(output.logits, labels)
+
+    torch.manual_seed(1)
+    with Tape() as tape:
+        output = student(inputs)
+    options = {"inputs": inputs, "output": output, "inner_loss": inner(output), "teacher": teacher, "tape": tape}
+    options |= {"distance": lambda h, gated: F.mse_loss(h.features, gated), "meta_inputs": inputs, "meta_loss": outer}
+    _, (found,) = feedback(student, gate, **options, alpha=1.0, mu1=1.0)
+    torch.manual_seed(1)
+    slopes = torch.autograd.grad(inner(student(inputs)), list(theta.values()), create_graph=True)
+    ahead = {name: p - g for (name, p), g in zip(theta.items(), slopes, strict=True)}
+    expected = torch.autograd.grad(outer(functional_call(student, ahead, (inputs,))), gate.phi)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
