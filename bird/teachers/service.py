@@ -33,6 +33,7 @@ __all__ = ["Service", "canary_images", "open_service"]
 CANARIES = 8
 SAME = 0.9999  # cosine between a canary's vectors then and now
 RETRY = {408, 425, 429, 500, 502, 503, 504}
+PATIENCE = 600.0  # seconds: a service that wants more between two requests is asked again by a later run
 REFUSED = {400, 413, 415, 422}  # what was sent is at fault: an image that cannot be read, a request too long
 
 
@@ -156,6 +157,8 @@ class Service:
             self._require_willing(response)
             answer = response.json()
         except httpx2.HTTPError as error:
+            if isinstance(error, httpx2.ConnectError) and not self.dim:  # never seen: more likely mistyped than down
+                raise self._error(f"nobody who answers at {self._base}", "a running service", ABSENT) from None
             raise Unusable(type(error).__name__) from None
         except ValueError:
             raise Unusable("an answer that is not JSON") from None
@@ -174,7 +177,11 @@ class Service:
         if 200 <= code < 300:
             return
         if code in RETRY:
-            raise Unusable(f"status {code}", _seconds(response.headers.get("retry-after")))
+            after = _seconds(response.headers.get("retry-after"))
+            if after > PATIENCE:
+                found = f"status {code} with the wish to be left alone for {after:,.0f} seconds"
+                raise self._error(found, f"at most {PATIENCE:.0f}", "run the same command then: what came is kept")
+            raise Unusable(f"status {code}", after)
         if code in REFUSED:
             raise Refused(f"status {code}")
         found = "a redirect" if 300 <= code < 400 else f"status {code}"
@@ -216,6 +223,7 @@ class Service:
         return TeacherError(where=f"teacher {self.name}", found=found, wanted=wanted, fix=fix)
 
 
+ABSENT = "start it, or check the address"
 REFUSAL = "check address, model and key"
 DRIFT = "the service runs another model now: start another cache (what is committed is kept)"
 
@@ -300,6 +308,9 @@ def _description(client: Any, address: str, attempts: int, longest_wait: float) 
                     return found
                 break
         except httpx2.HTTPStatusError:
+            break
+        except httpx2.ConnectError:
+            why = "nobody answers"
             break
         except httpx2.HTTPError as error:
             why = type(error).__name__

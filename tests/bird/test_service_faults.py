@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -214,3 +215,21 @@ def test_an_output_that_is_not_there_is_no_vector():
         )
         with pytest.raises(TeacherError, match="no output logits"):
             open_service(KSERVE.format(peer.host) + "?output=logits", **QUICK)
+
+
+def test_a_wish_for_a_long_pause_ends_the_run_at_once():
+    with Peer(after="86400") as peer:
+        service = open_service(OPENAI.format(peer.host), **QUICK)
+        peer.script.append("429 after")
+        with pytest.raises(TeacherError, match="left alone for 86,400 seconds"):
+            service.embed(images(3))
+
+
+@pytest.mark.parametrize("address", [OPENAI, KSERVE])
+def test_nobody_there_is_told_at_once(address):
+    with socket.socket() as bound:  # bound, and never listened to
+        bound.bind(("127.0.0.1", 0))
+        began = time.monotonic()
+        with pytest.raises(TeacherError, match="nobody"):
+            open_service(address.format("{}:{}".format(*bound.getsockname())))
+        assert time.monotonic() - began < 5
