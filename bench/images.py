@@ -2,7 +2,8 @@
 
     python bench/images.py DATA_ROOT OUT [--student shufflenetv2] [--limit 10000] [--epochs 6] [--seeds 1] [--methods ...]
 
-Runs the commands of the CLI one after the other and resumes. Methods come in the order in which they are worth waiting for.
+Runs the commands of the CLI one after the other and resumes. Methods come in the order in which they are worth waiting for;
+METHOD@X trains with lambda = X. Whoever compares several X chooses by the lines of the meta split.
 """
 
 import argparse
@@ -22,6 +23,8 @@ METHODS = [
     "bkd",
     "mfd",
     "ad",
+    "at",
+    "group-dro",
 ]
 COLUMNS = ("auroc", "f1_macro", "mean_deo", "max_deo")
 
@@ -46,15 +49,20 @@ def main():
     teacher, cache = args.out / "teacher", args.out / "cache"
     bird("train", "--dataset", "cifar10s", *run, "--seed", 1000, "--out", teacher)
     bird("precompute", "--teacher", f"run:{teacher}", "--dataset", "cifar10s", *data, "--out", cache)
-    print(f"{'method':20s} seed", *(f"{name:>24s}" for name in COLUMNS), " seconds")
     for seed in range(args.seeds):
-        for method in args.methods:
-            folder = args.out / f"{method}-{seed}"
-            info = bird("distill", "--cache", cache, *run, "--method", method, "--seed", seed, "--out", folder)
-            test = info["metrics"]["test"]
-            intervals = test["intervals"]
-            cells = [f"{test[name]:.1f} [{', '.join(f'{each:.1f}' for each in intervals[name])}]" for name in COLUMNS]
-            print(f"{method:20s} {seed:4d}", *(f"{cell:>24s}" for cell in cells), f"{info['seconds']:8.0f}", flush=True)
+        for name in args.methods:
+            method, _, weight = name.partition("@")
+            more = ("--lambda", weight) if weight else ()
+            folder = args.out / f"{name}-{seed}"
+            bird("distill", "--cache", cache, *run, "--method", method, *more, "--seed", seed, "--out", folder)
+            for split in ("meta", "test"):
+                show(f"{name}, {split}", seed, json.loads((folder / f"metrics-{split}.json").read_text()))
+
+
+def show(name, seed, metrics):
+    intervals = metrics["intervals"]
+    cells = [f"{each} {metrics[each]:.1f} [{', '.join(f'{x:.1f}' for x in intervals[each])}]" for each in COLUMNS]
+    print(f"{name:32s} {seed:3d}", *(f"{cell:>28s}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""Where tensors live."""
+"""Where tensors live, and how many threads work on them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from bird.errors import UsageError
 
-__all__ = ["choose_device", "send"]
+__all__ = ["choose_device", "send", "threads"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -28,3 +31,14 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch's threads within, for the calling thread alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal, final
 
 import numpy as np
@@ -33,6 +35,8 @@ class Teacher(ABC):
     `name` is what it was asked for, without local paths; `weights_digest` hashes its weights' values; `preprocessing` is
     everything that shapes its pixels, in canonical form. The last two enter a cache's fingerprint.
     `layers` is what it can be asked for: "penultimate" always, the others as `bird.teachers.layers` describes them.
+    `on_cpu`: it computes where images are decoded, too, so that several threads had better answer at once. Both methods
+    below are called from several threads.
     """
 
     name: str
@@ -41,13 +45,13 @@ class Teacher(ABC):
     weights_digest: str
     preprocessing: Mapping[str, Json]
     layers: Mapping[str, LayerSpec]
+    on_cpu: bool
 
     @abstractmethod
     def preprocess(
         self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
     ) -> Float[Tensor, "3 height width"]:
-        """The teacher's view of an RGB image (height, width, 3), or of a box of it (`bird.views`). Called from several
-        threads at once."""
+        """The teacher's view of an RGB image (height, width, 3), or of a box of it (`bird.views`)."""
 
     @abstractmethod
     def answer(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[str]) -> dict[str, Tensor]:
@@ -138,6 +142,14 @@ class TorchTeacher(Teacher):
         self.preprocessing = {**view.canonical(), "reading": reading}
         self._view, self._taps, self._device, self._dtype = view, taps, device, PRECISIONS[precision]
         self._module = module.eval().requires_grad_(False).to(device)
+        self.on_cpu = device.type == "cpu"
+        self._asked = threading.local()  # what this thread's forward pass is to hear, and has heard
+        for layer, tap in taps.items():
+            part = self._module.get_submodule(tap.path)
+            if tap.of == "input":
+                part.register_forward_pre_hook(partial(self._hear_input, layer))
+            else:
+                part.register_forward_hook(partial(self._hear_output, layer))
         height, width = view.sides
         try:
             blank = self.answer(torch.zeros(1, 3, height, width), tuple(taps))
@@ -161,8 +173,10 @@ class TorchTeacher(Teacher):
     def answer(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[str]) -> dict[str, Tensor]:
         """See Teacher.answer."""
         cast = nullcontext() if self._dtype is None else torch.autocast(self._device.type, self._dtype)
-        with torch.inference_mode(), cast, self._listening(layers) as heard:
+        self._asked.layers, self._asked.heard = layers, {}
+        with torch.inference_mode(), cast:
             self._module(pixels.to(self._device, non_blocking=True))
+        heard = self._asked.heard
         for layer in layers:
             shape = tuple(heard[layer].shape) if layer in heard else ()
             if shape[:1] != (len(pixels),) or (layer == PENULTIMATE and len(shape) != 2):
@@ -174,37 +188,13 @@ class TorchTeacher(Teacher):
                 )
         return {layer: heard[layer].float().cpu() for layer in layers}
 
-    @contextmanager
-    def _listening(self, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        """Hooks on the submodules of `layers` while it is open; what they read, by layer."""
-        heard: dict[str, Tensor] = {}
-        handles = []
-        try:
-            for layer in layers:
-                tap = self._taps[layer]
-                part = self._module.get_submodule(tap.path)
-                if tap.of == "input":
-                    handles.append(part.register_forward_pre_hook(_hear_input(heard, layer, tap.read)))
-                else:
-                    handles.append(part.register_forward_hook(_hear_output(heard, layer, tap.read)))
-            yield heard
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _hear_input(self, layer: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if layer in getattr(self._asked, "layers", ()):
+            self._asked.heard[layer] = self._taps[layer].read(inputs[0])
 
-
-def _hear_input(heard: dict[str, Tensor], layer: str, read: Callable[[Any], Tensor]) -> Callable[..., None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        heard[layer] = read(inputs[0])
-
-    return hook
-
-
-def _hear_output(heard: dict[str, Tensor], layer: str, read: Callable[[Any], Tensor]) -> Callable[..., None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        heard[layer] = read(output)
-
-    return hook
+    def _hear_output(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if layer in getattr(self._asked, "layers", ()):
+            self._asked.heard[layer] = self._taps[layer].read(output)
 
 
 def digest_of_state(state: Mapping[str, Tensor]) -> str:

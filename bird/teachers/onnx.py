@@ -38,6 +38,7 @@ class OnnxTeacher(Teacher):
         options.intra_op_num_threads = torch.get_num_threads()
         available = ort.get_available_providers()
         providers = ["CUDAExecutionProvider"] if device.type == "cuda" and "CUDAExecutionProvider" in available else []
+        self.on_cpu = not providers
         try:
             self._session: Any = ort.InferenceSession(
                 str(path), options, providers=[*providers, "CPUExecutionProvider"]

@@ -12,7 +12,7 @@ import typer
 import bird_pipelines
 from bird_pipelines import show
 from bird_pipelines.cli_cache import cache_app
-from bird_pipelines.cli_options import DataRoot, Device, Json, Limit, Out, Workers, output, settings_of
+from bird_pipelines.cli_options import DataRoot, Device, Json, Limit, Out, output, settings_of
 from bird_pipelines.cli_reproduce import reproduce
 from bird_pipelines.cli_tune import tune
 
@@ -72,7 +72,12 @@ def precompute(
         int | None, typer.Option(min=8, help="Input side in pixels, where the teacher leaves it open.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
-    workers: Workers = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Threads that decode, and run a teacher on the CPU.", show_default="one a core, 2 to 16"
+        ),
+    ] = None,
     device: Device = "auto",
     limit: Limit = None,
     setting: Annotated[

@@ -1,11 +1,12 @@
-"""From image files to what a teacher sees, batch by batch, ahead of the one in use."""
+"""From image files to what a teacher sees, batch by batch, several at once and in order."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from bird_cache.samples import Samples
 from bird_pipelines.paid import Job, payload
 from bird_pipelines.update import Earlier
 
-__all__ = ["Decoded", "decode_ahead", "plan_jobs"]
+__all__ = ["Decoded", "decode", "in_order", "plan_jobs"]
+
+T = TypeVar("T")
 
 
 class Decoded(NamedTuple):
@@ -53,28 +56,16 @@ def plan_jobs(plan: Plan, shards: Sequence[int], batch_size: int) -> list[Job]:
     ]
 
 
-def decode_ahead(
-    pool: ThreadPoolExecutor,
-    teacher: Teacher | Service,
-    dataset: Dataset,
-    samples: Samples,
-    plan: Plan,
-    jobs: Sequence[Job],
-    depth: int,
-    earlier: Earlier | None = None,
-) -> Iterator[Decoded]:
-    """The decoded batches in order, at most `depth` of them ahead of the one in use."""
-    queue: deque[Future[Decoded]] = deque()
+def in_order(pool: ThreadPoolExecutor, work: Callable[[Job], T], jobs: Sequence[Job], depth: int) -> Iterator[T]:
+    """What `work` makes of each job, in order, at most `depth` of them ahead of the one in use."""
+    queue: deque[Future[T]] = deque()
     upcoming = iter(jobs)
-    for job in upcoming:
-        queue.append(pool.submit(decode, teacher, dataset, samples, job, plan, earlier))
-        if len(queue) >= depth:
-            break
+    for job in islice(upcoming, depth):
+        queue.append(pool.submit(work, job))
     while queue:
         yield queue.popleft().result()
-        for job in upcoming:
-            queue.append(pool.submit(decode, teacher, dataset, samples, job, plan, earlier))
-            break
+        for job in islice(upcoming, 1):
+            queue.append(pool.submit(work, job))
 
 
 def decode(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bird.devices import choose_device
+from bird.devices import choose_device, threads
 from bird_cache.errors import CacheError, StaleCacheError
 from bird_cache.manifest import Layer
 from bird_cache.samples import OK
@@ -17,7 +17,7 @@ from bird_cache.writer import open_part
 from bird_pipelines.config import resolve
 from bird_pipelines.data import LOGITS, cache_dataset, load_data
 from bird_pipelines.scoring import logits_of
-from bird_pipelines.training import features_only, fit_teacher_head, threads
+from bird_pipelines.training import features_only, fit_teacher_head
 
 __all__ = ["fit_head"]
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bird.devices import choose_device, send
+from bird.devices import choose_device, send, threads
 from bird.errors import UsageError
 from bird.methods import METHODS, Batch, Hyperparameters, build_method
 from bird.precision import in_bf16, require_precision
@@ -33,7 +33,7 @@ from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data
 from bird_pipelines.profiling import Clock
 from bird_pipelines.progress import Interrupted, progress, stop_requests
-from bird_pipelines.training import Trainer, distill, hyperparameters, outcome, teacher_logits, threads
+from bird_pipelines.training import Trainer, distill, hyperparameters, outcome, teacher_logits
 
 __all__ = ["distill_many", "groups_of", "models_at_once"]
 

@@ -1,8 +1,9 @@
 """Phase one: run the frozen teacher once over the data set, and write what it says to the cache.
 
-Decoding (threads), the teacher's forward pass (here) and writing (one thread) overlap through bounded queues. A shard
-is a pure function of the plan: batches start at its first row and a failed image keeps its place, so that a resumed
-run computes the very batches that an unbroken one does.
+Each of some threads takes a batch from the files through the teacher, and one writes. On the CPU that is a batch a core:
+nothing waits for another core between two layers. A GPU takes one batch after the other. A shard is a pure function of the
+plan: batches start at its first row and a failed image keeps its place, so that a resumed run computes the very batches
+that an unbroken one does.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from bird_cache.samples import Samples
 from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer
-from bird_pipelines.decoding import Decoded, decode_ahead, plan_jobs
+from bird_pipelines.decoding import Decoded, decode, in_order, plan_jobs
 from bird_pipelines.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
 from bird_pipelines.planning import BOXES, LAYER, make_plan, samples_of
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
@@ -49,7 +51,7 @@ def precompute(
     dtype: Dtype = "float16",
     precision: str = "fp32",
     batch_size: int = 64,
-    workers: int = 2,
+    workers: int | None = None,
     shard_rows: int | None = None,
     max_failed: float = 0.01,
     store: Store = "zarr",
@@ -61,6 +63,7 @@ def precompute(
     """Write (or finish writing) the cache of `teacher` over `table` in `out` (a folder or URL), and return its manifest.
     `part` (i, n) computes only every n-th shard, from the i-th; the cache is finished by whoever writes the last one.
     `update` is a finished cache of the same teacher over another state of the data set: what it holds is taken from it.
+    `workers` threads decode, and run a teacher on the CPU; None is one a core, 2 to 16.
 
     Raises what `bird_cache.zarr_store.open_writer` raises; DataError once more than the share `max_failed` of the rows
     cannot be decoded; TeacherError or FeatureError for unusable vectors; StorageError; Interrupted. What is committed
@@ -91,7 +94,8 @@ def precompute(
         if isinstance(teacher, Service):
             save_canaries(teacher, writer.folder)
         with progress(f"precompute {teacher.name}", "images", plan.rows, plan.rows - waiting) as advance:
-            run_jobs(teacher, dataset, samples, writer.plan, jobs, writer, workers, max_failed, advance, stop, earlier)
+            batches = Batches(teacher, dataset, samples, writer.plan, earlier)
+            run_jobs(batches, jobs, writer, workers or usual_workers(), max_failed, advance, stop)
         return writer.manifest if writer.pending() else writer.finish()
 
 
@@ -129,7 +133,7 @@ def precompute_command(
     precision: str,
     image_size: int | None,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     device: str,
     limit: int | None,
     settings: Mapping[str, Any],
@@ -153,7 +157,7 @@ def precompute_command(
         raise UsageError(where="--store", found=repr(store), wanted="zarr or webdataset", fix="choose one")
     if on_error not in ("skip", "fail"):
         raise UsageError(where="--on-error", found=repr(on_error), wanted="skip or fail", fix="choose one")
-    max_failed = 0.0 if on_error == "fail" else max_failed
+    max_failed, workers = 0.0 if on_error == "fail" else max_failed, workers or usual_workers()
     part = slice_of(slice_)
     data = open_dataset(dataset, data_root, **settings)
     if max_megapixels is not None:
@@ -165,7 +169,13 @@ def precompute_command(
         loaded = open_service(teacher, image_size=image_size, **given)
     else:
         loaded = load_teacher(teacher, weights=weights, device=device, precision=precision, image_size=image_size)
-    table = prepare(data, limit=limit, keep_conflicts=keep_conflicts, max_problem_share=max_failed, workers=workers)
+    table = prepare(
+        data,
+        limit=limit,
+        keep_conflicts=keep_conflicts,
+        max_problem_share=max_failed,
+        workers=workers or usual_workers(),
+    )
     require_test_cells(data, table)
     if dry_run:
         size = sum(len(data.read(id)) for id in table.ids.tolist())
@@ -192,42 +202,60 @@ def precompute_command(
     return open_cache(out).info() | {"prepared": dict(table.notes), "left_out": unusable}
 
 
+class Batches:
+    """Makes of a job the batch that is to be written: what one worker does."""
+
+    def __init__(
+        self,
+        teacher: Teacher | Service,
+        dataset: Dataset,
+        samples: Samples,
+        plan: Plan,
+        earlier: Earlier | None,
+    ) -> None:
+        self.teacher, self.dataset, self.samples, self.plan, self.earlier = teacher, dataset, samples, plan, earlier
+        self.beside = isinstance(teacher, Teacher) and teacher.on_cpu
+        self._alone = nullcontext() if self.beside else Lock()
+
+    def __call__(self, job: Job) -> tuple[Decoded, dict[str, np.ndarray]]:
+        """The decoded batch, and what the teacher says of it (a service has yet to be asked). Raises TeacherError,
+        DataError."""
+        batch = decode(self.teacher, self.dataset, self.samples, job, self.plan, self.earlier)
+        if isinstance(self.teacher, Service) or not len(batch.rows):
+            return batch, {}
+        with self._alone:
+            answers = teach(self.teacher, self.plan, batch)
+        return batch._replace(pixels=torch.empty(0)), answers
+
+
 def run_jobs(
-    teacher: Teacher | Service,
-    dataset: Dataset,
-    samples: Samples,
-    plan: Plan,
+    batches: Batches,
     jobs: Sequence[Job],
     writer: FeatureWriter,
     workers: int,
     max_failed: float,
     advance: Advance,
     stop: Callable[[], bool],
-    earlier: Earlier | None = None,
 ) -> None:
     """Decode, run the teacher and write, overlapping, until all jobs are done."""
+    plan, samples, earlier = batches.plan, batches.samples, batches.earlier
     failures: dict[int, str] = {}
     parts: list[dict[str, np.ndarray]] = []
-    paid = Paid(teacher, writer.folder) if isinstance(teacher, Service) else None
+    paid = Paid(batches.teacher, writer.folder) if isinstance(batches.teacher, Service) else None
     sources: dict[int, bytes] = {}
     writes: deque[Future[Receipt]] = deque()
-    # One thread a decoder (the setting is per thread): a pool each for such small tensors cost eight times the work itself.
-    decoder_pool = ThreadPoolExecutor(workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
-    with decoder_pool as decoders, ThreadPoolExecutor(1, "write") as writers:
-        for batch in decode_ahead(decoders, teacher, dataset, samples, plan, jobs, workers + 2, earlier):
+    with workers_of(batches, workers) as pool, ThreadPoolExecutor(1, "write") as writers:
+        for batch, answers in in_order(pool, batches, jobs, workers + 2):
             if stop():
                 raise Interrupted
             job = batch.job
             failures |= batch.failed
             refuse_too_many(plan, samples, failures, max_failed)
-            if isinstance(teacher, Service):
-                assert paid is not None
-                answers, refused = paid.ask(job, batch.payloads) if len(batch.rows) else ({}, {})
-                answers = {name: values[batch.rows - job.start] for name, values in answers.items()}
+            if paid is not None and len(batch.rows):
+                bought, refused = paid.ask(job, batch.payloads)
+                answers = {name: values[batch.rows - job.start] for name, values in bought.items()}
                 failures |= refused
                 refuse_too_many(plan, samples, failures, max_failed)
-            else:
-                answers = teach(teacher, plan, batch)
             parts.append(with_earlier(answers, plan, batch, earlier))
             sources |= batch.sources
             if job.last:
@@ -242,11 +270,30 @@ def run_jobs(
             advance(job.stop - job.start)
 
 
+def usual_workers() -> int:
+    """How many threads decode and run the teacher, where nobody says."""
+    return min(max(torch.get_num_threads(), 2), 16)
+
+
+@contextmanager
+def workers_of(batches: Batches, count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that share the cores. Where the teacher is elsewhere one more may wait for it, and a core each is enough: for
+    the small tensors of an image a pool of threads costs eight times the work itself."""
+    cores = torch.get_num_threads()
+    each = max(1, cores // count) if batches.beside else 1
+    pool = ThreadPoolExecutor(
+        count if batches.beside else count + 1, "batch", initializer=torch.set_num_threads, initargs=(each,)
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)  # a part of the setting is the process's
+
+
 def teach(teacher: Teacher, plan: Plan, batch: Decoded) -> dict[str, np.ndarray]:
     """What the teacher says of a batch: each layer (rows * views, *shape). Raises TeacherError."""
     asked = [name for name in plan.layers if name != BOXES]
-    if not len(batch.rows):
-        return {}
     answers = {name: tensor.numpy() for name, tensor in teacher.answer(batch.pixels, asked).items()}
     for name, values in answers.items():
         if values.shape != (wanted := (len(batch.rows) * plan.views, *plan.layers[name].shape)):

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bird.devices import choose_device
+from bird.devices import choose_device, threads
 from bird.errors import EmptyCellError, UsageError
 from bird.methods import Batch, Hyperparameters, Method, SingleLearner, build_method
 from bird.metrics import confusion, mean_deo, recalls
@@ -35,7 +34,7 @@ from bird_pipelines.profiling import PARTS, Clock, Tracer
 from bird_pipelines.progress import Interrupted, progress, stop_requests
 from bird_pipelines.scoring import logits_of, score
 
-__all__ = ["Trainer", "distill", "features_only", "fit_teacher_head", "outcome", "teacher_logits", "threads"]
+__all__ = ["Trainer", "distill", "features_only", "fit_teacher_head", "outcome", "teacher_logits"]
 
 GATE_BINS = 50
 LIBRARIES = ("bird-distill", "torch", "torchvision", "numpy", "zarr")
@@ -54,6 +53,8 @@ def distill(config: RunConfig) -> dict[str, Any]:
     with write_lock(config.out):
         if not (config.out / "run.json").exists():
             trainer = Trainer(config, data)
+            # An adapter's matrices are small: a second thread gained 14 % on an idle machine, and cost a factor of five
+            # beside another program, since idle threads spin.
             with threads(1 if data.images is None else torch.get_num_threads()):
                 trainer.run()
                 trainer.conclude()
@@ -380,18 +381,6 @@ def gate_histogram(learner: SingleLearner) -> list[int]:
     phi = torch.cat([parameter.detach().flatten() for parameter in learner.gate.parameters()])
     values = torch.sigmoid(phi).cpu().numpy()
     return [int(count) for count in np.histogram(values, GATE_BINS, (0.0, 1.0))[0]]
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """torch's threads within. An adapter's matrices are small: a second thread gained 14 % here on an idle machine, and
-    cost a factor of five beside another program, since idle threads spin."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def seed_of(seed: int, purpose: int) -> int:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from bird.datasets import open_dataset
 from bird.datasets.base import prepare
+from bird.devices import threads
 from bird.teachers import load_teacher
 from bird.teachers.base import TorchTeacher, View
 from bird.teachers.layers import Tap
@@ -42,6 +43,21 @@ def test_cached_equals_live(teacher, cache):
     assert {int(group) for group in groups} == {0, 1}
     for group in (0, 1):
         assert cosine[torch.from_numpy(groups == group)].min() >= 0.999
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_any_number_of_workers_writes_the_same_cache(teacher, tmp_path, beside):
+    """A teacher on the CPU runs in all of them, one that is elsewhere in one at a time; the process's threads stay."""
+    data, live = open_dataset("digits-s", None), load_teacher(f"run:{teacher}")
+    live.on_cpu = beside
+    table = prepare(data, limit=120)
+    with threads(2):
+        for workers in (1, 3):
+            precompute(live, data, table, tmp_path / str(workers), workers=workers, batch_size=16, shard_rows=40)
+            assert torch.get_num_threads() == 2
+    one, three = (features_of(tmp_path / str(workers)) for workers in (1, 3))
+    np.testing.assert_allclose(one, three, rtol=1e-2, atol=1e-3)  # float16: sums are taken in another order
+    assert open_cache(tmp_path / "1").manifest.fingerprint == open_cache(tmp_path / "3").manifest.fingerprint
 
 
 def test_info_accounts_for_every_row(cache):
