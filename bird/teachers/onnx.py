@@ -35,7 +35,9 @@ class OnnxTeacher(Teacher):
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        # Several threads ask at once (`Teacher.on_cpu`): a pool of as many threads each would spin against the others.
+        options.intra_op_num_threads = max(1, torch.get_num_threads() // 16)
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         available = ort.get_available_providers()
         providers = ["CUDAExecutionProvider"] if device.type == "cuda" and "CUDAExecutionProvider" in available else []
         self.on_cpu = not providers
