@@ -8,7 +8,7 @@ import pytest
 import zarr
 from helpers import cachekit
 from helpers.cachekit import DIM, FAILED, ROWS, SHARD, plan, samples, strings, vectors, write
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bird_cache.errors import (
@@ -243,10 +243,19 @@ def test_ids_are_never_positions():
     assert cachekit.plan(rows=10).shards == 1
 
 
-def test_identity_is_the_digest_of_canonical_json_whatever_the_names():
-    """The quick way of joining names must not be another spelling."""
-    for names in (["a", "b"], ['say "x"', "b"], ["back\\slash", "tab\t"], ["ünï", "文"], ["\x7f", "\u2028"]):
-        column = np.array(names, dtype=object)
-        samples = Samples(column, np.arange(2), np.arange(2), column, column, column)
-        columns = (column, samples.labels, samples.groups, column, column)
-        assert samples.identity() == digest(canonical_json([values.tolist() for values in columns]))
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=6), max_size=5, unique=True))
+@example(["a", "b"])
+@example(['say "x"', "b"])
+@example(["back\\slash", "tab\t"])
+@example(["ünï", "文"])
+@example(["\x7f", "\u2028", "\x00"])
+@example(['a","b', ""])
+def test_identity_is_the_digest_of_canonical_json_whatever_the_names(names):
+    """The quick ways of joining names, of Python's and of Arrow's strings, must not be another spelling."""
+    column, numbers = np.array(names, dtype=object), np.arange(len(names))
+    made = Samples(column, numbers, numbers, column, column, column)
+    columns = (column, numbers, numbers, column, column)
+    for table in (made, Samples.from_parquet(made.to_parquet())):
+        assert table.identity() == digest(canonical_json([values.tolist() for values in columns]))
+        assert table.ids_digest(1, 3) == digest(canonical_json(names[1:3]))
+    assert Samples.from_parquet(made.to_parquet()).ids.tolist() == names
