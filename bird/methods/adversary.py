@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from bird.losses import cross_entropy
-from bird.methods.base import Batch, Learner, Losses, Method, SingleLearner
-from bird.students import Student
+from bird.methods.base import Batch, Learner, Losses, Method, Regressed, SingleLearner
+from bird.students import Student, StudentOutput
 
 __all__ = ["AD", "without"]
 
@@ -54,16 +54,54 @@ class AD(Method):
         assert isinstance(learner, SingleLearner)
         assert learner.aide is not None
         assert learner.aide_optimizer is not None
-        logits = learner.model(batch.inputs).logits
-        ce, caught = cross_entropy(logits, batch.labels), cross_entropy(learner.aide(logits), batch.groups)
-        theta, own = list(learner.model.parameters()), list(learner.aide.parameters())
-        gradients = grad(ce, theta, retain_graph=True, materialize_grads=True)
-        both = grad(caught, [*theta, *own], materialize_grads=True)
-        for parameter, gradient in zip(own, both[len(theta) :], strict=True):
+        model, weight = learner.model, self.hyper.ad_weight
+        output = model(batch.inputs)
+        ce = cross_entropy(output.logits, batch.labels)
+        caught = cross_entropy(learner.aide(output.logits), batch.groups)
+        own = list(learner.aide.parameters())
+        for parameter, gradient in zip(own, grad(caught, own, retain_graph=True), strict=True):
             parameter.grad = gradient
-        learner.aide_optimizer.step()
         if self.moves:
-            for parameter, g, g_adv in zip(theta, gradients, both, strict=False):
-                parameter.grad = without(g, g_adv) - self.hyper.ad_weight * g_adv
+            update = linear_update if is_linear(model) else tensor_update
+            for parameter, direction in zip(
+                model.parameters(), update(model, batch.inputs, output, ce, caught, weight), strict=True
+            ):
+                parameter.grad = direction
             learner.optimizer.step()
+        learner.aide_optimizer.step()
         return {"loss": ce.detach(), "ce": ce.detach(), "adversary": caught.detach()}
+
+
+def tensor_update(
+    model: nn.Module, inputs: Tensor, output: StudentOutput, ce: Tensor, caught: Tensor, weight: float
+) -> list[Tensor]:
+    """What Adam is given for each tensor of any student: two backward passes."""
+    theta = list(model.parameters())
+    gradients = grad(ce, theta, retain_graph=True, materialize_grads=True)
+    adversary = grad(caught, theta, retain_graph=True, materialize_grads=True)
+    return [without(g, a) - weight * a for g, a in zip(gradients, adversary, strict=True)]
+
+
+def is_linear(model: Regressed) -> bool:
+    """Whether the student is two linear layers and nothing else: an adapter."""
+    return isinstance(model.student.backbone, nn.Linear) and isinstance(model.regressor, nn.Identity)
+
+
+def linear_update(
+    model: Regressed, inputs: Tensor, output: StudentOutput, ce: Tensor, caught: Tensor, weight: float
+) -> list[Tensor]:
+    """`tensor_update` of an adapter, with one (d, d) product instead of two and no pass over a (d, d) gradient. Those of a
+    layer are G = g^T X and A = a^T X with g, a the gradients of its outputs, so that <G, A> = sum (g a^T) (X X^T)
+    elementwise, and what Adam is given is again of that form."""
+    student = model.student
+    x = (inputs - student.mean) / student.std
+    of_task, of_adversary = (grad(loss, list(output), retain_graph=True) for loss in (ce, caught))
+    updates = []
+    for layer_inputs, g, a in zip((x, output.features.detach().relu()), of_task, of_adversary, strict=True):
+        kernel = layer_inputs @ layer_inputs.T
+        along, size = (((one @ a.T) * kernel).sum() for one in (g, a))  # <G, A> and <A, A>
+        share = along / size.clamp_min(torch.finfo(a.dtype).tiny)
+        updates.append((g - (share + weight) * a).T @ layer_inputs)
+        bias, adversary = g.sum(0), a.sum(0)
+        updates.append(without(bias, adversary) - weight * adversary)
+    return updates

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bird.losses import bias_loss, cross_entropy
 from bird.methods import METHODS, Hyperparameters, build_method
-from bird.methods.adversary import without
+from bird.methods.adversary import is_linear, linear_update, tensor_update, without
 from bird.students import load_student, student_files
 from bird.weighting import (
     cell_cross_entropy,
@@ -131,6 +131,24 @@ def test_the_adversarial_step_takes_both_gradients_first():
     for p, old, one, two in zip(theta, before, g, g_adv, strict=True):
         torch.testing.assert_close(p.detach(), old - 0.1 * (without(one, two) - 0.5 * two))
     assert not any(torch.equal(p, old) for p, old in zip(learner.aide.parameters(), own, strict=True))
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_an_adapter_s_short_way_is_that_of_every_student(blind):
+    """One product a layer, equal to the projection of whole gradients; also where the adversary's are zero."""
+    _, learner = ready("ad", "adapter")
+    batch, model = batch_of("adapter", count=40), learner.model.double()
+    inputs = batch.inputs.double()
+    output = model(inputs)
+    ce, caught = cross_entropy(output.logits, batch.labels), output.logits.square().mean() * (0.0 if blind else 1.0)
+    assert is_linear(model)
+    for one, two in zip(
+        linear_update(model, inputs, output, ce, caught, 0.5),
+        tensor_update(model, inputs, output, ce, caught, 0.5),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+    assert not is_linear(ready("ad", "shufflenetv2")[1].model)
 
 
 def test_the_adversary_learns_every_epoch_and_the_student_every_nth():
