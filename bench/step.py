@@ -133,10 +133,12 @@ def available(name):
 def check_gradients(student, size):
     """The largest relative difference of each way's gate gradient from ours, on one small batch."""
     from bird.meta import feedback
+    from bird.tangents import Tape
 
     hyper, batch, meta = Hyperparameters(), make_batch(size, 16, 0), make_batch(size, 16, 1)
     learner = make_learner(student, size)
-    output = learner.model(batch.inputs)
+    with Tape() as tape:
+        output = learner.model(batch.inputs)
     _, (ours,) = feedback(
         learner.model,
         learner.gate,
@@ -149,6 +151,7 @@ def check_gradients(student, size):
         meta_loss=lambda h: meta_loss(h, meta),
         alpha=hyper.alpha,
         mu1=hyper.mu1,
+        tape=tape,
     )
     found = {}
     for name, way in WAYS.items():
