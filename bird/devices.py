@@ -35,7 +35,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """torch's threads within, for the calling thread alone."""
+    """torch's threads within. Most of the setting is the calling thread's own, MKL's part is the process's."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -46,8 +46,29 @@ class Kept(NamedTuple):
         return self.value._version == self.version
 
 
+class _Ruled(TorchFunctionMode):
+    """Passes on what has no rule here."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call `func`, by `call` if it has a rule."""
+        kwargs = kwargs or {}
+        if func not in RULES or kwargs.get("return_indices"):
+            return func(*args, **kwargs)
+        return self.call(func, args, {name: value for name, value in kwargs.items() if name != "return_indices"})
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """What stands in the place of a call that has a rule."""
+        raise NotImplementedError
+
+
 @final
-class Tape(TorchFunctionMode):
+class Tape(_Ruled):
     """Keeps what the calls within it give that have a rule here, in their order, for a JVP at the same parameters and
     inputs (`FastTangents`), and the state of the random numbers at its begin, for students that draw."""
 
@@ -56,48 +77,27 @@ class Tape(TorchFunctionMode):
         self.calls: list[Kept] = []
         self.random = torch.get_rng_state()
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Call `func`, in the form that tells all that autograd will keep, and keep it."""
-        kwargs = kwargs or {}
-        if func not in RULES or kwargs.get("return_indices"):
-            return func(*args, **kwargs)
-        kwargs = {name: value for name, value in kwargs.items() if name != "return_indices"}
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Call `func` in the form that tells all that autograd will keep, and keep it."""
         result, *more = TELLING[func](*args, **kwargs) if func in TELLING else (func(*args, **kwargs),)
         self.calls.append(Kept(func, _weight(args, kwargs), result.detach(), result._version, tuple(more)))
         return result
 
 
 @final
-class FastTangents(TorchFunctionMode):
+class FastTangents(_Ruled):
     """Within it the rules above hold, with what is on `tape` where the calls are the same in the same order. Batch norm in
     training updates no running statistics."""
 
     def __init__(self, tape: Tape | None = None) -> None:
         super().__init__()
-        self.kept = {} if tape is None else dict(enumerate(tape.calls))
-        self.count = 0
+        self.calls = iter(() if tape is None else tape.calls)
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """The rules; everything else is left as it is."""
-        kwargs = kwargs or {}
-        if func not in RULES or kwargs.get("return_indices"):
-            return func(*args, **kwargs)
-        kept = self.kept.get(self.count)
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """The rule, with the next kept call if it is this one."""
+        kept = next(self.calls, None)
         if kept is not None and (kept.func is not func or kept.weight != _weight(args, kwargs)):
             kept = None
-        self.count += 1
         return RULES[func](func, kept, *args, **kwargs)
 
 

@@ -83,8 +83,9 @@ def tensor_update(
 
 
 def is_linear(model: Regressed) -> bool:
-    """Whether the student is two linear layers and nothing else: an adapter."""
-    return isinstance(model.student.backbone, nn.Linear) and isinstance(model.regressor, nn.Identity)
+    """Whether the student is two linear layers and nothing else: an adapter with one head."""
+    plain = isinstance(model.student.backbone, nn.Linear) and isinstance(model.regressor, nn.Identity)
+    return plain and model.student.heads == 1
 
 
 def linear_update(

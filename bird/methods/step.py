@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, final
 
 import torch
@@ -50,7 +51,7 @@ def bird_loss(
     the batch), and where phi moved meta_bias (L_o(theta') of the meta batch).
     """
     alpha, given = hyper.alpha, distance.given(batch)
-    with Tape() as tape:
+    with Tape() if warm and meta_batch is not None else nullcontext() as tape:
         output = model(batch.inputs)
     ce = task(output.logits, batch)
     losses: Losses = {"ce": ce.detach()}

@@ -157,7 +157,8 @@ def precompute_command(
         raise UsageError(where="--store", found=repr(store), wanted="zarr or webdataset", fix="choose one")
     if on_error not in ("skip", "fail"):
         raise UsageError(where="--on-error", found=repr(on_error), wanted="skip or fail", fix="choose one")
-    max_failed, workers = 0.0 if on_error == "fail" else max_failed, workers or usual_workers()
+    max_failed = 0.0 if on_error == "fail" else max_failed
+    workers = workers or usual_workers()
     part = slice_of(slice_)
     data = open_dataset(dataset, data_root, **settings)
     if max_megapixels is not None:
@@ -169,13 +170,7 @@ def precompute_command(
         loaded = open_service(teacher, image_size=image_size, **given)
     else:
         loaded = load_teacher(teacher, weights=weights, device=device, precision=precision, image_size=image_size)
-    table = prepare(
-        data,
-        limit=limit,
-        keep_conflicts=keep_conflicts,
-        max_problem_share=max_failed,
-        workers=workers or usual_workers(),
-    )
+    table = prepare(data, limit=limit, keep_conflicts=keep_conflicts, max_problem_share=max_failed, workers=workers)
     require_test_cells(data, table)
     if dry_run:
         size = sum(len(data.read(id)) for id in table.ids.tolist())
