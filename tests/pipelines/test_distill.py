@@ -15,6 +15,7 @@ import bird_pipelines
 from bird.errors import RunError, UsageError
 from bird.methods import METHODS
 from bird_cache.store import open_cache
+from bird_pipelines import training
 from bird_pipelines.config import resolve
 from bird_pipelines.evaluate import evaluate
 from bird_pipelines.precompute import precompute_command
@@ -253,3 +254,25 @@ def test_from_python_with_the_words_of_the_command(cache, tmp_path):
         bird_pipelines.distill(cache=cache, out=tmp_path / "other", lamda=0.2)
     with pytest.raises(RunError, match="seed"):
         bird_pipelines.distill(cache=cache, out=tmp_path / "python", config=file, epochs=1, seed=5)
+
+
+def test_a_kill_between_curve_and_checkpoint_costs_no_line(cache, tmp_path, monkeypatch):
+    """Stopped where the last epoch's line, or what follows it, is about to be written: the resumed curve is whole."""
+    whole = distilled(cache, tmp_path / "whole", method="fitnet", **SHORT)
+    original = training.replace
+    for number, name in enumerate(("curve.jsonl", "student.json")):
+        out, calls = tmp_path / str(number), []
+
+        def stops(path, data, name=name, calls=calls):
+            calls.append(path.name)
+            if path.name == name and (name != "curve.jsonl" or calls.count(name) == SHORT["epochs"]):
+                raise KeyboardInterrupt
+            original(path, data)
+
+        monkeypatch.setattr(training, "replace", stops)
+        with pytest.raises(KeyboardInterrupt):
+            distilled(cache, out, method="fitnet", **SHORT)
+        monkeypatch.setattr(training, "replace", original)
+        assert distilled(cache, out, method="fitnet", **SHORT)["metrics"] == whole["metrics"]
+        lines = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+        assert [line["epoch"] for line in lines] == [1, 2]
