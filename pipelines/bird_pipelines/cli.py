@@ -74,9 +74,7 @@ def precompute(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
     workers: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Threads that decode, and run a teacher on the CPU.", show_default="one a core, 2 to 16"
-        ),
+        typer.Option(min=1, help="Threads that decode, and run a teacher on the CPU; else one a core, 2 to 16."),
     ] = None,
     device: Device = "auto",
     limit: Limit = None,
