@@ -26,6 +26,7 @@ METHODS = [
     "at",
     "group-dro",
 ]
+LAYERS = {"at": "attention", "bird+at": "maps"}
 COLUMNS = ("auroc", "f1_macro", "mean_deo", "max_deo")
 
 
@@ -48,7 +49,10 @@ def main():
     run = (*data, "--student", args.student, "--limit", args.limit, "--epochs", args.epochs)
     teacher, cache = args.out / "teacher", args.out / "cache"
     bird("train", "--dataset", "cifar10s", *run, "--seed", 1000, "--out", teacher)
-    bird("precompute", "--teacher", f"run:{teacher}", "--dataset", "cifar10s", *data, "--out", cache)
+    layers = ",".join(["penultimate", *(layer for method, layer in LAYERS.items() if method in args.methods)])
+    bird(
+        "precompute", "--teacher", f"run:{teacher}", "--dataset", "cifar10s", *data, "--layers", layers, "--out", cache
+    )
     for seed in range(args.seeds):
         for name in args.methods:
             method, _, weight = name.partition("@")

@@ -64,16 +64,14 @@ def speed(student, method, options):
 
 def metrics(folder, seeds, epochs):
     """Metrics of runs in both precisions: (method, precision) -> metric -> values by seed."""
+    import bird_pipelines
     from bird_pipelines.config import resolve
-    from bird_pipelines.precompute import precompute_command
     from bird_pipelines.training import distill
 
     flags = {"dataset": "digits-s", "student": "tiny-resnet-deep", "method": "baseline"}
     distill(resolve({**flags, "epochs": 2 * epochs, "batch_size": 64, "seed": 1000, "out": folder / "teacher"}))
-    given = {"data_root": None, "weights": None, "dtype": "float16", "precision": "fp32", "image_size": None}
-    work = {"batch_size": 64, "workers": 1, "device": "auto", "shard_rows": None, "max_failed": 0.01, "limit": None}
-    source = f"run:{folder / 'teacher'}"
-    precompute_command(source, "digits-s", folder / "cache", **given, **work, settings={}, keep_conflicts=False)
+    teacher = f"run:{folder / 'teacher'}"
+    bird_pipelines.precompute(teacher=teacher, dataset="digits-s", out=folder / "cache")
     found = {}
     for method in ("fitnet", "bird"):
         for precision in ("fp32", "bf16"):

@@ -33,7 +33,7 @@ from bird.datasets.base import prepare
 from bird.students import build_student, student_files
 from bird.teachers import load_teacher
 from bird.teachers.onnx import OnnxTeacher
-from bird_pipelines.precompute import precompute
+from bird_pipelines.extraction import precompute
 
 BATCH, DECODERS = 32, 2
 COLUMNS = (

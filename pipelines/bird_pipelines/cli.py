@@ -12,7 +12,22 @@ import typer
 import bird_pipelines
 from bird_pipelines import show
 from bird_pipelines.cli_cache import cache_app
-from bird_pipelines.cli_options import DataRoot, Device, Json, Limit, Out, output, settings_of
+from bird_pipelines.cli_options import (
+    DataRoot,
+    Device,
+    Json,
+    Limit,
+    MemoryGb,
+    OnError,
+    Out,
+    OutUrl,
+    Setting,
+    Slice,
+    TeacherWorkers,
+    TrainLimit,
+    output,
+    settings_of,
+)
 from bird_pipelines.cli_reproduce import reproduce
 from bird_pipelines.cli_tune import tune
 
@@ -61,9 +76,7 @@ def main() -> None:
 def precompute(
     teacher: Annotated[str, typer.Option(help="clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`).")],
     dataset: Annotated[str, typer.Option(help="digits-s, cifar10s, celeba, utkface or table (`bird list datasets`).")],
-    out: Annotated[
-        str, typer.Option(help="Folder or s3://, gs://, az:// URL to write; the same command resumes what is there.")
-    ],
+    out: OutUrl,
     data_root: DataRoot = None,
     weights: Annotated[Path | None, typer.Option(help="Local weights of the teacher.")] = None,
     dtype: Annotated[str, typer.Option(help="How features are stored: float16, float32 or bfloat16.")] = "float16",
@@ -72,27 +85,16 @@ def precompute(
         int | None, typer.Option(min=8, help="Input side in pixels, where the teacher leaves it open.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Threads that decode, and run a teacher on the CPU; else one a core, 2 to 16."),
-    ] = None,
+    workers: TeacherWorkers = None,
     device: Device = "auto",
     limit: Limit = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(help="A setting of the data set, NAME=VALUE (`bird list datasets`); repeat for more."),
-    ] = None,
+    setting: Setting = None,
     shard_rows: Annotated[
         int | None, typer.Option(min=16, help="Rows per shard: what a kill may lose. Default by size.")
     ] = None,
     keep_conflicts: Annotated[bool, typer.Option(help="Keep identical images with different labels.")] = False,
     max_failed: Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unusable.")] = 0.01,
-    on_error: Annotated[
-        str,
-        typer.Option(
-            help="skip: up to --max-failed unusable images are counted and left out; fail: stop at the first."
-        ),
-    ] = "skip",
+    on_error: OnError = "skip",
     max_megapixels: Annotated[float | None, typer.Option(min=0.01, help="Refuse larger images. Default 64.")] = None,
     update: Annotated[
         str | None,
@@ -116,41 +118,12 @@ def precompute(
     requests_per_minute: Annotated[float | None, typer.Option(min=0.1, help="Of a service: at most so many.")] = None,
     price_per_1000: Annotated[float | None, typer.Option(min=0, help="Of a service: for the estimate.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would be asked of the teacher, and stop.")] = False,
-    slice_: Annotated[
-        str, typer.Option("--slice", help="I/N: compute every Nth shard, from the Ith; join with `bird cache merge`.")
-    ] = "1/1",
+    slice_: Slice = "1/1",
     json_: Json = False,
 ) -> None:
     """Phase 1: run the frozen teacher once over a data set and cache its features."""
-    from bird_pipelines.precompute import precompute_command
-
-    info = precompute_command(
-        teacher,
-        dataset,
-        out,
-        data_root=data_root,
-        weights=weights,
-        dtype=dtype,
-        precision=precision,
-        image_size=image_size,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        limit=limit,
-        settings=settings_of(setting),
-        shard_rows=shard_rows,
-        keep_conflicts=keep_conflicts,
-        max_failed=max_failed,
-        on_error=on_error,
-        max_megapixels=max_megapixels,
-        update=update,
-        store=store,
-        slice_=slice_,
-        layers=layers,
-        views=views,
-        service={"kind": kind, "key_env": api_key_env, "per_minute": requests_per_minute, "price": price_per_1000},
-        dry_run=dry_run,
-    )
+    flags = {name: value for name, value in locals().items() if name not in ("setting", "json_")}
+    info = bird_pipelines.precompute(**flags, settings=settings_of(setting))
     output(info, json_, show.parts_of if dry_run else show.cache)
 
 
@@ -197,9 +170,7 @@ def distill(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Adam's learning rate. Default 1e-3.")] = None,
     augment: Annotated[bool | None, typer.Option(help="Random crop and flip of the student's images.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Train on a fixed subset of N rows; the test split stays whole.")
-    ] = None,
+    limit: TrainLimit = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32 or bf16: how the student computes; its weights and losses stay fp32.")
@@ -207,10 +178,7 @@ def distill(
     profile: Annotated[
         bool | None, typer.Option("--profile", help="Write a trace of a few steps into the run's folder.")
     ] = None,
-    memory_gb: Annotated[
-        float | None,
-        typer.Option(min=0, help="Hold the vectors in memory up to so many GiB, else map them. Default 4."),
-    ] = None,
+    memory_gb: MemoryGb = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode images.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     json_: Json = False,
@@ -232,9 +200,7 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Adam's learning rate. Default 1e-3.")] = None,
     augment: Annotated[bool | None, typer.Option(help="Random crop and flip of the images.")] = None,
     limit: Limit = None,
-    setting: Annotated[
-        list[str] | None, typer.Option(help="A setting of the data set, NAME=VALUE; repeat for more.")
-    ] = None,
+    setting: Setting = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode images.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,

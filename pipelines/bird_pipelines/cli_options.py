@@ -1,4 +1,4 @@
-"""Options that several commands share, and how a command says what it found."""
+"""Options that several commands share, or that need many words, and how a command says what it found."""
 
 from __future__ import annotations
 
@@ -8,7 +8,24 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["CacheArgument", "DataRoot", "Device", "Json", "Limit", "Out", "Workers", "output", "settings_of"]
+__all__ = [
+    "CacheArgument",
+    "DataRoot",
+    "Device",
+    "Json",
+    "Limit",
+    "MemoryGb",
+    "OnError",
+    "Out",
+    "OutUrl",
+    "Setting",
+    "Slice",
+    "TeacherWorkers",
+    "TrainLimit",
+    "Workers",
+    "output",
+    "settings_of",
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set (`bird list datasets` tells the layout).")]
@@ -20,6 +37,30 @@ Limit = Annotated[
 ]
 CacheArgument = Annotated[str, typer.Argument(help="The cache: a folder, or file://, s3://, gs://, az://.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; the same command resumes what is there.")]
+OutUrl = Annotated[
+    str, typer.Option(help="Folder or s3://, gs://, az:// URL to write; the same command resumes what is there.")
+]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option(help="A setting of the data set, NAME=VALUE (`bird list datasets`); repeat for more."),
+]
+TeacherWorkers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads that decode, and run a teacher on the CPU; else one a core, 2 to 16."),
+]
+OnError = Annotated[
+    str,
+    typer.Option(help="skip: up to --max-failed unusable images are counted and left out; fail: stop at the first."),
+]
+Slice = Annotated[
+    str, typer.Option("--slice", help="I/N: compute every Nth shard, from the Ith; join with `bird cache merge`.")
+]
+TrainLimit = Annotated[
+    int | None, typer.Option(min=1, help="Train on a fixed subset of N rows; the test split stays whole.")
+]
+MemoryGb = Annotated[
+    float | None, typer.Option(min=0, help="Hold the vectors in memory up to so many GiB, else map them. Default 4.")
+]
 
 
 def settings_of(pairs: list[str] | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One frozen record of everything a training run depends on, from a TOML file and flags. Resolved, printed, saved once."""
+"""One frozen record of everything a phase depends on, from flags (and for a training run a TOML file). Checked once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bird.errors import UsageError
 
-__all__ = ["PLACE", "RunConfig", "resolve"]
+__all__ = ["PLACE", "PrecomputeConfig", "RunConfig", "resolve", "resolve_precompute"]
 
 # Where a paper gives values for one data set (Java et al. 2023, section 4 and Table 8; mfd_weight: Jung et al. 2021).
 PRESETS: Mapping[str, Mapping[str, float]] = {
@@ -20,6 +20,53 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 }
 # Values that hold for every data set, by the name that `--preset` gives them.
 NAMED_PRESETS: Mapping[str, Mapping[str, float]] = {"paper": {"at_beta": 1e6}}
+
+
+class PrecomputeConfig(BaseModel):
+    """Whose features of which data go into which cache, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: str
+    dataset: str
+    out: str | Path
+    data_root: Path | None = None
+    weights: Path | None = None
+    dtype: Literal["float16", "float32", "bfloat16"] = "float16"
+    precision: str = "fp32"
+    image_size: int | None = Field(default=None, ge=8)
+    batch_size: int = Field(default=64, ge=1)
+    workers: int | None = Field(default=None, ge=1)
+    device: str = "auto"
+    limit: int | None = Field(default=None, ge=1)
+    settings: Mapping[str, str | int | float | bool] = {}
+    shard_rows: int | None = Field(default=None, ge=16)
+    keep_conflicts: bool = False
+    max_failed: float = Field(default=0.01, ge=0, le=1)
+    on_error: Literal["skip", "fail"] = "skip"
+    max_megapixels: float | None = Field(default=None, ge=0.01)
+    update: str | None = None
+    store: Literal["zarr", "webdataset"] = "zarr"
+    layers: str = Field(default="penultimate", description="names, by commas")
+    views: int = Field(default=0, ge=0)
+    kind: Literal["penultimate", "projection", "projection_l2", "logits"] | None = Field(
+        default=None, description="of a service, as the next three"
+    )
+    api_key_env: str | None = None
+    requests_per_minute: float | None = Field(default=None, ge=0.1)
+    price_per_1000: float | None = Field(default=None, ge=0)
+    dry_run: bool = False
+    slice: str = Field(default="1/1", description="I/N: every Nth shard, from the Ith")
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The slice as (I, N). Raises UsageError."""
+        first, slash, last = self.slice.partition("/")
+        if not (slash and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+            raise UsageError(
+                where="--slice", found=repr(self.slice), wanted="I/N with 1 <= I <= N, such as 2/4", fix="write it so"
+            )
+        return int(first), int(last)
 
 
 class RunConfig(BaseModel):
@@ -88,6 +135,24 @@ class RunConfig(BaseModel):
 CHOOSE = "choose"
 AD_SHORT = 20  # epochs up to which the student of AD moves in every one
 PLACE = ("cache", "data_root", "out", "device", "workers", "checkpoint_seconds", "memory_gb", "profile")
+
+
+def resolve_precompute(flags: Mapping[str, Any]) -> PrecomputeConfig:
+    """The order for a cache: defaults, then `flags` that are not None. Raises UsageError naming every option that is unknown
+    or out of range."""
+    values = {name.removesuffix("_"): value for name, value in flags.items() if value is not None}
+    try:
+        return PrecomputeConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(
+            where=", ".join(f"--{each['loc'][0]}".replace("_", "-") for each in error.errors()),
+            found=", ".join(repr(each.get("input")) for each in error.errors()),
+            wanted="; ".join(
+                "an option that there is" if each["type"] == "extra_forbidden" else each["msg"]
+                for each in error.errors()
+            ),
+            fix="see `bird precompute --help`",
+        ) from None
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mapping[str, Any] | None = None) -> RunConfig:

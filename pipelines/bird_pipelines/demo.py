@@ -8,7 +8,7 @@ from bird.datasets import open_dataset
 from bird.datasets.base import prepare
 from bird.teachers import load_teacher
 from bird_pipelines.config import resolve
-from bird_pipelines.precompute import precompute
+from bird_pipelines.extraction import precompute
 from bird_pipelines.report import write_report
 from bird_pipelines.training import distill
 

@@ -27,8 +27,8 @@ from bird_cache.store import FeatureStore, open_cache
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import open_writer
 from bird_pipelines.caches import image_reader
+from bird_pipelines.extraction import need_room
 from bird_pipelines.planning import dataset_causes, samples_of, shard_and_chunk_rows
-from bird_pipelines.precompute import need_room
 from bird_pipelines.progress import Interrupted, progress, stop_requests
 
 __all__ = ["export", "import_vectors"]

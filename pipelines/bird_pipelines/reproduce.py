@@ -11,7 +11,7 @@ from typing import Any
 
 from bird.errors import BirdError, UsageError
 from bird_cache.errors import CacheError
-from bird_pipelines.config import RunConfig
+from bird_pipelines.config import PrecomputeConfig, RunConfig
 from bird_pipelines.plan import Plan, Step, build_plan, finished, needed, weight_places
 from bird_pipelines.progress import Interrupted, stop_requests
 from bird_pipelines.recipes import Figure, Profile, Recipe, Row, load_profile, load_recipe, select
@@ -126,28 +126,20 @@ def perform(step: Step) -> dict[str, str]:
 
 def write_cache(step: Step) -> None:
     """Precompute a cache, or the layers that it lacks."""
-    from bird_pipelines.precompute import precompute_command
+    from bird_pipelines.extraction import precompute_command
 
     job = step.cache
     assert job is not None
     precompute_command(
-        job.teacher,
-        job.dataset,
-        job.out,
-        data_root=job.data_root,
-        weights=job.weights,
-        dtype="float16",
-        precision="fp32",
-        image_size=None,
-        batch_size=64,
-        workers=2,
-        device="auto",
-        limit=None,
-        settings=job.settings,
-        shard_rows=None,
-        keep_conflicts=False,
-        max_failed=0.01,
-        layers=",".join(job.layers),
+        PrecomputeConfig(
+            teacher=job.teacher,
+            dataset=job.dataset,
+            out=job.out,
+            data_root=job.data_root,
+            weights=job.weights,
+            settings=job.settings,
+            layers=",".join(job.layers),
+        )
     )
 
 

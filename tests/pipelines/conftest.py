@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import bird_pipelines
 from bird_pipelines.config import resolve
-from bird_pipelines.precompute import precompute_command
 from bird_pipelines.training import distill
 
 LIMIT = 400
@@ -24,11 +24,8 @@ def teacher(tmp_path_factory) -> Path:
 def cache(teacher, tmp_path_factory) -> Path:
     """Its features of the same part of Digits-S, in shards of 64 rows."""
     folder = tmp_path_factory.mktemp("cache") / "cache"
-    given = {"data_root": None, "weights": None, "dtype": "float16", "precision": "fp32", "image_size": None}
-    work = {"batch_size": 16, "workers": 1, "device": "auto", "shard_rows": 64, "max_failed": 0.01}
-    precompute_command(
-        f"run:{teacher}", "digits-s", folder, limit=LIMIT, settings={}, keep_conflicts=False, **given, **work
-    )
+    work = {"batch_size": 16, "workers": 1, "shard_rows": 64}
+    bird_pipelines.precompute(teacher=f"run:{teacher}", dataset="digits-s", out=folder, limit=LIMIT, **work)
     return folder
 
 

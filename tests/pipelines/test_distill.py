@@ -18,7 +18,6 @@ from bird_cache.store import open_cache
 from bird_pipelines import training
 from bird_pipelines.config import resolve
 from bird_pipelines.evaluate import evaluate
-from bird_pipelines.precompute import precompute_command
 
 QUICK = ("--epochs", 2, "--warmup", 1, "--batch-size", 32)
 SHORT = {"epochs": 2, "warmup": 1, "batch_size": 32}
@@ -177,7 +176,7 @@ main()
     check = """
 import atexit, sys
 def report():
-    names = ("transformers", "open_clip", "onnxruntime", "bird.teachers", "bird_pipelines.precompute")
+    names = ("transformers", "open_clip", "onnxruntime", "bird.teachers", "bird_pipelines.extraction")
     loaded = [name for name in sys.modules if name.startswith(names)]
     assert "bird.meta" in sys.modules
     print("LOADED", loaded, file=sys.stderr)
@@ -231,11 +230,9 @@ def test_a_damaged_cache_is_refused(cache, tmp_path):
 def test_a_cache_larger_than_memory_trains_the_same_student(teacher, cache, tmp_path, views):
     """Mapped vectors are the held ones, to the last bit of what is learned from them."""
     if views:
-        given = {"data_root": None, "weights": None, "dtype": "float16", "precision": "fp32", "image_size": None}
-        work = {"batch_size": 16, "workers": 1, "device": "auto", "shard_rows": 64, "max_failed": 0.01}
-        rest = {"limit": 200, "settings": {}, "keep_conflicts": False, "views": views}
-        precompute_command(f"run:{teacher}", "digits-s", tmp_path / "cache", **given, **work, **rest)
+        work = {"batch_size": 16, "workers": 1, "shard_rows": 64, "limit": 200, "views": views}
         cache = tmp_path / "cache"
+        bird_pipelines.precompute(teacher=f"run:{teacher}", dataset="digits-s", out=cache, **work)
     for name, memory in (("held", 1.0), ("mapped", 0.0)):
         distilled(cache, tmp_path / name, **SHORT, method="bird", memory_gb=memory)
     ends_equal(tmp_path / "held", tmp_path / "mapped")

@@ -13,8 +13,8 @@ from bird.errors import TeacherError
 from bird.teachers.service import canary_images, open_service
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
+from bird_pipelines.extraction import precompute
 from bird_pipelines.paid import payload
-from bird_pipelines.precompute import precompute
 
 DATA = ("--dataset", "digits-s", "--limit", 200, "--shard-rows", 64, "--batch-size", 16, "--dtype", "float32")
 

@@ -13,16 +13,18 @@ from helpers.images import BOMBS, REFUSED
 from helpers.shell import bird, bird_json, exists, panel, stopped
 from PIL import Image
 
+import bird_pipelines
 from bird.datasets import open_dataset
 from bird.datasets.base import prepare
 from bird.devices import threads
+from bird.errors import UsageError
 from bird.teachers import load_teacher
 from bird.teachers.base import TorchTeacher, View
 from bird.teachers.layers import Tap
 from bird_cache.errors import StaleCacheError
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
-from bird_pipelines.precompute import precompute
+from bird_pipelines.extraction import precompute
 
 KILLED = -signal.SIGKILL
 
@@ -373,3 +375,11 @@ def test_killed_at_random_in_full(flags, cache, tmp_path, store, record_property
             path = out / "commits" / name
             assert (path.read_bytes(), path.stat().st_mtime_ns) == before, "a committed shard was computed again"
     record_property(f"2 kill -9 with a real teacher, {store}", kills)
+
+
+def test_from_python_an_option_that_is_wrong_is_named(tmp_path):
+    for wrong in ({"batchsize": 3}, {"batch_size": 0}, {"dtype": "int8"}):
+        with pytest.raises(UsageError) as caught:
+            bird_pipelines.precompute(teacher="onnx:x", dataset="digits-s", out=tmp_path / "cache", **wrong)
+        assert caught.value.where == "--" + next(iter(wrong)).replace("_", "-")
+    assert not (tmp_path / "cache").exists()

@@ -21,16 +21,17 @@ import torch
 
 from bird.datasets import open_dataset
 from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells
-from bird.errors import DataError, TeacherError, UsageError
+from bird.errors import DataError, TeacherError
 from bird.teachers import Service, Teacher, expand_layers, load_teacher, open_service
 from bird_cache.errors import StorageError
 from bird_cache.folders import Folder, open_folder
 from bird_cache.manifest import Manifest, Plan, Receipt, Store
-from bird_cache.numbers import DTYPES, Dtype, storage_dtype
+from bird_cache.numbers import Dtype, storage_dtype
 from bird_cache.samples import Samples
 from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer
+from bird_pipelines.config import PrecomputeConfig
 from bird_pipelines.decoding import Decoded, decode, in_order, plan_jobs
 from bird_pipelines.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
 from bird_pipelines.planning import BOXES, LAYER, make_plan, samples_of
@@ -122,79 +123,70 @@ def open_for(out: str | Path, plan: Plan, samples: Samples) -> Iterator[FeatureW
         yield writer
 
 
-def precompute_command(
-    teacher: str,
-    dataset: str,
-    out: str | Path,
-    *,
-    data_root: Path | None,
-    weights: Path | None,
-    dtype: str,
-    precision: str,
-    image_size: int | None,
-    batch_size: int,
-    workers: int | None,
-    device: str,
-    limit: int | None,
-    settings: Mapping[str, Any],
-    shard_rows: int | None,
-    keep_conflicts: bool,
-    max_failed: float,
-    store: str = "zarr",
-    slice_: str = "1/1",
-    layers: str = LAYER,
-    views: int = 0,
-    service: Mapping[str, Any] | None = None,
-    dry_run: bool = False,
-    update: str | None = None,
-    on_error: str = "skip",
-    max_megapixels: float | None = None,
-) -> dict[str, Any]:
+def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
     """`bird precompute`: open the data set and the teacher, write the cache, say what it holds (see `FeatureStore.info`)."""
-    if dtype not in DTYPES:
-        raise UsageError(where="--dtype", found=repr(dtype), wanted=f"one of {', '.join(DTYPES)}", fix="choose one")
-    if store not in ("zarr", "webdataset"):
-        raise UsageError(where="--store", found=repr(store), wanted="zarr or webdataset", fix="choose one")
-    if on_error not in ("skip", "fail"):
-        raise UsageError(where="--on-error", found=repr(on_error), wanted="skip or fail", fix="choose one")
-    max_failed = 0.0 if on_error == "fail" else max_failed
-    workers = workers or usual_workers()
-    part = slice_of(slice_)
-    data = open_dataset(dataset, data_root, **settings)
-    if max_megapixels is not None:
-        data.max_pixels = int(1e6 * max_megapixels)
-    loaded: Teacher | Service
-    given = dict(service or {})
-    price = given.pop("price", None)
-    if "://" in teacher:
-        loaded = open_service(teacher, image_size=image_size, **given)
-    else:
-        loaded = load_teacher(teacher, weights=weights, device=device, precision=precision, image_size=image_size)
-    table = prepare(data, limit=limit, keep_conflicts=keep_conflicts, max_problem_share=max_failed, workers=workers)
+    max_failed = 0.0 if config.on_error == "fail" else config.max_failed
+    workers, part = config.workers or usual_workers(), config.part
+    data = open_dataset(config.dataset, config.data_root, **config.settings)
+    if config.max_megapixels is not None:
+        data.max_pixels = int(1e6 * config.max_megapixels)
+    teacher = open_teacher(config)
+    table = prepare(
+        data,
+        limit=config.limit,
+        keep_conflicts=config.keep_conflicts,
+        max_problem_share=max_failed,
+        workers=workers,
+    )
     require_test_cells(data, table)
-    if dry_run:
-        size = sum(len(data.read(id)) for id in table.ids.tolist())
-        asking = loaded.estimate(len(table), size, price) if isinstance(loaded, Service) else {"images": len(table)}
-        return {"teacher": loaded.name, "dim": loaded.dim, "kind": loaded.feature_kind, **asking}
+    if config.dry_run:
+        return estimate(teacher, data, table, config.price_per_1000)
     precompute(
-        loaded,
+        teacher,
         data,
         table,
-        out,
-        dtype=dtype,
-        precision=precision,
-        batch_size=batch_size,
+        config.out,
+        dtype=config.dtype,
+        precision=config.precision,
+        batch_size=config.batch_size,
         workers=workers,
-        shard_rows=shard_rows,
+        shard_rows=config.shard_rows,
         max_failed=max_failed,
-        store="webdataset" if store == "webdataset" else "zarr",
+        store=config.store,
         part=part,
-        layers=[name.strip() for name in layers.split(",")],
-        views=views,
-        update=update,
+        layers=[name.strip() for name in config.layers.split(",")],
+        views=config.views,
+        update=config.update,
     )
     unusable = {problem.id: problem.reason for problem in table.problems}
-    return open_cache(out).info() | {"prepared": dict(table.notes), "left_out": unusable}
+    return open_cache(config.out).info() | {"prepared": dict(table.notes), "left_out": unusable}
+
+
+def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
+    """The teacher that is asked: a service where its name is an address."""
+    if "://" in config.teacher:
+        return open_service(
+            config.teacher,
+            image_size=config.image_size,
+            kind=config.kind,
+            key_env=config.api_key_env,
+            per_minute=config.requests_per_minute,
+        )
+    return load_teacher(
+        config.teacher,
+        weights=config.weights,
+        device=config.device,
+        precision=config.precision,
+        image_size=config.image_size,
+    )
+
+
+def estimate(teacher: Teacher | Service, data: Dataset, table: SampleTable, price: float | None) -> dict[str, Any]:
+    """What would be asked of the teacher; of a service also bytes, time and cost. Reads the data set, asks nothing."""
+    asking: dict[str, Any] = {"images": len(table)}
+    if isinstance(teacher, Service):
+        asking = teacher.estimate(len(table), sum(len(data.read(id)) for id in table.ids.tolist()), price)
+    return {"teacher": teacher.name, "dim": teacher.dim, "kind": teacher.feature_kind, **asking}
 
 
 class Batches:
@@ -313,16 +305,6 @@ def with_earlier(
         if len(batch.rows):
             out[name][~known] = found[name]
     return out
-
-
-def slice_of(text: str) -> tuple[int, int]:
-    """ "2/4" -> (2, 4). Raises UsageError."""
-    first, slash, last = text.partition("/")
-    if not (slash and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-        raise UsageError(
-            where="--slice", found=repr(text), wanted="I/N with 1 <= I <= N, such as 2/4", fix="write it so"
-        )
-    return int(first), int(last)
 
 
 def need_room(folder: Folder, plan: Plan, rows: int) -> None:
