@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any, final
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -31,10 +33,13 @@ def class_mmd(
     of_class = _shares(labels, classes, student.dtype)
     of_cell = _shares(labels * groups + protected, classes * groups, student.dtype)
     class_of_cell = of_class.repeat_interleave(groups, -2)
-    across = _squared_distances(teacher, student)
+    of_teacher, of_student = gram(teacher), gram(student)
+    across = _squared_distances(of_teacher, teacher @ student.mT, of_student)
     width = 2 * across.detach().mean((-2, -1), keepdim=True)
-    teachers = _mean(class_of_cell, torch.exp(-_squared_distances(teacher, teacher) / width), class_of_cell)
-    students = _mean(of_cell, torch.exp(-_squared_distances(student, student) / width), of_cell)
+    among_teachers = _squared_distances(of_teacher, of_teacher, of_teacher)
+    among_students = _squared_distances(of_student, of_student, of_student)
+    teachers = _mean(class_of_cell, torch.exp(-among_teachers / width), class_of_cell)
+    students = _mean(of_cell, torch.exp(-among_students / width), of_cell)
     between = _mean(class_of_cell, torch.exp(-across / width), of_cell)
     present = of_cell.sum(-1) > 0
     return torch.where(present, teachers + students - 2 * between, 0.0).sum(-1)
@@ -55,7 +60,34 @@ def _mean(
 
 
 def _squared_distances(
-    one: Float[Tensor, "*models rows dim"], two: Float[Tensor, "*models columns dim"]
+    one: Float[Tensor, "*models rows rows"],
+    between: Float[Tensor, "*models rows columns"],
+    two: Float[Tensor, "*models columns columns"],
 ) -> Float[Tensor, "*models rows columns"]:
-    square = one.square().sum(-1).unsqueeze(-1) + two.square().sum(-1).unsqueeze(-2)
-    return (square - 2 * one @ two.mT).clamp(min=SMALLEST)
+    """|x_i|^2 + |y_j|^2 - 2 <x_i, y_j>, all three read off the inner products x x^T, x y^T, y y^T: no further pass over
+    the features."""
+    squares = one.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) + two.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
+    return (squares - 2 * between).clamp(min=SMALLEST)
+
+
+def gram(features: Float[Tensor, "*models rows dim"]) -> Float[Tensor, "*models rows rows"]:
+    """x x^T."""
+    products: Tensor = _Gram.apply(features)
+    return products
+
+
+@final
+class _Gram(torch.autograd.Function):
+    """`gram`, whose gradient is one product, (g + g^T) x. Autograd makes two of it: g x and g^T x."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        products: Tensor = features @ features.mT
+        ctx.save_for_backward(features.to(products.dtype))  # under autocast the products are in bfloat16
+        return products
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (g,), (features,) = gradients, ctx.saved_tensors
+        gradient: Tensor = (g + g.mT) @ features
+        return gradient
