@@ -119,11 +119,15 @@ class Samples:
         import pyarrow.parquet as pq
 
         try:  # not read_table: it imports pandas, which takes a second
-            table = pq.ParquetFile(pa.BufferReader(data), read_dictionary=FEW_VALUES).read()
-            if not np.array_equal(_integers(table["row"]), np.arange(table.num_rows)):
+            file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=FEW_VALUES)
+
+            def column(name: str) -> Any:  # one at a time: as chunks and as a whole, no two columns are held at once
+                return file.read(columns=[name])[name]
+
+            if not np.array_equal(_integers(column("row")), np.arange(file.metadata.num_rows)):
                 raise ValueError("rows are not numbered 0, 1, 2, ...")
-            numbers = [_integers(table[name]) for name in ("label", "group")]
-            arrow = {name: _text_of(_whole(table[name]), name) for name in TEXT}
+            numbers = [_integers(column(name)) for name in ("label", "group")]
+            arrow = {name: _text_of(_whole(column(name)), name) for name in TEXT}
         except (pa.ArrowException, KeyError, OSError) as error:
             raise ValueError(f"not a table of samples: {error}") from error
         samples = Samples(*([np.empty(0, object)] + numbers + [np.empty(0, object)] * 3))
