@@ -73,6 +73,7 @@ torture: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python bench/step.py
 	$(BIN)/python bench/parts.py
+	$(BIN)/python bench/compiled.py
 	$(BIN)/python bench/tangents.py
 	$(BIN)/python bench/precompute.py
 	$(BIN)/python bench/stream.py
