@@ -3,7 +3,8 @@
     python bench/images.py DATA_ROOT OUT [--student shufflenetv2] [--limit 10000] [--epochs 6] [--seeds 1] [--methods ...]
 
 Runs the commands of the CLI one after the other and resumes. Methods come in the order in which they are worth waiting for;
-METHOD@X trains with lambda = X. Whoever compares several X chooses by the lines of the meta split.
+METHOD@NAME=X trains with that option at X, as in bird@lambda=0.02. Whoever compares several X chooses by the lines of the
+meta split.
 """
 
 import argparse
@@ -55,8 +56,8 @@ def main():
     )
     for seed in range(args.seeds):
         for name in args.methods:
-            method, _, weight = name.partition("@")
-            more = ("--lambda", weight) if weight else ()
+            method, _, option = name.partition("@")
+            more = (f"--{option}",) if option else ()
             folder = args.out / f"{name}-{seed}"
             bird("distill", "--cache", cache, *run, "--method", method, *more, "--seed", seed, "--out", folder)
             for split in ("meta", "test"):

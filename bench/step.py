@@ -231,9 +231,10 @@ def measure_memory(student, size, count):
         command = [sys.executable, __file__, "--peak", name, student, str(size), str(count)]
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    found = {name: of(name) for name in ("fitnet", "bird", "double backward")}
+    others = ("bird", "bird, stratified", "double backward")
+    found = {name: of(name) for name in ("fitnet", *others)}
     row = {"student": student, "px": str(size), "fitnet, MiB": found["fitnet"]}
-    return row | {f"{name} / fitnet": found[name] / found["fitnet"] for name in ("bird", "double backward")}
+    return row | {f"{name} / fitnet": found[name] / found["fitnet"] for name in others}
 
 
 def measure_steps(options, cases):
