@@ -1,6 +1,7 @@
 """Table 3's protocol with a small budget: CIFAR-10S, an image student, a teacher of the same architecture trained first.
 
     python bench/images.py DATA_ROOT OUT [--student shufflenetv2] [--limit 10000] [--epochs 6] [--seeds 1] [--methods ...]
+        [--against METHOD]
 
 Runs the commands of the CLI one after the other and resumes. Methods come in the order in which they are worth waiting for;
 METHOD@NAME=X trains with that option at X, as in bird@lambda=0.02. Whoever compares several X chooses by the lines of the
@@ -12,6 +13,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+
+from evidence import compare_all, read
 
 METHODS = [
     "fitnet",
@@ -45,6 +48,7 @@ def main():
     for option, value in (("--limit", 10_000), ("--epochs", 6), ("--seeds", 1)):
         parser.add_argument(option, type=int, default=value)
     parser.add_argument("--methods", nargs="*", default=METHODS)
+    parser.add_argument("--against", help="one of them, that the others are compared with, by seed and row")
     args = parser.parse_args()
     data = ("--data-root", args.data)
     run = (*data, "--student", args.student, "--limit", args.limit, "--epochs", args.epochs)
@@ -62,6 +66,9 @@ def main():
             bird("distill", "--cache", cache, *run, "--method", method, *more, "--seed", seed, "--out", folder)
             for split in ("meta", "test"):
                 show(f"{name}, {split}", seed, json.loads((folder / f"metrics-{split}.json").read_text()))
+    if args.against:
+        folders = {name: [args.out / f"{name}-{seed}" for seed in range(args.seeds)] for name in args.methods}
+        compare_all({name: dict(enumerate(map(read, each))) for name, each in folders.items()}, args.against)
 
 
 def show(name, seed, metrics):
