@@ -39,7 +39,7 @@ class StackedAdapters(nn.Module):
     def forward(self, inputs: Float[Tensor, "models batch dim"]) -> StudentOutput:
         """Features and logits of each model's own batch."""
         theta = dict(self.named_parameters())
-        features = linear(inputs, theta["backbone_weight"], theta["backbone_bias"])
+        features = linear(inputs, theta["backbone_weight"], theta["backbone_bias"]).to(inputs.dtype)
         return StudentOutput(features, linear(features.relu(), theta["head_weight"], theta["head_bias"]))
 
     def sensitivity(

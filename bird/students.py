@@ -111,7 +111,7 @@ class Student(nn.Module):
 
     def forward(self, x: Float[Tensor, batch * shape]) -> StudentOutput:
         """Features and logits of a batch."""
-        features = self.backbone((x - self.mean) / self.std)
+        features = self.backbone((x - self.mean) / self.std).to(x.dtype)  # under autocast, too, logits follow from them
         logits = self.head(self.activation(features))
         return StudentOutput(features, logits if self.heads == 1 else self._split(logits).sum(-2))
 

@@ -2,6 +2,8 @@
 
 import copy
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +11,11 @@ from helpers.shell import distilled
 
 import bird.precision
 from bird.errors import RunError, UsageError
-from bird.meta import feedback
+from bird.losses import bias_loss, cross_entropy, feature_mse
+from bird.meta import feedback, sensitivity
 from bird.methods import Batch, Hyperparameters, SingleLearner, build_method
 from bird.precision import in_bf16, require_precision
+from bird.stack import StackedLearner
 from bird.students import build_student, load_student
 from bird_pipelines.config import resolve
 from bird_pipelines.evaluate import evaluate
@@ -87,6 +91,57 @@ def test_the_feedback_points_the_same_way():
         )
         found.append(gradients[0])
     assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.95
+
+
+def adapters(bf16):
+    """Two learners of one adapter, and their stack."""
+    made = []
+    for seed in (0, 1):
+        student = build_student(
+            "adapter", classes=4, feature_mean=torch.zeros(64), feature_std=torch.ones(64), seed=seed
+        )
+        made.append(SingleLearner(student, teacher_dim=64, lr=1e-3, mu2=1e-3, seed=seed))
+    stack = StackedLearner(made)
+    for model in (*(one.model for one in made), stack.model) if bf16 else ():
+        in_bf16(model)
+    return made, stack
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_stack_looks_ahead_through_the_head_as_one_model_does(bf16):
+    """With a long step, to where the classes' loss leads as well as the distance."""
+    made, stack = adapters(bf16)
+    x, labels = torch.randn(2, 32, 64, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 4
+    found = []
+    for model, each, y, see in (
+        (made[0].model, x, labels, partial(sensitivity, made[0].model)),
+        (stack.model, x.unsqueeze(1).expand(2, 2, 32, 64), labels.expand(2, 32), stack.model.sensitivity),
+    ):
+        output = model(each[0])
+        inner = 0.1 * feature_mse(output.features, 0.6 * each[0]) + 0.9 * cross_entropy(output.logits, y)
+        given = {"inputs": each[0], "output": output, "inner_loss": inner, "meta_inputs": each[1], "mu1": 5.0}
+        _, jv = see(**given, meta_loss=lambda h, y=y: bias_loss(h.logits, y, torch.arange(32) // 4 % 2 + 0 * y, 2))
+        found.append(jv.features.reshape(-1, 32, 64)[0].flatten())
+    apart = (found[0] - found[1]).norm() / found[0].norm()
+    assert apart < (0.05 if bf16 else 1e-5)
+
+
+@pytest.mark.parametrize("method", ["ad", "fitnet", "mfd"])
+def test_an_adapter_moves_in_bf16_as_in_fp32(method):
+    kind, weights = build_method(method, Hyperparameters(), 2), []
+    for bf16 in (False, True):
+        student = build_student("adapter", classes=4, feature_mean=torch.zeros(64), feature_std=torch.ones(64), seed=0)
+        one = kind.learner(student, teacher_dim=64, lr=1e-3, mu2=1e-3, seed=0)
+        if bf16:
+            in_bf16(one.model)
+        given = batch(0)
+        for _ in range(3):
+            kind.step(one, replace(given, inputs=given.teacher), lambda: None, warm=True)
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in one.model.parameters()]))
+    fresh = build_student("adapter", classes=4, feature_mean=torch.zeros(64), feature_std=torch.ones(64), seed=0)
+    start = torch.cat([parameter.detach().flatten() for parameter in fresh.parameters()])
+    moved = [each - start for each in weights]
+    assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.95
 
 
 def test_a_copy_computes_with_its_own_weights():
