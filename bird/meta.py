@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad, grad
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bird.tangents import FastTangents, Tape, same_chances
 
@@ -92,7 +93,8 @@ def feedback(
     gap = distance(h, gate(teacher)).sum()
     u = grad(gap, list(h), create_graph=True, allow_unused=True)  # dD/dh, a function of phi
     product = sum((a * b).sum() for a, b in zip(u, jv, strict=True) if a is not None)  # < u, Jv >
-    return bias, tuple(weigh(-mu1 * alpha, g) for g in grad(product, list(gate.parameters())))
+    slope = grad(product, list(gate.parameters()), materialize_grads=True)  # 0 for a gate that D does not read
+    return bias, tuple(weigh(-mu1 * alpha, g) for g in slope)
 
 
 def sensitivity(
@@ -145,7 +147,8 @@ def jvp(
     student: nn.Module, theta: Parameters, direction: Parameters, inputs: Tensor, tape: Tape | None = None
 ) -> Output:
     """(dh/dtheta) v: the student's answer on `inputs`, differentiated along `direction` in one forward-mode pass."""
-    with torch.no_grad(), same_chances(tape), forward_ad.dual_level(), FastTangents(tape):
+    # the fused attention kernels have no forward mode
+    with torch.no_grad(), same_chances(tape), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level(), FastTangents(tape):
         dual = {name: make_dual(value.detach(), direction[name]) for name, value in theta.items()}
         output = probe(student, dual, inputs)
         tangents = [unpack_dual(tensor).tangent for tensor in output]
@@ -154,9 +157,16 @@ def jvp(
 
 
 def probe(student: nn.Module, theta: Parameters, inputs: Tensor) -> Output:
-    """The student's answer under other parameters, on copies of its buffers: running statistics stay as they are."""
-    buffers = {name: value.clone() for name, value in student.named_buffers()}
-    return functional_call(student, (theta, buffers), (inputs,))
+    """The student's answer under other parameters, on copies of its buffers: running statistics stay as they are. A tensor
+    that several modules share is replaced in each, a module that has several names once."""
+    own = dict(student.named_parameters())
+    values = {id(own[name]): value for name, value in theta.items()} | {id(b): b.clone() for b in student.buffers()}
+    places: Parameters = {}
+    for prefix, module in student.named_modules():
+        for listed in (module.named_parameters, module.named_buffers):
+            held = listed(prefix, recurse=False, remove_duplicate=False)
+            places |= {name: values[id(tensor)] for name, tensor in held if id(tensor) in values}
+    return functional_call(student, places, (inputs,), tie_weights=False)
 
 
 def weigh(weight: Weight, value: Tensor) -> Tensor:

@@ -134,7 +134,12 @@ class BirdStep:
         self.optimizer = optimizer or torch.optim.Adam(gate.parameters(), lr=mu2, eps=1e-16)
 
     def __call__(self, batch: Batch, meta_batch: Batch | None = None, *, warm: bool = True) -> tuple[Tensor, Losses]:
-        """Move the gate, and return the student's loss with its graph, and its parts by name, detached."""
+        """Move the gate, and return the student's loss with its graph, and its parts by name, detached. Raises ValueError
+        for a group outside 0..M-1."""
+        for each in (batch, *([] if meta_batch is None else [meta_batch])):
+            low, high = int(each.groups.min()), int(each.groups.max())
+            if low < 0 or high >= self.groups:
+                raise ValueError(f"a batch with groups {low}..{high}: wanted 0..{self.groups - 1}")
         return bird_loss(
             self.model,
             self.gate,

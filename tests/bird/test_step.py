@@ -1,5 +1,6 @@
 """BirdStep: the iteration by itself, for a training loop of one's own."""
 
+import copy
 import runpy
 import subprocess
 import sys
@@ -10,9 +11,12 @@ import pytest
 import torch
 from helpers.methodkit import CLASSES, DIM, GROUPS, batch_of, learner_of, ready
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
 
 from bird import Batch, BirdStep, Distance, Gate, StageGates
 from bird.gate import Gate as OwnGate
+from bird.losses import bias_loss
 from bird.methods.distances import attention_distance
 from bird.students import StagedOutput
 
@@ -103,3 +107,90 @@ def test_without_a_meta_batch_the_gate_stays():
     assert loss.requires_grad
     assert isinstance(batch, Batch)
     assert batch.teacher.shape[-1] == DIM
+
+
+class Shared(nn.Module):
+    """One layer under two names, and one tensor in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(DIM, DIM)
+        self.again, self.tied, self.head = self.first, nn.Linear(DIM, DIM), nn.Linear(DIM, CLASSES)
+        self.tied.weight = self.first.weight
+
+    def forward(self, x):
+        features = self.tied(self.again(self.first(x).tanh()).tanh())
+        return features, self.head(features)
+
+
+class Attentive(nn.Module):
+    """torch's own transformer layer, whose attention is a fused kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(DIM, CLASSES)
+
+    def forward(self, x):
+        features = self.layer(x.view(len(x), -1, 4)).flatten(1)
+        return features, self.head(features)
+
+
+@pytest.mark.parametrize("kind", [Shared, Attentive])
+def test_shared_layers_and_fused_attention_train_with_the_gradient_of_double_backward(kind):
+    torch.manual_seed(0)
+    student, gate = kind().double(), Gate(DIM).double()
+    step = BirdStep(student, gate, groups=GROUPS)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    given = [batch_of("adapter", seed=seed) for seed in (0, 1)]
+    batch, meta = (replace(each, inputs=each.inputs.double(), teacher=each.teacher.double()) for each in given)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no second derivative
+        expected = doubly_backward(student, gate, batch, meta, step.hyper)
+    before = {name: value.clone() for name, value in student.named_parameters()}
+    step._move_gate = lambda gradients: torch.testing.assert_close(gradients[0], expected)
+    loss, _ = step(batch, meta)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    for name, value in student.named_parameters():
+        assert value.requires_grad
+        assert not torch.equal(value, before[name]) or "in_proj_bias" in name, name
+    assert {*before} == {name for name, _ in student.named_parameters()}
+
+
+def doubly_backward(student, gate, batch, meta, hyper):
+    """phi's gradient, the student's parameters replaced by hand."""
+    own = dict(student.named_parameters())
+    features, logits = student(batch.inputs)
+    loss = hyper.alpha * (features - gate(batch.teacher)).square().mean()
+    loss = loss + (1 - hyper.alpha) * cross_entropy(logits, batch.labels)
+    slope = torch.autograd.grad(loss, list(own.values()), create_graph=True)
+    ahead = {id(value): value - hyper.mu1 * g for value, g in zip(own.values(), slope, strict=True)}
+    twin = copy.deepcopy(student)
+    for mine, other in zip(student.modules(), twin.modules(), strict=True):
+        for name, value in mine.named_parameters(recurse=False):
+            del other._parameters[name]
+            object.__setattr__(other, name, ahead[id(value)])
+    bias = bias_loss(twin(meta.inputs)[1], meta.labels, meta.groups, GROUPS)
+    return torch.autograd.grad(bias, gate.phi)[0]
+
+
+def test_a_teacher_with_more_stages_than_the_student_leaves_a_gate_where_it_is():
+    torch.manual_seed(0)
+    student, distance = Convolutions(), attention_distance(10.0)
+    batch = replace(batch_of("resnet18"), teacher=None, stages=tuple(torch.rand(12, c, 4, 4) for c in (3, 4, 5)))
+    gate = distance.new_gate(batch)
+    before = [phi.detach().clone() for phi in gate.phi]
+    step = BirdStep(
+        student, gate, distance, groups=GROUPS, adapt=lambda a: StagedOutput(a["features"], a["logits"], *a["maps"])
+    )
+    step(batch, batch)
+    assert [torch.equal(phi, old) for phi, old in zip(gate.phi, before, strict=True)] == [True, False, False]
+
+
+def test_a_group_that_is_not_there_is_refused():
+    learner, batch = learner_of("adapter"), batch_of("adapter")
+    step = BirdStep(learner.model, learner.gate, groups=GROUPS)
+    for wrong in (batch.groups + 1, batch.groups - 1):
+        with pytest.raises(ValueError, match="groups"):
+            step(batch, replace(batch, groups=wrong))
