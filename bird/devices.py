@@ -20,7 +20,9 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(where="--device", found=repr(name), wanted="auto, cpu or cuda", fix="choose one") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(where="--device", found=repr(name), wanted="auto, cpu or cuda", fix="choose one")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(where="--device", found=repr(name), wanted="a device of this machine", fix="use --device cpu")
     return device

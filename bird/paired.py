@@ -74,11 +74,12 @@ def compare(
     observed: dict[str, list[float]] = {name: [] for name in STATISTICS}
     for index, key in enumerate(shared):
         one, other = method[key], reference[key]
-        if list(one.ids) != list(other.ids) or (one.labels != other.labels).any():
+        same = list(one.ids) == list(other.ids)
+        if not same or (one.labels != other.labels).any() or (one.groups != other.groups).any():
             raise DataError(
                 where=f"paired comparison, seed {key}",
                 found="two sets of test rows",
-                wanted="the same rows in the same order",
+                wanted="the same rows, labels and groups in the same order",
                 fix="evaluate both on one cache or data set",
             )
         for name, value in _differences(_joint(one, other, classes, groups), (classes, groups)).items():

@@ -14,7 +14,7 @@ from bird.errors import UsageError
 from bird_cache.convert import convert
 from bird_cache.errors import CacheError, NotACacheError, StaleCacheError
 from bird_cache.folders import open_folder
-from bird_cache.manifest import Store
+from bird_cache.manifest import Store, flatten
 from bird_cache.samples import OK, Samples
 from bird_cache.store import FeatureStore, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
@@ -96,6 +96,14 @@ def compare_with_teacher(
             found=f"teacher.weights = {causes['teacher']['weights']}",
             wanted=f"teacher.weights = {live.weights_digest}",
             fix="compare with the teacher that the cache was made with",
+        )
+    there, here = flatten(causes["preprocessing"]), flatten(dict(live.preprocessing))
+    if other := [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]:
+        raise StaleCacheError(
+            where=cache,
+            found="; ".join(f"preprocessing.{name} = {here.get(name)} now" for name in other),
+            wanted="; ".join(f"preprocessing.{name} = {there.get(name)}" for name in other),
+            fix="compare with the options that the cache was made with, such as --image-size",
         )
     dataset, rows = dataset_of(store, data_root), spread(store, sample)
     cached = store.vectors(LAYER, rows)

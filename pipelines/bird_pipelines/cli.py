@@ -192,7 +192,7 @@ def distill(
 def train(
     dataset: Annotated[str, typer.Option(help="digits-s, cifar10s, celeba, utkface or table.")],
     out: Out,
-    student: Annotated[str, typer.Option(help="resnet18, resnet34 or shufflenetv2.")] = "resnet18",
+    student: Annotated[str | None, typer.Option(help="resnet18 (default), resnet34 or shufflenetv2.")] = None,
     data_root: DataRoot = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default 10.")] = None,
@@ -211,8 +211,8 @@ def train(
     from bird_pipelines.config import resolve
     from bird_pipelines.training import distill as run
 
-    flags |= {"method": "baseline", "dataset_settings": settings_of(setting)}
-    output(run(resolve(flags, config)), json_, show.run)
+    flags |= {"method": "baseline", "dataset_settings": settings_of(setting) if setting else None}
+    output(run(resolve(flags, config, {"student": "resnet18"})), json_, show.run)
 
 
 @app.command()

@@ -56,7 +56,8 @@ Slice = Annotated[
     str, typer.Option("--slice", help="I/N: compute every Nth shard, from the Ith; join with `bird cache merge`.")
 ]
 TrainLimit = Annotated[
-    int | None, typer.Option(min=1, help="Train on a fixed subset of N rows; the test split stays whole.")
+    int | None,
+    typer.Option(min=1, help="Train and meta rows of a fixed subset of N of all rows; the test split stays whole."),
 ]
 MemoryGb = Annotated[
     float | None, typer.Option(min=0, help="Hold the vectors in memory up to so many GiB, else map them. Default 4.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bird_pipelines import show
-from bird_pipelines.cli_options import DataRoot, Json, Out, output
+from bird_pipelines.cli_options import DataRoot, Json, Out, TrainLimit, output
 
 __all__ = ["tune"]
 
@@ -16,7 +16,9 @@ __all__ = ["tune"]
 def tune(
     cache: Annotated[str, typer.Option(help="The cache that `bird precompute` wrote: a folder or URL.")],
     out: Out,
-    method: Annotated[str, typer.Option(help="The method whose weights are chosen (`bird list methods`).")] = "bird",
+    method: Annotated[
+        str | None, typer.Option(help="The method whose weights are chosen (`bird list methods`). Default bird.")
+    ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Candidate settings.")] = 24,
     per_round: Annotated[
         int, typer.Option(min=1, help="Candidates that train together before the next are drawn.")
@@ -29,13 +31,13 @@ def tune(
     auroc_floor: Annotated[float | None, typer.Option(help="The floor itself, x100, in place of that.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the search, and of how meta is halved.")] = 0,
     student: Annotated[
-        str, typer.Option(help="adapter, whose candidates train together, or an image student.")
-    ] = "adapter",
+        str | None, typer.Option(help="adapter (default), whose candidates train together, or an image student.")
+    ] = None,
     data_root: DataRoot = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default 10.")] = None,
     warmup: Annotated[int | None, typer.Option(min=0, help="Default half.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Default 128.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Train on a fixed subset of N rows.")] = None,
+    limit: TrainLimit = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of `bird distill` options; flags win.")] = None,
     json_: Json = False,
 ) -> None:
@@ -47,7 +49,7 @@ def tune(
 
     flags = {"cache": cache, "out": out, "method": method, "student": student, "data_root": data_root}
     flags |= {"epochs": epochs, "warmup": warmup, "batch_size": batch_size, "limit": limit}
-    base = resolve(flags, config, {"dataset": cache_dataset(cache)})
+    base = resolve(flags, config, {"dataset": cache_dataset(cache), "method": "bird", "student": "adapter"})
     search = Search(
         trials=trials,
         per_round=per_round,

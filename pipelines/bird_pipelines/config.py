@@ -25,7 +25,7 @@ NAMED_PRESETS: Mapping[str, Mapping[str, float]] = {"paper": {"at_beta": 1e6}}
 class PrecomputeConfig(BaseModel):
     """Whose features of which data go into which cache, and how."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     teacher: str
     dataset: str
@@ -72,12 +72,12 @@ class PrecomputeConfig(BaseModel):
 class RunConfig(BaseModel):
     """A training run. Fields under `PLACE` say where and how fast it runs; all others decide what comes out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
     dataset: str
     student: str
     method: str
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     epochs: int = Field(default=10, ge=1)
     warmup: int = Field(default=-1, ge=-1, description="epochs before lambda and the gate act; -1: half of them")
     batch_size: int = Field(default=128, ge=2)
@@ -144,15 +144,20 @@ def resolve_precompute(flags: Mapping[str, Any]) -> PrecomputeConfig:
     try:
         return PrecomputeConfig.model_validate(values)
     except ValidationError as error:
-        raise UsageError(
-            where=", ".join(f"--{each['loc'][0]}".replace("_", "-") for each in error.errors()),
-            found=", ".join(repr(each.get("input")) for each in error.errors()),
-            wanted="; ".join(
-                "an option that there is" if each["type"] == "extra_forbidden" else each["msg"]
-                for each in error.errors()
-            ),
-            fix="see `bird precompute --help`",
-        ) from None
+        raise _wrong(error, "bird precompute") from None
+
+
+def _wrong(error: ValidationError, command: str, file: Path | None = None) -> UsageError:
+    """Every option that is unknown, missing or out of range, in one error."""
+    places = [".".join(map(str, each["loc"])) for each in error.errors()]
+    absent = {"missing": "nothing"}
+    said = {"extra_forbidden": "an option that there is", "missing": "a value"}
+    return UsageError(
+        where=", ".join(f"--{place.replace('_', '-')}" for place in places) + (f" (with {file})" if file else ""),
+        found=", ".join(absent.get(each["type"], repr(each.get("input"))) for each in error.errors()),
+        wanted="; ".join(said.get(each["type"], each["msg"]) for each in error.errors()),
+        fix=f"see `{command} --help`",
+    )
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mapping[str, Any] | None = None) -> RunConfig:
@@ -162,21 +167,14 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
     Raises UsageError naming every field that is unknown or out of range, or the unknown preset.
     """
     values = dict(defaults or {})
-    if file is not None:
-        values |= _read(file)
-    values |= {name.removesuffix("_"): value for name, value in flags.items() if value is not None}
+    for given in ({} if file is None else _read(file), flags):
+        values |= {name.removesuffix("_"): value for name, value in given.items() if value is not None}
     named = NAMED_PRESETS[_known_preset(values.pop("preset"))] if "preset" in values else {}
     values = {**PRESETS.get(str(values.get("dataset")), {}), **named, **values}
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e.get('input')!r}: {e['msg']}" for e in error.errors())
-        raise UsageError(
-            where=str(file or "options"),
-            found=wrong,
-            wanted="values in range",
-            fix="see `bird distill --help`",
-        ) from None
+        raise _wrong(error, "bird distill", file) from None
     if config.warmup < 0:
         config = config.model_copy(update={"warmup": config.epochs // 2})
     if config.ad_every == 0:

@@ -226,7 +226,8 @@ def run_jobs(
 ) -> None:
     """Decode, run the teacher and write, overlapping, until all jobs are done."""
     plan, samples, earlier = batches.plan, batches.samples, batches.earlier
-    failures: dict[int, str] = {}
+    failures = {row: reason for receipt in writer.receipts.values() for row, reason in receipt.failed.items()}
+    refuse_too_many(plan, samples, failures, max_failed)  # what an earlier call has committed counts, too
     parts: list[dict[str, np.ndarray]] = []
     paid = Paid(batches.teacher, writer.folder) if isinstance(batches.teacher, Service) else None
     sources: dict[int, bytes] = {}

@@ -178,7 +178,7 @@ def in_processes(left: list[Step], jobs: int, failures: dict[str, str]) -> dict[
                     break
                 if reason := blocked(step, failures):
                     failures[step.key] = reason
-                elif open_keys & {*step.after}:
+                elif not ready(step, open_keys, list(running.values())):
                     continue
                 else:
                     started += 1
@@ -215,6 +215,12 @@ def quiet(jobs: int) -> None:
 def blocked(step: Step, failures: Mapping[str, str]) -> str | None:
     """Why a step cannot start, if something before it failed."""
     return next((failures[key] for key in step.after if key in failures), None)
+
+
+def ready(step: Step, unfinished: set[str], running: Sequence[Step]) -> bool:
+    """Whether what comes before a step is done, and nobody writes into its cache: that takes one writer at a time."""
+    free = step.cache is None or all(each.cache is None or each.cache.out != step.cache.out for each in running)
+    return free and not unfinished & {*step.after}
 
 
 def missing_inputs(plan: Plan, todo: set[str], data_root: Path | None) -> list[str]:

@@ -80,6 +80,13 @@ class Trainer:
         self.method.prepare(data.cell_counts())
         self.train_rows = data.rows("train")
         meta = data.rows("meta")
+        if self.method.meta and not len(meta):
+            raise UsageError(
+                where=f"--method {config.method}",
+                found="no sample in the meta split" + ("" if config.limit is None else f" (--limit {config.limit})"),
+                wanted="some, for the meta step",
+                fix="raise --limit" if config.limit is not None else "use a method without a meta step",
+            )
         table = data.table
         self.meta_rows = StratifiedRows(
             meta, table.labels[meta], table.groups[meta], per_cell=config.meta_per_cell, seed=config.seed

@@ -63,8 +63,10 @@ def test_only_shared_seeds_count_and_the_rows_must_be_the_same():
         compare({0: method[0]}, {2: reference[2]}, CLASSES, GROUPS)
     other = method[1]
     moved = Predicted(other.ids[::-1], other.labels, other.groups, other.predictions)
-    with pytest.raises(DataError, match="two sets of test rows"):
-        compare({1: moved}, reference, CLASSES, GROUPS)
+    regrouped = Predicted(other.ids, other.labels, 1 - other.groups, other.predictions)
+    for wrong in (moved, regrouped):
+        with pytest.raises(DataError, match="two sets of test rows"):
+            compare({1: wrong}, reference, CLASSES, GROUPS)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=8, max_size=9))

@@ -273,3 +273,19 @@ def test_a_kill_between_curve_and_checkpoint_costs_no_line(cache, tmp_path, monk
         assert distilled(cache, out, method="fitnet", **SHORT)["metrics"] == whole["metrics"]
         lines = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
         assert [line["epoch"] for line in lines] == [1, 2]
+
+
+def test_an_empty_meta_split_is_said_before_anything_is_trained(cache, tmp_path):
+    done = bird("distill", "--cache", cache, "--limit", 3, "--epochs", 1, "--out", tmp_path / "run", code=2)
+    assert "no sample in the meta split" in panel(done)
+
+
+def test_the_file_of_options_wins_over_defaults_and_flags_over_it(tmp_path):
+    (tmp_path / "c.toml").write_text(
+        'student = "tiny-resnet"\nlambda_ = 0.05\nlr = 0.01\n[dataset_settings]\nskew = 0.7\n'
+    )
+    flags = ("--dataset", "digits-s", "--limit", 100, "--epochs", 1, "--config", tmp_path / "c.toml", "--lr", 0.02)
+    bird("train", *flags, "--out", tmp_path / "run")
+    identity = json.loads((tmp_path / "run" / "config.json").read_text())["identity"]
+    assert (identity["student"], identity["lambda"], identity["lr"]) == ("tiny-resnet", 0.05, 0.02)
+    assert identity["dataset_settings"] == {"skew": 0.7}

@@ -146,6 +146,18 @@ def test_a_corrupt_image_is_a_counted_row(teacher, tmp_path):
     bird("distill", "--cache", tmp_path / "cache", "--epochs", 1, "--out", tmp_path / "run")
 
 
+def test_asking_again_does_not_get_past_max_failed(teacher, tmp_path):
+    """What an earlier call has committed counts: 2 of 3 unusable images lie in the first shards."""
+    picture_folder(tmp_path)
+    for number in (3, 20, 40):
+        (tmp_path / f"{number}.jpg").write_bytes((tmp_path / f"{number}.jpg").read_bytes()[:100] + bytes([number]))
+    flags = ("--teacher", f"run:{teacher}", "--dataset", "table", "--data-root", tmp_path, "--out", tmp_path / "cache")
+    small = ("--batch-size", 16, "--shard-rows", 16, "--workers", 1)
+    for _ in range(4):
+        assert "of 60 images undecodable" in panel(bird("precompute", *flags, *small, "--max-failed", 0.04, code=2))
+    assert bird_json("precompute", *flags, *small, "--max-failed", 0.05)["failed"] == 3
+
+
 def test_limit_keeps_the_proportions(cache):
     samples = open_cache(cache).samples
     assert {*samples.splits} == {"train", "meta", "test"}

@@ -9,7 +9,7 @@ from helpers.shell import bird, bird_json, panel, stopped
 from bird.errors import UsageError
 from bird_pipelines.plan import build_plan, needed
 from bird_pipelines.recipes import load_profile, load_recipe, select
-from bird_pipelines.reproduce import execute, reproduce
+from bird_pipelines.reproduce import execute, ready, reproduce
 from bird_pipelines.scoring import load_predictions
 
 
@@ -145,3 +145,16 @@ def test_two_processes_find_what_one_finds(done, tmp_path):
     reproduce("table7", tmp_path, profile=small("table7"), seeds=2, jobs=2, only=["baseline", "bird-no-meta"])
     one, two = (json.loads((folder / "table7.json").read_text())["blocks"][0]["rows"][0] for folder in (out, tmp_path))
     assert one["cells"]["mean_deo"]["mean"] == pytest.approx(two["cells"]["mean_deo"]["mean"])
+
+
+def test_a_cache_has_one_writer_at_a_time(tmp_path):
+    """AT reads attention and BIRD + AT maps: two steps on one cache, and neither comes after the other."""
+    recipe, _ = load_recipe("table5")
+    steps = build_plan(recipe.rows, small("table5"), [0], tmp_path).steps.values()
+    attention, *others = (step for step in steps if step.kind == "layers" and "attention" in step.key)
+    maps = next(step for step in steps if "layers maps" in step.key and step.cache.out == attention.cache.out)
+    assert attention.key not in maps.after
+    assert ready(maps, set(), [])
+    assert not ready(maps, {*maps.after}, [])
+    assert not ready(maps, set(), [attention])
+    assert all(ready(maps, set(), [other]) for other in others)
