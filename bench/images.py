@@ -1,7 +1,7 @@
 """Table 3's protocol with a small budget: CIFAR-10S, an image student, a teacher of the same architecture trained first.
 
     python bench/images.py DATA_ROOT OUT [--student shufflenetv2] [--limit 10000] [--epochs 6] [--seeds 1] [--methods ...]
-        [--against METHOD]
+        [--first-seed N] [--against METHOD]
 
 Runs the commands of the CLI one after the other and resumes. Methods come in the order in which they are worth waiting for;
 METHOD@NAME=X trains with that option at X, as in bird@lambda=0.02. Whoever compares several X chooses by the lines of the
@@ -47,6 +47,7 @@ def main():
     parser.add_argument("--student", default="shufflenetv2")
     for option, value in (("--limit", 10_000), ("--epochs", 6), ("--seeds", 1)):
         parser.add_argument(option, type=int, default=value)
+    parser.add_argument("--first-seed", type=int, default=0, help="the others follow it")
     parser.add_argument("--methods", nargs="*", default=METHODS)
     parser.add_argument("--against", help="one of them, that the others are compared with, by seed and row")
     args = parser.parse_args()
@@ -58,7 +59,8 @@ def main():
     bird(
         "precompute", "--teacher", f"run:{teacher}", "--dataset", "cifar10s", *data, "--layers", layers, "--out", cache
     )
-    for seed in range(args.seeds):
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    for seed in seeds:
         for name in args.methods:
             method, _, option = name.partition("@")
             more = (f"--{option}",) if option else ()
@@ -67,8 +69,10 @@ def main():
             for split in ("meta", "test"):
                 show(f"{name}, {split}", seed, json.loads((folder / f"metrics-{split}.json").read_text()))
     if args.against:
-        folders = {name: [args.out / f"{name}-{seed}" for seed in range(args.seeds)] for name in args.methods}
-        compare_all({name: dict(enumerate(map(read, each))) for name, each in folders.items()}, args.against)
+        folders = {name: [args.out / f"{name}-{seed}" for seed in seeds] for name in args.methods}
+        compare_all(
+            {name: dict(zip(seeds, map(read, each), strict=True)) for name, each in folders.items()}, args.against
+        )
 
 
 def show(name, seed, metrics):

@@ -77,15 +77,20 @@ def feedback(
     alpha: Weight,
     mu1: Weight,
     tape: Tape | None = None,
+    again: Callable[[], Tape] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """L_o(theta') and its gradient with respect to the gate's parameters, in their order.
 
     `output` is `student(inputs)` and `inner_loss` is L_in computed from it; their graph is kept, so that the caller's
     own backward pass can follow. With the `tape` of `student(inputs)` Jv costs a forward pass less. `teacher` is what the
     gate takes for `inputs`, such as features (batch, d); `meta_loss` maps the student's answer on `meta_inputs` to L_o.
+    Where `again` is given that graph is freed before the meta batch has one, and `again` called after it, to make
+    `student(inputs)` anew with its tape: less memory for one more forward pass.
     No buffer of the student changes and no `.grad` is touched.
     """
-    see = student.sensitivity if isinstance(student, Sensitive) else partial(sensitivity, student, tape=tape)
+    see = (
+        student.sensitivity if isinstance(student, Sensitive) else partial(sensitivity, student, tape=tape, again=again)
+    )
     bias, jv = see(
         inputs=inputs, output=output, inner_loss=inner_loss, meta_inputs=meta_inputs, meta_loss=meta_loss, mu1=mu1
     )
@@ -107,14 +112,18 @@ def sensitivity(
     meta_loss: Callable[[Output], Tensor],
     mu1: Weight,
     tape: Tape | None = None,
+    again: Callable[[], Tape] | None = None,
 ) -> tuple[Tensor, Output]:
     """L_o(theta'), detached, and Jv: how the student's answer on `inputs` moves along dL_o/dtheta'."""
     theta: Parameters = {name: value for name, value in student.named_parameters() if value.requires_grad}
-    ahead = look_ahead(theta, inner_loss, mu1)  # theta' = theta - mu1 dL_in/dtheta
+    ahead = look_ahead(theta, inner_loss, mu1, keep=again is None)  # theta' = theta - mu1 dL_in/dtheta
     bias = meta_loss(probe(student, ahead, meta_inputs))  # L_o(theta')
     slope = grad(bias.sum(), list(ahead.values()), materialize_grads=True)
     v = dict(zip(ahead, slope, strict=True))  # dL_o/dtheta'
-    return bias.detach(), jvp(student, theta, v, inputs, tape)  # (dh/dtheta) v
+    bias = bias.detach()
+    del ahead, slope
+    tape = tape if again is None else again()
+    return bias, jvp(student, theta, v, inputs, tape)  # (dh/dtheta) v
 
 
 @runtime_checkable
@@ -134,9 +143,10 @@ class Sensitive(Protocol):
         """What `sensitivity` of this student gives."""
 
 
-def look_ahead(theta: Parameters, loss: Tensor, mu1: Weight) -> Parameters:
-    """theta' after one plain gradient step of `loss` (no momentum), as fresh leaves. Keeps the graph of `loss`."""
-    gradients = grad(loss.sum(), list(theta.values()), retain_graph=True, materialize_grads=True)
+def look_ahead(theta: Parameters, loss: Tensor, mu1: Weight, *, keep: bool = True) -> Parameters:
+    """theta' after one plain gradient step of `loss` (no momentum), as fresh leaves. Keeps the graph of `loss`, or frees
+    it."""
+    gradients = grad(loss.sum(), list(theta.values()), retain_graph=keep, materialize_grads=True)
     return {
         name: (value.detach() - weigh(mu1, g)).requires_grad_()
         for (name, value), g in zip(theta.items(), gradients, strict=True)
@@ -148,7 +158,13 @@ def jvp(
 ) -> Output:
     """(dh/dtheta) v: the student's answer on `inputs`, differentiated along `direction` in one forward-mode pass."""
     # the fused attention kernels have no forward mode
-    with torch.no_grad(), same_chances(tape), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level(), FastTangents(tape):
+    with (
+        torch.no_grad(),
+        same_chances(tape and tape.chances),
+        sdpa_kernel(SDPBackend.MATH),
+        forward_ad.dual_level(),
+        FastTangents(tape),
+    ):
         dual = {name: make_dual(value.detach(), direction[name]) for name, value in theta.items()}
         output = probe(student, dual, inputs)
         tangents = [unpack_dual(tensor).tangent for tensor in output]

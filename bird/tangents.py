@@ -26,10 +26,22 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["FastTangents", "Tape"]
+__all__ = ["Chances", "FastTangents", "Tape", "same_chances"]
 
 PRODUCTS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 """What is linear in its input and affine in its weight and bias."""
+
+
+class Chances(NamedTuple):
+    """The states of torch's random numbers, of all devices that are in use."""
+
+    cpu: Tensor
+    cuda: list[Tensor]
+
+    @classmethod
+    def now(cls) -> Chances:
+        """As they are."""
+        return cls(torch.get_rng_state(), [torch.cuda.get_rng_state(each) for each in _gpus()])
 
 
 class Kept(NamedTuple):
@@ -75,7 +87,7 @@ class Tape(_Ruled):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Kept] = []
-        self.random = torch.get_rng_state()
+        self.chances = Chances.now()
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Call `func` in the form that tells all that autograd will keep, and keep it."""
@@ -199,12 +211,21 @@ TELLING: dict[Any, Callable[..., tuple[Tensor, ...]]] = {
 
 
 @contextmanager
-def same_chances(tape: Tape | None) -> Iterator[None]:
-    """Within it torch draws what it drew on the tape (on the CPU), such as dropout's masks."""
-    with torch.random.fork_rng(devices=[]):
-        if tape is not None:
-            torch.set_rng_state(tape.random)
+def same_chances(chances: Chances | None) -> Iterator[None]:
+    """Within it torch draws what it drew from there on, such as dropout's masks; after it, what it would have drawn
+    without it."""
+    with torch.random.fork_rng(devices=_gpus()):
+        if chances is not None:
+            torch.set_rng_state(chances.cpu)
+            for device, state in zip(_gpus(), chances.cuda, strict=False):  # none, if CUDA began after `now`
+                torch.cuda.set_rng_state(state, device)
         yield
+
+
+def _gpus() -> range:
+    """The CUDA devices, if the process uses any."""
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return range(torch.cuda.device_count() if in_use else 0)
 
 
 def dual(value: Tensor, tangent: Tensor) -> Tensor:

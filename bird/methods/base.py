@@ -161,9 +161,9 @@ class SingleLearner(Learner):
 
     def descend(self, loss: Float[Tensor, "*models"]) -> None:
         """One Adam step of the student on `loss`."""
-        self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # not held during the next forward pass
         self.update_average()
 
     def update_average(self) -> None:
@@ -199,6 +199,8 @@ class Method(ABC):
     """the student that ships has the running mean of the weights"""
     stackable = True
     """`step` takes S learners side by side (bird.stack); otherwise it needs a SingleLearner"""
+    recompute = False
+    """to be set: one more forward pass a step rather than two graphs at once, where a meta batch is in it"""
 
     def __init__(self, hyper: Hyperparameters, groups: int) -> None:
         self.hyper, self.groups = hyper, groups

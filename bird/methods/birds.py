@@ -50,6 +50,7 @@ class Bird(Method):
             move_gate=learner.move_gate,
             warm=warm,
             task=self.task,
+            recompute=self.recompute,
         )
         learner.descend(loss)
         return losses

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from bird.gate import Gate, StageGates
 from bird.losses import bias_loss, cross_entropy
-from bird.meta import feedback
+from bird.meta import Sensitive, feedback, probe
 from bird.methods.base import Batch, Hyperparameters, Losses
 from bird.methods.distances import Distance, feature_distance
 from bird.students import StudentOutput
-from bird.tangents import Tape
+from bird.tangents import Chances, Tape, same_chances
 
 __all__ = ["BirdStep", "bird_loss"]
 
@@ -43,40 +43,45 @@ def bird_loss(
     move_gate: MoveGate,
     warm: bool,
     task: Task = task_loss,
+    recompute: bool = False,
 ) -> tuple[Tensor, Losses]:
     """L_j = alpha D + (1 - alpha) CE + lambda L_o(batch), with its graph, at the student's present parameters and the gate's
     NEW phi: with `warm` and a `meta_batch`, phi was moved against the student's feedback first (Java et al. 2023,
     section 3). Before the warmup is over lambda is 0 and phi stays. All share one forward pass of `batch`; `task` is CE
     or what stands in its place. The second result holds the parts, detached: ce, distance, loss; with `warm` bias (L_o of
-    the batch), and where phi moved meta_bias (L_o(theta') of the meta batch).
+    the batch), and where phi moved meta_bias (L_o(theta') of the meta batch). `recompute`: no two graphs at once.
     """
     alpha, given = hyper.alpha, distance.given(batch)
-    with Tape() if warm and meta_batch is not None else nullcontext() as tape:
-        output = model(batch.inputs)
-    ce = task(output.logits, batch)
-    losses: Losses = {"ce": ce.detach()}
+    recompute = recompute and not isinstance(model, Sensitive)  # which keeps no graph of a meta batch
+    losses: Losses = {}
 
     def between(h: Any, gated: Any) -> Tensor:
         return distance.loss(h, gated, batch)
 
-    if warm and meta_batch is not None:
-        meta = meta_batch()
+    meta = meta_batch() if warm and meta_batch is not None else None
+    passed = _Pass(model, batch.inputs, taped=meta is not None, forget=meta is not None and recompute)
+    ce = task(passed.output.logits, batch)
+    if meta is not None:
         bias, gradients = feedback(
             model,
             gate,
             inputs=batch.inputs,
-            output=output,
-            inner_loss=alpha * between(output, gate(given)) + (1 - alpha) * ce,
+            output=passed.output,
+            inner_loss=alpha * between(passed.output, gate(given)) + (1 - alpha) * ce,
             teacher=given,
             distance=between,
             meta_inputs=meta.inputs,
             meta_loss=lambda h: bias_loss(h.logits, meta.labels, meta.groups, groups),
             alpha=alpha,
             mu1=hyper.mu1,
-            tape=tape,
+            tape=passed.tape,
+            again=passed.again if recompute else None,
         )
         move_gate(gradients)
         losses["meta_bias"] = bias
+        if recompute:
+            ce = task(passed.output.logits, batch)
+    output = passed.output
     with torch.no_grad():  # phi is detached from L_j
         target = gate(given)
     gap = between(output, target)
@@ -85,7 +90,27 @@ def bird_loss(
         bias = bias_loss(output.logits, batch.labels, batch.groups, groups)
         loss = loss + hyper.lambda_ * bias
         losses["bias"] = bias.detach()
-    return loss, losses | {"loss": loss.detach(), "distance": gap.detach()}
+    return loss, losses | {"ce": ce.detach(), "loss": loss.detach(), "distance": gap.detach()}
+
+
+class _Pass:
+    """A forward pass, with its tape where that is asked for; or the answer alone, until it is passed again."""
+
+    def __init__(self, model: nn.Module, inputs: Tensor, *, taped: bool, forget: bool) -> None:
+        self.model, self.inputs, self.chances = model, inputs, Chances.now()
+        self.tape = Tape() if taped and not forget else None
+        if forget:
+            self.output = probe(model, {}, inputs)  # running statistics wait for the pass that stays
+        else:
+            with self.tape or nullcontext():
+                self.output = model(inputs)
+
+    def again(self) -> Tape:
+        """Once more, with the random numbers of the first time."""
+        tape = Tape()
+        with same_chances(self.chances), tape:
+            self.output = self.model(self.inputs)
+        return tape
 
 
 @final
@@ -106,6 +131,7 @@ class BirdStep:
     - `task`: a function (logits, batch) -> scalar in the place of cross-entropy, such as `bird.weighting`'s.
     - `groups`: the number M of protected groups, 0..M-1 in `batch.groups`.
     - `alpha`, `lambda_`, `mu1`, `mu2`: as in `Hyperparameters`.
+    - `recompute`: one more forward pass a step, for about a third less memory; the same numbers.
 
     Running statistics of batch norm change once a step, as in one forward pass of `batch`. Save `gate.state_dict()` and
     `step.optimizer.state_dict()` with your own checkpoints. Without a `meta_batch` phi stays ("BIRD w/o meta", Table 7).
@@ -125,11 +151,12 @@ class BirdStep:
         lambda_: float = 0.1,
         mu1: float = 1e-3,
         mu2: float = 1e-3,
+        recompute: bool = False,
     ) -> None:
         self.model, self.gate, self.groups, self.task = _Answering(student, adapt), gate, groups, task
         given = feature_distance() if distance is None else distance
         self.distance = given if isinstance(given, Distance) else Distance(given)
-        self.hyper = Hyperparameters(alpha=alpha, lambda_=lambda_, mu1=mu1, mu2=mu2)
+        self.hyper, self.recompute = Hyperparameters(alpha=alpha, lambda_=lambda_, mu1=mu1, mu2=mu2), recompute
         # The feedback is of the size 1e-5 mu1: Adam's usual eps of 1e-8 would swallow it.
         self.optimizer = optimizer or torch.optim.Adam(gate.parameters(), lr=mu2, eps=1e-16)
 
@@ -151,6 +178,7 @@ class BirdStep:
             move_gate=self._move_gate,
             warm=warm,
             task=self.task,
+            recompute=self.recompute,
         )
 
     def _move_gate(self, gradients: Sequence[Tensor]) -> None:

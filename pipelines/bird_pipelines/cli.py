@@ -178,6 +178,7 @@ def distill(
     profile: Annotated[
         bool | None, typer.Option("--profile", help="Write a trace of a few steps into the run's folder.")
     ] = None,
+    recompute: Annotated[bool | None, typer.Option("--recompute", help="BIRD: less memory for more time.")] = None,
     memory_gb: MemoryGb = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode images.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,

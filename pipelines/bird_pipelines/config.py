@@ -114,6 +114,7 @@ class RunConfig(BaseModel):
     workers: int = Field(default=2, ge=1)
     checkpoint_seconds: float = Field(default=60.0, gt=0)
     profile: bool = Field(default=False, description="write a trace of a few steps into the run's folder")
+    recompute: bool = Field(default=False, description="BIRD: one more forward pass a step, for less memory")
     memory_gb: float = Field(
         default=4.0, ge=0, description="GiB of vectors to hold; larger caches are read as they are"
     )
@@ -134,7 +135,7 @@ class RunConfig(BaseModel):
 
 CHOOSE = "choose"
 AD_SHORT = 20  # epochs up to which the student of AD moves in every one
-PLACE = ("cache", "data_root", "out", "device", "workers", "checkpoint_seconds", "memory_gb", "profile")
+PLACE = ("cache", "data_root", "out", "device", "workers", "checkpoint_seconds", "memory_gb", "profile", "recompute")
 
 
 def resolve_precompute(flags: Mapping[str, Any]) -> PrecomputeConfig:

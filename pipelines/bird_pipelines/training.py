@@ -307,6 +307,7 @@ def hyperparameters(config: RunConfig) -> Hyperparameters:
 def make_method(config: RunConfig, data: RunData) -> Method:
     """The run's method. Raises UsageError if it needs a teacher and the run has no cache."""
     method = build_method(config.method, hyperparameters(config), len(data.group_names))
+    method.recompute = config.recompute
     if method.stages and config.student in STUDENTS:
         require_stages(config.student)
     if data.features is None and (method.features or method.logits or method.stages):

@@ -4,6 +4,7 @@ import copy
 import runpy
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +94,56 @@ def test_a_student_of_ones_own_with_maps_and_gates_a_stage():
     assert student.norm.num_batches_tracked == 1
     with pytest.raises(ValueError, match="teacher's maps"):
         step(replace(images, stages=None), images)
+
+
+class Dropping(Convolutions):
+    """With masks that are drawn anew in every pass."""
+
+    def forward(self, x):
+        answer = super().forward(nn.functional.dropout(x, 0.3))
+        return answer["features"], answer["logits"]
+
+
+class Held:
+    """A tensor that a graph holds."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def steps_of(recompute):
+    """What three steps leave: loss, parts, gate, weights, buffers; and how much the graphs held as each pass began."""
+    torch.manual_seed(0)
+    student, gate, live, held = Dropping(), Gate(9), weakref.WeakSet(), []
+    optimizer = torch.optim.Adam(student.parameters())
+    step = BirdStep(student, gate, groups=GROUPS, mu2=1e-2, recompute=recompute)
+    student.register_forward_pre_hook(lambda *_: held.append(len(live)))
+
+    def pack(tensor):
+        live.add(kept := Held(tensor))
+        return kept
+
+    found = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        for seed in range(3):
+            batch, meta = (replace(batch_of("resnet18", seed=s), teacher=torch.rand(12, 9)) for s in (seed, 10 + seed))
+            loss, parts = step(batch, meta)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found += [loss.detach(), *parts.values(), gate.phi.clone()]
+    return found + list(student.state_dict().values()), held
+
+
+def test_recomputing_gives_the_same_bits_and_holds_one_graph_at_a_time():
+    (kept, held), (again, freed) = steps_of(recompute=False), steps_of(recompute=True)
+    assert len(kept) == len(again)
+    assert all(torch.equal(one, other) for one, other in zip(kept, again, strict=True))
+    # passes of a step: the train batch; the meta batch; (the train batch again;) its JVP
+    assert len(held) == 9
+    assert held[1] - held[0] > 15
+    assert len(freed) == 12
+    assert max(freed[1:3]) - freed[0] <= 2  # the gate's own
 
 
 def test_without_a_meta_batch_the_gate_stays():
