@@ -107,9 +107,10 @@ class _Pass:
 
     def again(self) -> Tape:
         """Once more, with the random numbers of the first time."""
-        tape = Tape()
-        with same_chances(self.chances), tape:
-            self.output = self.model(self.inputs)
+        with same_chances(self.chances):
+            tape = Tape()
+            with tape:
+                self.output = self.model(self.inputs)
         return tape
 
 
