@@ -113,6 +113,7 @@ def by_betty(learner, hyper, batch, meta):
 
 
 WAYS = {"double backward": by_hand, "higher": by_higher, "torchopt": by_torchopt, "betty": by_betty}
+OURS = ("bird", "bird, stratified", "bird, recompute", "bird, stratified, recompute")
 EXACT = ("double backward", "higher", "torchopt")
 
 
@@ -139,15 +140,22 @@ def variants(student, size, count):
     batch, equal = make_batch(size, count, 0), make_batch(size, count, 1)
     stratified = make_batch(size, META_PER_CELL * CLASSES * GROUPS, 2)
 
-    def ours(name, meta):
+    def ours(name, meta, recompute=False):
         method, learner = build_method(name, hyper, GROUPS), make_learner(student, size)
+        method.recompute = recompute
         return lambda: method.step(learner, batch, lambda: meta, warm=True)
 
     def theirs(way):
         learner = make_learner(student, size)
         return lambda: whole_step(way, learner, hyper, batch, equal)
 
-    steps = {"fitnet": ours("fitnet", equal), "bird": ours("bird", equal), "bird, stratified": ours("bird", stratified)}
+    steps = {
+        "fitnet": ours("fitnet", equal),
+        "bird": ours("bird", equal),
+        "bird, stratified": ours("bird", stratified),
+        "bird, recompute": ours("bird", equal, recompute=True),
+        "bird, stratified, recompute": ours("bird", stratified, recompute=True),
+    }
     return steps | {name: theirs(way) for name, way in WAYS.items() if available(name)}
 
 
@@ -205,7 +213,7 @@ def measure(student, size, count, rounds):
             step()
             seconds[name].append(time.perf_counter() - began)
     row = {"student": student, "px": str(size), "fitnet, ms": 1000 * sorted(seconds["fitnet"])[rounds // 2]}
-    row |= {f"{name} / fitnet": paired(seconds[name], seconds["fitnet"]) for name in ("bird", "bird, stratified")}
+    row |= {f"{name} / fitnet": paired(seconds[name], seconds["fitnet"]) for name in OURS}
     return row | {f"bird / {name}": paired(seconds["bird"], seconds[name]) for name in WAYS if name in seconds}
 
 
@@ -231,7 +239,7 @@ def measure_memory(student, size, count):
         command = [sys.executable, __file__, "--peak", name, student, str(size), str(count)]
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    others = ("bird", "bird, stratified", "double backward")
+    others = (*OURS, "double backward")
     found = {name: of(name) for name in ("fitnet", *others)}
     row = {"student": student, "px": str(size), "fitnet, MiB": found["fitnet"]}
     return row | {f"{name} / fitnet": found[name] / found["fitnet"] for name in others}
