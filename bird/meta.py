@@ -77,20 +77,17 @@ def feedback(
     alpha: Weight,
     mu1: Weight,
     tape: Tape | None = None,
-    again: Callable[[], Tape] | None = None,
+    keep: bool = True,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """L_o(theta') and its gradient with respect to the gate's parameters, in their order.
 
-    `output` is `student(inputs)` and `inner_loss` is L_in computed from it; their graph is kept, so that the caller's
-    own backward pass can follow. With the `tape` of `student(inputs)` Jv costs a forward pass less. `teacher` is what the
-    gate takes for `inputs`, such as features (batch, d); `meta_loss` maps the student's answer on `meta_inputs` to L_o.
-    Where `again` is given that graph is freed before the meta batch has one, and `again` called after it, to make
-    `student(inputs)` anew with its tape: less memory for one more forward pass.
+    `output` is `student(inputs)` and `inner_loss` is L_in computed from it. With `keep` their graph stays, so that the
+    caller's own backward pass can follow; otherwise it is freed before the meta batch has one. With the `tape` of
+    `student(inputs)` Jv costs a forward pass less. `teacher` is what the gate takes for `inputs`, such as features
+    (batch, d); `meta_loss` maps the student's answer on `meta_inputs` to L_o.
     No buffer of the student changes and no `.grad` is touched.
     """
-    see = (
-        student.sensitivity if isinstance(student, Sensitive) else partial(sensitivity, student, tape=tape, again=again)
-    )
+    see = student.sensitivity if isinstance(student, Sensitive) else partial(sensitivity, student, tape=tape, keep=keep)
     bias, jv = see(
         inputs=inputs, output=output, inner_loss=inner_loss, meta_inputs=meta_inputs, meta_loss=meta_loss, mu1=mu1
     )
@@ -112,18 +109,16 @@ def sensitivity(
     meta_loss: Callable[[Output], Tensor],
     mu1: Weight,
     tape: Tape | None = None,
-    again: Callable[[], Tape] | None = None,
+    keep: bool = True,
 ) -> tuple[Tensor, Output]:
     """L_o(theta'), detached, and Jv: how the student's answer on `inputs` moves along dL_o/dtheta'."""
     theta: Parameters = {name: value for name, value in student.named_parameters() if value.requires_grad}
-    ahead = look_ahead(theta, inner_loss, mu1, keep=again is None)  # theta' = theta - mu1 dL_in/dtheta
+    ahead = look_ahead(theta, inner_loss, mu1, keep)  # theta' = theta - mu1 dL_in/dtheta
     bias = meta_loss(probe(student, ahead, meta_inputs))  # L_o(theta')
     slope = grad(bias.sum(), list(ahead.values()), materialize_grads=True)
     v = dict(zip(ahead, slope, strict=True))  # dL_o/dtheta'
-    bias = bias.detach()
-    del ahead, slope
-    tape = tape if again is None else again()
-    return bias, jvp(student, theta, v, inputs, tape)  # (dh/dtheta) v
+    del ahead  # memory
+    return bias.detach(), jvp(student, theta, v, inputs, tape)  # (dh/dtheta) v
 
 
 @runtime_checkable
@@ -143,9 +138,9 @@ class Sensitive(Protocol):
         """What `sensitivity` of this student gives."""
 
 
-def look_ahead(theta: Parameters, loss: Tensor, mu1: Weight, *, keep: bool = True) -> Parameters:
-    """theta' after one plain gradient step of `loss` (no momentum), as fresh leaves. Keeps the graph of `loss`, or frees
-    it."""
+def look_ahead(theta: Parameters, loss: Tensor, mu1: Weight, keep: bool = True) -> Parameters:
+    """theta' after one plain gradient step of `loss` (no momentum), as fresh leaves. With `keep` the graph of `loss`
+    stays."""
     gradients = grad(loss.sum(), list(theta.values()), retain_graph=keep, materialize_grads=True)
     return {
         name: (value.detach() - weigh(mu1, g)).requires_grad_()

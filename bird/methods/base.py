@@ -200,7 +200,7 @@ class Method(ABC):
     stackable = True
     """`step` takes S learners side by side (bird.stack); otherwise it needs a SingleLearner"""
     recompute = False
-    """to be set: one more forward pass a step rather than two graphs at once, where a meta batch is in it"""
+    """to be set: two more forward passes a step rather than two graphs at once, where a meta batch is in it"""
 
     def __init__(self, hyper: Hyperparameters, groups: int) -> None:
         self.hyper, self.groups = hyper, groups

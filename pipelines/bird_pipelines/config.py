@@ -114,7 +114,7 @@ class RunConfig(BaseModel):
     workers: int = Field(default=2, ge=1)
     checkpoint_seconds: float = Field(default=60.0, gt=0)
     profile: bool = Field(default=False, description="write a trace of a few steps into the run's folder")
-    recompute: bool = Field(default=False, description="BIRD: one more forward pass a step, for less memory")
+    recompute: bool = Field(default=False, description="BIRD: two more forward passes a step, for less memory")
     memory_gb: float = Field(
         default=4.0, ge=0, description="GiB of vectors to hold; larger caches are read as they are"
     )
