@@ -1,6 +1,7 @@
 """Every method that an adapter can use, on one cache, several seeds: run folders, and one line a method.
 
     python bench/evidence.py CACHE OUT [--seeds 5] [--methods bird ...] [--set lambda=0.1 ...] [--against fitnet ...]
+        [--split meta]
 
 CIFAR-10S with an ImageNet SqueezeNet as a black box is what docs/LOG.md reports. Resumes; finished runs are only read.
 """
@@ -64,6 +65,7 @@ def main():
         "--against", nargs="*", default=[], help="methods that the others are compared with, by seed and row"
     )
     parser.add_argument("--tag", default="", help="joined to the run folders' names")
+    parser.add_argument("--split", default="test", help="meta, where settings are compared that are to be chosen")
     args = parser.parse_args()
     fixed = {name: number(value) for name, value in (each.split("=") for each in args.set)}
     base = {"cache": args.cache, "dataset": cache_dataset(args.cache), "student": "adapter", **fixed}
@@ -74,7 +76,7 @@ def main():
         runs = distill_many(
             [resolve({**base, "method": method, "seed": seed, "out": out}) for seed, out in enumerate(folders)]
         )
-        values = [[run["metrics"]["test"][name] for run in runs] for name in COLUMNS]
+        values = [[run["metrics"][args.split][name] for run in runs] for name in COLUMNS]
         cells = [f"{statistics.mean(v):9.2f} ± {statistics.stdev(v) if len(v) > 1 else 0:4.2f}" for v in values]
         print(f"{method + args.tag:22s}", *cells, f"{statistics.mean(run['seconds'] for run in runs):9.1f}", flush=True)
         predicted[method] = {seed: read(folder) for seed, folder in enumerate(folders)}

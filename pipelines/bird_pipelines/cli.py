@@ -25,8 +25,14 @@ from bird_pipelines.cli_options import (
     Slice,
     TeacherWorkers,
     TrainLimit,
+    machine,
     output,
+    service,
     settings_of,
+    stored,
+    training,
+    unusable,
+    weight,
 )
 from bird_pipelines.cli_reproduce import reproduce
 from bird_pipelines.cli_tune import tune
@@ -79,44 +85,42 @@ def precompute(
     out: OutUrl,
     data_root: DataRoot = None,
     weights: Annotated[Path | None, typer.Option(help="Local weights of the teacher.")] = None,
-    dtype: Annotated[str, typer.Option(help="How features are stored: float16, float32 or bfloat16.")] = "float16",
-    precision: Annotated[str, typer.Option(help="How the teacher computes: fp32, bf16 or fp16.")] = "fp32",
+    dtype: Annotated[str, stored(help="How features are stored: float16, float32 or bfloat16.")] = "float16",
+    precision: Annotated[str, machine(help="How the teacher computes: fp32, bf16 or fp16.")] = "fp32",
     image_size: Annotated[
         int | None, typer.Option(min=8, help="Input side in pixels, where the teacher leaves it open.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
+    batch_size: Annotated[int, machine(min=1, help="Images per forward pass.")] = 64,
     workers: TeacherWorkers = None,
     device: Device = "auto",
     limit: Limit = None,
     setting: Setting = None,
     shard_rows: Annotated[
-        int | None, typer.Option(min=16, help="Rows per shard: what a kill may lose. Default by size.")
+        int | None, stored(min=16, help="Rows per shard: what a kill may lose. Default by size.")
     ] = None,
-    keep_conflicts: Annotated[bool, typer.Option(help="Keep identical images with different labels.")] = False,
-    max_failed: Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unusable.")] = 0.01,
+    keep_conflicts: Annotated[bool, unusable(help="Keep identical images with different labels.")] = False,
+    max_failed: Annotated[float, unusable(min=0, max=1, help="Share of samples that may be unusable.")] = 0.01,
     on_error: OnError = "skip",
-    max_megapixels: Annotated[float | None, typer.Option(min=0.01, help="Refuse larger images. Default 64.")] = None,
+    max_megapixels: Annotated[float | None, unusable(min=0.01, help="Refuse larger images. Default 64.")] = None,
     update: Annotated[
         str | None,
-        typer.Option(help="A finished cache of the same teacher: only what the data set has new since is computed."),
+        stored(help="A finished cache of the same teacher: only what the data set has new since is computed."),
     ] = None,
     store: Annotated[
-        str, typer.Option(help="zarr (vectors beside the data set) or webdataset (tars of images and vectors).")
+        str, stored(help="zarr (vectors beside the data set) or webdataset (tars of images and vectors).")
     ] = "zarr",
     layers: Annotated[
-        str, typer.Option(help="What to store, by commas: penultimate, attention, maps, cls, pooled, logits.")
+        str, stored(help="What to store, by commas: penultimate, attention, maps, cls, pooled, logits.")
     ] = "penultimate",
     views: Annotated[
-        int, typer.Option(min=0, help="Random views to store beside the deterministic one, with their crops and flips.")
+        int, stored(min=0, help="Random views to store beside the deterministic one, with their crops and flips.")
     ] = 0,
     kind: Annotated[
-        str | None, typer.Option(help="Of a service: penultimate, projection, projection_l2 or logits.")
+        str | None, service(help="What its vectors are: penultimate, projection, projection_l2 or logits.")
     ] = None,
-    api_key_env: Annotated[
-        str | None, typer.Option(help="Of a service: the environment variable with its key.")
-    ] = None,
-    requests_per_minute: Annotated[float | None, typer.Option(min=0.1, help="Of a service: at most so many.")] = None,
-    price_per_1000: Annotated[float | None, typer.Option(min=0, help="Of a service: for the estimate.")] = None,
+    api_key_env: Annotated[str | None, service(help="The environment variable with its key.")] = None,
+    requests_per_minute: Annotated[float | None, service(min=0.1, help="At most so many.")] = None,
+    price_per_1000: Annotated[float | None, service(min=0, help="For the estimate of --dry-run.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would be asked of the teacher, and stop.")] = False,
     slice_: Slice = "1/1",
     json_: Json = False,
@@ -131,57 +135,56 @@ def precompute(
 def distill(
     cache: Annotated[str, typer.Option(help="The cache that `bird precompute` wrote: a folder or URL.")],
     out: Out,
-    student: Annotated[str | None, typer.Option(help="resnet18, resnet34, shufflenetv2 or adapter.")] = None,
-    method: Annotated[str | None, typer.Option(help="bird, fitnet, mfd, ...: `bird list methods`.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="resnet18, resnet34, shufflenetv2 or adapter (the default).")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="bird (the default), fitnet, mfd, ...: `bird list methods`.")
+    ] = None,
     data_root: DataRoot = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default 10.")] = None,
-    warmup: Annotated[
-        int | None, typer.Option(min=0, help="Epochs before lambda and the gate act. Default half.")
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the first weights and the order of the samples. Default 0.")
     ] = None,
+    epochs: Annotated[int | None, training(min=1, help="Default 10.")] = None,
+    warmup: Annotated[int | None, training(min=0, help="Epochs before lambda and the gate act. Default half.")] = None,
     lambda_: Annotated[
-        float | None,
-        typer.Option("--lambda", help="Weight of L_o in the distillation step. Default .03 (CIFAR-10S .2)."),
+        float | None, weight("--lambda", help="Weight of L_o in the distillation step. Default .03 (CIFAR-10S .2).")
     ] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="Weight of the distance against CE. Default .9 (CIFAR-10S .5).")
-    ] = None,
-    tau: Annotated[float | None, typer.Option(help="Temperature of bkd. Default 4 (CIFAR-10S 10).")] = None,
-    mu1: Annotated[float | None, typer.Option(help="Look-ahead step.")] = None,
-    mu2: Annotated[float | None, typer.Option(help="Learning rate of the gate.")] = None,
-    fitnet_weight: Annotated[float | None, typer.Option(help="fitnet: weight of the MSE. Default .1.")] = None,
+    alpha: Annotated[float | None, weight(help="Weight of the distance against CE. Default .9 (CIFAR-10S .5).")] = None,
+    tau: Annotated[float | None, weight(help="Temperature of bkd. Default 4 (CIFAR-10S 10).")] = None,
+    mu1: Annotated[float | None, weight(help="Step of the look-ahead. Default 1e-3.")] = None,
+    mu2: Annotated[float | None, weight(help="Adam's learning rate of the gate. Default 1e-3.")] = None,
+    fitnet_weight: Annotated[float | None, weight(help="fitnet: weight of the MSE. Default .1.")] = None,
     at_beta: Annotated[
-        float | None, typer.Option(help="at, bird+at: weight of the attention loss. Default 1e3 (--preset paper: 1e6).")
+        float | None, weight(help="at, bird+at: weight of the attention loss. Default 1e3 (--preset paper: 1e6).")
     ] = None,
     mfd_weight: Annotated[
-        float | None, typer.Option(help="mfd, bird+mfd: lambda of MMD, halved. Default 3 (CelebA 7).")
+        float | None, weight(help="mfd, bird+mfd: lambda of MMD, halved. Default 3 (CelebA 7).")
     ] = None,
-    ad_weight: Annotated[float | None, typer.Option(help="ad: weight of - g_adv. Default 1.")] = None,
-    ad_lr: Annotated[float | None, typer.Option(help="ad: the adversary's learning rate. Default 1e-3.")] = None,
+    ad_weight: Annotated[float | None, weight(help="ad: weight of - g_adv. Default 1.")] = None,
+    ad_lr: Annotated[float | None, weight(help="ad: the adversary's learning rate. Default 1e-3.")] = None,
     ad_every: Annotated[
-        int | None, typer.Option(help="ad: the student moves every nth epoch. Default 1 up to 20 epochs, else 3.")
+        int | None, weight(help="ad: the student moves every nth epoch. Default 1 up to 20 epochs, else 3.")
     ] = None,
-    dro_step: Annotated[float | None, typer.Option(help="group-dro: step of its cell weights. Default .01.")] = None,
-    average: Annotated[float | None, typer.Option(help="bird-plus: decay of its mean weights. Default .999.")] = None,
-    preset: Annotated[str | None, typer.Option(help="paper: values of the paper that are not the defaults.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Default 128.")] = None,
-    meta_per_cell: Annotated[
-        int | None, typer.Option(min=1, help="Meta samples of each cell a step. Default 8.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Adam's learning rate. Default 1e-3.")] = None,
-    augment: Annotated[bool | None, typer.Option(help="Random crop and flip of the student's images.")] = None,
+    dro_step: Annotated[float | None, weight(help="group-dro: step of its cell weights. Default .01.")] = None,
+    average: Annotated[float | None, weight(help="bird-plus: decay of its mean weights. Default .999.")] = None,
+    preset: Annotated[str | None, weight(help="paper: values of the paper that are not the defaults.")] = None,
+    batch_size: Annotated[int | None, training(min=2, help="Default 128.")] = None,
+    meta_per_cell: Annotated[int | None, training(min=1, help="Meta samples of each cell a step. Default 8.")] = None,
+    lr: Annotated[float | None, training(help="Adam's learning rate. Default 1e-3.")] = None,
+    augment: Annotated[bool | None, training(help="Random crop and flip of the student's images.")] = None,
     limit: TrainLimit = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32 or bf16: how the student computes; its weights and losses stay fp32.")
+        str | None, machine(help="fp32 or bf16: how the student computes; its weights and losses stay fp32.")
     ] = None,
     profile: Annotated[
-        bool | None, typer.Option("--profile", help="Write a trace of a few steps into the run's folder.")
+        bool | None, machine("--profile", help="Write a trace of a few steps into the run's folder.")
     ] = None,
-    recompute: Annotated[bool | None, typer.Option("--recompute", help="BIRD: less memory for more time.")] = None,
+    recompute: Annotated[bool | None, machine("--recompute", help="BIRD: less memory for more time.")] = None,
     memory_gb: MemoryGb = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode images.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    workers: Annotated[int | None, machine(min=1, help="Threads that decode images.")] = None,
+    device: Annotated[str | None, machine(help="auto, cpu or cuda.")] = None,
     json_: Json = False,
 ) -> None:
     """Phase 2: distil a student from a cache. The teacher is never loaded."""
@@ -195,7 +198,9 @@ def train(
     out: Out,
     student: Annotated[str | None, typer.Option(help="resnet18 (default), resnet34 or shufflenetv2.")] = None,
     data_root: DataRoot = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the first weights and the order of the samples. Default 0.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default 10.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Default 128.")] = None,
     lr: Annotated[float | None, typer.Option(help="Adam's learning rate. Default 1e-3.")] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +24,23 @@ __all__ = [
     "TeacherWorkers",
     "TrainLimit",
     "Workers",
+    "machine",
     "output",
+    "service",
     "settings_of",
+    "stored",
+    "training",
+    "unusable",
+    "weight",
 ]
+
+# An option of the heading under which --help lists it: one that most runs leave as it is.
+weight = partial(typer.Option, rich_help_panel="The method's weights")
+training = partial(typer.Option, rich_help_panel="Training")
+machine = partial(typer.Option, rich_help_panel="Speed and memory")
+stored = partial(typer.Option, rich_help_panel="What is stored")
+unusable = partial(typer.Option, rich_help_panel="Unusable images")
+service = partial(typer.Option, rich_help_panel="If the teacher is a service")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set (`bird list datasets` tells the layout).")]
@@ -46,11 +61,11 @@ Setting = Annotated[
 ]
 TeacherWorkers = Annotated[
     int | None,
-    typer.Option(min=1, help="Threads that decode, and run a teacher on the CPU; else one a core, 2 to 16."),
+    machine(min=1, help="Threads that decode, and run a teacher on the CPU; else one a core, 2 to 16."),
 ]
 OnError = Annotated[
     str,
-    typer.Option(help="skip: up to --max-failed unusable images are counted and left out; fail: stop at the first."),
+    unusable(help="skip: up to --max-failed unusable images are counted and left out; fail: stop at the first."),
 ]
 Slice = Annotated[
     str, typer.Option("--slice", help="I/N: compute every Nth shard, from the Ith; join with `bird cache merge`.")
@@ -60,7 +75,7 @@ TrainLimit = Annotated[
     typer.Option(min=1, help="Train and meta rows of a fixed subset of N of all rows; the test split stays whole."),
 ]
 MemoryGb = Annotated[
-    float | None, typer.Option(min=0, help="Hold the vectors in memory up to so many GiB, else map them. Default 4.")
+    float | None, machine(min=0, help="Hold the vectors in memory up to so many GiB, else map them. Default 4.")
 ]
 
 
