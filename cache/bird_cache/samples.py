@@ -116,6 +116,12 @@ class Samples:
             return self._file.rows(name, start, min(stop, len(self)))
         return pa.array(self.text(name, start, stop), pa.large_string())
 
+    def pick(self, name: str, rows: NDArray[np.int64]) -> Any:
+        """A column of text of some rows, ascending, as an Arrow array. All from the first to the last of them is read."""
+        first, end = int(rows[0]), int(rows[-1]) + 1
+        found = self.arrow(name, first, end)
+        return found if len(rows) == end - first else found.take(of_integers(rows - first))
+
     def numbers(self, name: str, rows: slice | NDArray[np.int64]) -> NDArray[np.int64]:
         """The "label" or "group" of the given rows."""
         column = self._whole[name] if name in self._whole else self._numbers[name]

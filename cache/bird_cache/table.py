@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bird_cache.errors import DamagedCacheError
 from bird_cache.files import canonical_json
 
-__all__ = ["GROUP_ROWS", "TableFile", "as_integers", "json_of", "of_integers", "to_parquet"]
+__all__ = ["GROUP_ROWS", "TableFile", "as_integers", "joined", "json_of", "of_integers", "to_parquet"]
 
 COLUMNS = ("row", "id", "label", "group", "split", "digest", "status")
 INTEGERS = ("row", "label", "group")
@@ -72,15 +72,13 @@ class TableFile:
     def rows(self, name: str, start: int, stop: int) -> Any:
         """The rows start..stop of a column of text as an Arrow array. Raises DamagedCacheError where the file is not what
         it was when `blocks` read it."""
-        import pyarrow as pa
-
-        pieces = [pa.nulls(0, pa.large_string())] if start >= stop else []
+        pieces = []
         while start < stop:
             number = int(np.searchsorted(self._starts, start, side="right")) - 1
             first, end = (int(row) for row in self._starts[number : number + 2])
             pieces.append(self._whole_group(name, number).slice(start - first, min(stop, end) - start))
             start = end
-        return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
+        return joined(pieces)
 
     def _whole_group(self, name: str, number: int) -> Any:
         """A row group of a column, with offsets of 64 bits; the last few are held."""
@@ -90,7 +88,7 @@ class TableFile:
             held = self._held.get((name, number))
         if held is None:
             try:
-                held = pa.concat_arrays([block.cast(pa.large_string()) for block in self._group(name, number)])
+                held = joined([block.cast(pa.large_string()) for block in self._group(name, number)])
             except (OSError, ValueError) as error:
                 raise DamagedCacheError(
                     where=self.name,
@@ -157,11 +155,19 @@ def json_of(column: Any) -> list[bytes | memoryview]:
     plain = column.cast(pa.string())
     if pa.types.is_integer(column.type):
         return [_joined(plain, b",")]
-    joined = _joined(plain, b'","')
-    data = np.frombuffer(joined, np.uint8)
-    if (data < 0x20).any() or (data == ord("\\")).any() or (data == ord('"')).sum() != 2 * (len(plain) - 1):
+    quoted = _joined(plain, b'","')
+    data = np.frombuffer(quoted, np.uint8)
+    quotes = np.count_nonzero(data == ord('"'))
+    if (data < 0x20).any() or (data == ord("\\")).any() or quotes != 2 * (len(plain) - 1):
         return [canonical_json(plain.to_pylist())[1:-1]]
-    return [b'"', joined, b'"']
+    return [b'"', quoted, b'"']
+
+
+def joined(pieces: list[Any]) -> Any:
+    """Arrow arrays of text, with offsets of 64 bits, as one."""
+    import pyarrow as pa
+
+    return pieces[0] if len(pieces) == 1 else pa.concat_arrays([pa.nulls(0, pa.large_string()), *pieces])
 
 
 def as_integers(column: Any) -> NDArray[np.int64]:
