@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bird_cache.files import canonical_json, digest, digest_of_pieces
-from bird_cache.table import GROUP_ROWS, TableFile, as_integers, json_of, of_integers, to_parquet
+from bird_cache.table import GROUP_ROWS, UNIQUE, TableFile, as_integers, json_of, of_integers, to_parquet
 
 __all__ = ["OK", "PENDING", "Samples"]
 
@@ -30,7 +30,9 @@ class Few:
 
     def text(self) -> NDArray[np.object_]:
         """Each row's value."""
-        return np.array([*self.values, ""], object)[:-1][self.places]
+        words = np.empty(len(self.values), object)
+        words[:] = self.values
+        return np.asarray(words[self.places])
 
 
 @final
@@ -112,7 +114,7 @@ class Samples:
         """`text` as an Arrow array: of a table that was read from Parquet without a Python object a row."""
         import pyarrow as pa
 
-        if self._in_file(name):
+        if self._file is not None and name in UNIQUE:
             return self._file.rows(name, start, min(stop, len(self)))
         return pa.array(self.text(name, start, stop), pa.large_string())
 
@@ -162,7 +164,7 @@ class Samples:
 
     def ids_digest(self, start: int, stop: int) -> str:
         """Digest of the canonical JSON of the ids of rows start..stop, in order."""
-        if self._in_file("id"):
+        if self._file is not None:
             return digest_of_pieces([b"[", *json_of(self.arrow("id", start, stop)), b"]"])
         return digest(canonical_json(self.text("id", start, stop)))
 
@@ -187,7 +189,7 @@ class Samples:
     @staticmethod
     def of_file(file: TableFile) -> Samples:
         """The table of an open file: every column is looked at once, block by block. Raises ValueError."""
-        samples = Samples(*[np.empty(0, object)] * 6)  # type: ignore[arg-type]
+        samples = Samples(*[np.empty(0, object)] * 6)
         samples._file, samples._whole = file, {}
         samples._rows = _require_numbered(file.blocks("row"))
         kept: dict[str, list[NDArray[np.signedinteger[Any]]]] = {n: [] for n in ("label", "group", "split", "status")}
@@ -204,9 +206,9 @@ class Samples:
         samples._identity = digest_of_pieces(_json_of_columns({name: keeping(name) for name in IDENTITY}))
         for _ in keeping("status"):
             pass
-        joined = {name: np.concatenate([np.empty(0, np.int8), *pieces]) for name, pieces in kept.items()}
-        samples._numbers = {name: joined[name] for name in ("label", "group")}
-        samples._few = {name: Few([*values], joined[name]) for name, values in words.items()}
+        whole = {name: np.concatenate([np.empty(0, np.int8), *kept.pop(name)]) for name in [*kept]}
+        samples._numbers = {name: whole[name] for name in ("label", "group")}
+        samples._few = {name: Few([*values], whole[name]) for name, values in words.items()}
         return samples
 
     def _column(self, name: str) -> NDArray[Any]:
@@ -222,9 +224,6 @@ class Samples:
                     column[start : start + GROUP_ROWS] = self.text(name, start, start + GROUP_ROWS)
                 self._whole[name] = column
         return self._whole[name]
-
-    def _in_file(self, name: str) -> bool:
-        return self._file is not None and name not in self._few and name not in self._numbers
 
     def _json(self, name: str) -> Iterator[Pieces]:
         """The JSON of a column that is in memory, block by block."""

@@ -83,7 +83,7 @@ class Held:
         stream.require_vectors(rows, self.layers)
 
     def _load(self, store: FeatureStore, rows: Ints, here: slice) -> None:
-        """The vectors of one shard's rows. Its file is let go at once: while it is mapped, what was read counts as memory."""
+        """The vectors of one shard's rows. Its file is let go at once: mapped, what was read of it counts as memory."""
         plan = store.manifest.plan
         step = plan.chunk_rows if plan.store == "zarr" else plan.shard_rows  # what is read without a copy
         for first, end in shards_of(rows, step)[1].tolist():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bird_cache.errors import DamagedCacheError
 from bird_cache.files import canonical_json
 
-__all__ = ["GROUP_ROWS", "TableFile", "as_integers", "joined", "json_of", "of_integers", "to_parquet"]
+__all__ = ["GROUP_ROWS", "UNIQUE", "TableFile", "as_integers", "joined", "json_of", "of_integers", "to_parquet"]
 
 COLUMNS = ("row", "id", "label", "group", "split", "digest", "status")
 INTEGERS = ("row", "label", "group")
@@ -27,8 +27,8 @@ UNIQUE = ("id", "digest")
 """columns that are not kept when a table is opened, but read again where they are wanted"""
 GROUP_ROWS = 1 << 14
 """rows of a row group: what is read and decoded to know one id"""
-BLOCK_ROWS, BUFFER_BYTES = 1 << 16, 1 << 20
 GROUPS_HELD = 8
+HASHED_BYTES = 1 << 20
 
 
 @final
@@ -48,7 +48,7 @@ class TableFile:
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         # Caches written before had row groups of a million rows: read over and over for a few ids each, they would cost
         # more than to be held.
-        self._held_most = GROUPS_HELD if max(sizes, default=0) <= BLOCK_ROWS else len(sizes) * len(UNIQUE)
+        self._held_most = GROUPS_HELD if max(sizes, default=0) <= 4 * GROUP_ROWS else len(sizes) * len(UNIQUE)
         self._held: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self._sums: dict[tuple[str, int], int] = {}
         self._guard = threading.Lock()
@@ -60,7 +60,7 @@ class TableFile:
         """xxh3-128 of the file's bytes."""
         state = xxhash.xxh3_128()
         self._file.seek(0)
-        while block := self._file.read(BUFFER_BYTES):
+        while block := self._file.read(HASHED_BYTES):
             state.update(block)
         return state.hexdigest()
 
@@ -108,10 +108,8 @@ class TableFile:
 
         count, state = 0, xxhash.xxh3_64()
         with _reading():
-            reader = pq.ParquetFile(
-                self._file, metadata=self._metadata, read_dictionary=FEW_VALUES, buffer_size=BUFFER_BYTES
-            )
-            for batch in reader.iter_batches(BLOCK_ROWS, row_groups=[number], columns=[name], use_threads=False):
+            reader = pq.ParquetFile(self._file, metadata=self._metadata, read_dictionary=FEW_VALUES)
+            for batch in reader.iter_batches(GROUP_ROWS, row_groups=[number], columns=[name], use_threads=False):
                 if batch.num_columns != 1:
                     raise ValueError(f"{batch.num_columns} columns called {name}")
                 column = _checked(batch.column(0), name)
@@ -138,7 +136,11 @@ def to_parquet(blocks: Iterable[Mapping[str, Any]]) -> bytes:
         sink,
         schema,
         compression="zstd",
-        use_dictionary=[name for name in COLUMNS if name not in ("row", *UNIQUE)],  # of unique values it is a second copy
+        use_dictionary=[
+            "label",
+            "group",
+            *FEW_VALUES,
+        ],  # a dictionary of values that come once is a second copy of them
         column_encoding={"row": "DELTA_BINARY_PACKED"},
     )
     with writer:
