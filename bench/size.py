@@ -3,13 +3,15 @@
     OMP_NUM_THREADS=1 python bench/size.py [--rows 10000 100000 1000000] [--dim 64] [--work FOLDER]
 
 Synthetic float16 vectors, in a folder that is deleted afterwards. Every phase is a process of its own: its peak memory is
-the system's word (ru_maxrss), and its time is processor time, since other programs run here, too. The row of 400 M rows is
-an extrapolation: what one row and one byte cost in the largest cache measured, times their number.
+the system's word (VmHWM, above what was held when it began), and its time is processor time, since other programs run
+here, too. A phase has a fixed cost and one of each row: beside the mean of all rows stands what the further rows cost,
+those that a cache has more than the next smaller one. The row of 400 M rows is an extrapolation: what one further row and
+one byte cost in the largest cache measured, times their number.
 """
 
 import argparse
+import contextlib
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-LAYER, BATCH, BOUND, CHUNK_ROWS, SHARD_BYTES = "penultimate", 256, 128 << 20, 1024, 2 << 20
+LAYER, BATCH, CHUNK_ROWS, SHARD_BYTES = "penultimate", 256, 1024, 2 << 20
+WINDOW, BOUND = 2, 12 << 20  # so few that 100 k rows are more than are held, too
 WIDE, MANY, WIDE_SHARD_BYTES = 768, 400_000_000, 64 << 20
 
 
@@ -38,7 +41,7 @@ def samples_of(rows):
 
 
 def write(folder, rows, dim):
-    """Seconds of the vectors' part, and of all that the sample table needs."""
+    """All but the making of the table, which is the caller's and stays in memory."""
     from bird_cache.manifest import Layer, Plan
     from bird_cache.writer import open_writer
 
@@ -53,38 +56,57 @@ def write(folder, rows, dim):
         group_names=("f", "m"),
     )
     samples = samples_of(rows)
-    began = time.process_time()
-    with open_writer(folder, plan, samples) as writer:
+    with costs() as found, open_writer(folder, plan, samples) as writer:
         for shard in writer.pending():
             start, stop = plan.bounds(shard)
             writer.write_shard(shard, {LAYER: vectors[: stop - start]}, {})
         writer.finish()
-    return time.process_time() - began
+    return found
 
 
 def opened(folder, rows, dim):
     from bird_cache.store import open_cache
 
-    began = time.process_time()
-    store = open_cache(folder)
+    with costs() as found:
+        store = open_cache(folder)
     assert len(store.samples) == rows
-    return time.process_time() - began
+    return found
 
 
 def epoch(folder, rows, dim):
-    """One shuffled epoch, without the opening."""
+    """One shuffled epoch, without the time of opening; what the open cache holds is part of the peak."""
     from bird_cache.store import open_cache
     from bird_cache.stream import FeatureStream
 
-    store = open_cache(folder)
-    began = time.process_time()
-    stream = FeatureStream(store, "train", layers=(LAYER,), batch_size=BATCH, seed=0, memory_bytes=BOUND, window=8)
-    count = sum(len(batch.ids) for batch in stream.epoch(0))
+    with costs() as whole:
+        store = open_cache(folder)
+        with costs() as found:
+            stream = FeatureStream(
+                store, "train", layers=(LAYER,), batch_size=BATCH, seed=0, memory_bytes=BOUND, window=WINDOW
+            )
+            count = sum(len(batch.ids) for batch in stream.epoch(0))
     assert count == rows
-    return time.process_time() - began
+    return found | {"peak": whole["peak"]}
 
 
 PHASES = {"write": write, "open": opened, "epoch": epoch}
+FURTHER, GROWTH = "{}, µs a further row", "{}, bytes of peak a further row"
+
+
+@contextlib.contextmanager
+def costs():
+    """Processor seconds of what is done inside, and the most bytes held above what was held before."""
+    found = {}
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    held, began = memory("VmRSS"), time.process_time()
+    yield found
+    found |= {"seconds": time.process_time() - began, "peak": memory("VmHWM") - held}
+
+
+def memory(name):
+    """What the system says of this process, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
 
 
 def phase(name, folder, rows, dim):
@@ -116,11 +138,6 @@ def measure(work, rows, dim, rounds):
     return found | {"bytes": size, "table": table}
 
 
-def peak():
-    """The most memory that this process has held, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-
-
 def remove(folder):
     import shutil
 
@@ -140,25 +157,28 @@ def main():
         with tempfile.TemporaryDirectory() as small:  # what is imported and allocated once is no cost of a row
             for each in PHASES.values():
                 each(Path(small), 2 * BATCH, options.dim)
-        before = peak()
-        seconds = PHASES[name](Path(folder), options.rows[0], options.dim)
-        print(json.dumps({"seconds": seconds, "peak": peak() - before}))
+        print(json.dumps(PHASES[name](Path(folder), options.rows[0], options.dim)))
         return
     rows = []
     for count in options.rows:
         found = measure(options.work, count, options.dim, options.rounds)
         rows.append(row(count, options.dim, found))
+        if len(rows) > 1:
+            rows[-1] |= further(rows[-2], rows[-1])
         print(rows[-1], flush=True)
-    rows.append(extrapolated(rows[-1], options.dim))
+    if len(rows) > 1:
+        rows.append(extrapolated(rows[-1], options.dim))
     from results import save  # it brings torch, and a process starts with the peak of the one that started it
 
-    columns = ["rows", "width", *(f"{name}, µs a row" for name in PHASES), *(f"{name}, peak MiB" for name in PHASES)]
+    columns = ["rows", "width", *(f"{name}, µs a row" for name in PHASES), *(FURTHER.format(name) for name in PHASES)]
+    columns += [*(f"{name}, peak MiB" for name in PHASES), *(GROWTH.format(name) for name in PHASES)]
     columns += ["bytes a row over vectors", "table, bytes a row", "GB", "shards", "hours to write", "hours an epoch"]
     notes = [
-        "Processor time of one thread, the least of some rounds. Peaks are above what the same phase takes with 512 rows. "
-        "Peaks of 'write' hold the whole sample table, made in memory.",
-        f"Epoch: shuffled in groups of 8 shards, at most {BOUND >> 20} MiB of vectors held. The last row is extrapolated, "
-        f"not measured, with shards of {WIDE_SHARD_BYTES >> 20} MiB.",
+        "Processor time of one thread, the least of some rounds. Further rows: those that this cache has more than the one "
+        "above it, without the fixed costs. Peaks are above what was held before; that of 'write' leaves out the sample "
+        "table, which the caller made in memory; that of 'epoch' holds the open cache.",
+        f"Epoch: shuffled in groups of {WINDOW} shards, at most {BOUND >> 20} MiB of vectors held. The last row is "
+        f"extrapolated, not measured, with shards of {WIDE_SHARD_BYTES >> 20} MiB; its peaks are with as few vectors held.",
     ]
     save("size", "Cost against size, synthetic vectors in float16", columns, rows, notes)
 
@@ -178,15 +198,33 @@ def row(count, dim, found):
     }
 
 
+def further(smaller, larger):
+    """What the rows cost that the larger cache has more."""
+    more = larger["rows"] - smaller["rows"]
+    found = {}
+    for name in PHASES:
+        seconds, bytes_held = (
+            [cache[f"{name}, µs a row"] * cache["rows"] for cache in (smaller, larger)],
+            [cache[f"{name}, peak MiB"] * 2**20 for cache in (smaller, larger)],
+        )
+        found[FURTHER.format(name)] = (seconds[1] - seconds[0]) / more
+        found[GROWTH.format(name)] = (bytes_held[1] - bytes_held[0]) / more
+    return found
+
+
 def extrapolated(last, dim):
-    """Costs a row stay; what a row's vector costs grows with its width (all of writing and streaming, to be safe)."""
+    """What a further row costs stays; its vector's part grows with its width (all of writing and streaming, to be safe)."""
     size = 2 * WIDE + last["bytes a row over vectors"]
     wider = WIDE / dim
+    more = MANY - last["rows"]
+    peaks = {
+        f"{name}, peak MiB": last[f"{name}, peak MiB"] + last[GROWTH.format(name)] * more / 2**20 for name in PHASES
+    }
     return {
         "rows": MANY,
         "width": WIDE,
         "open, µs a row": last["open, µs a row"],
-        "open, peak MiB": last["open, peak MiB"] / last["rows"] * MANY,
+        **peaks,
         "table, bytes a row": last["table, bytes a row"],
         "bytes a row over vectors": last["bytes a row over vectors"],
         "GB": MANY * size / 1e9,

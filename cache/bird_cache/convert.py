@@ -89,9 +89,11 @@ def _source(
 ) -> Source | None:
     if not writer.plan.images or writer.part:
         return None
+    start, stop = writer.plan.bounds(shard)
     if image is not None:
-        return lambda row: image(given.samples.ids[row])
-    held, start = given.sources(shard), writer.plan.bounds(shard)[0]
+        ids = given.samples.text("id", start, stop)
+        return lambda row: image(ids[row - start])
+    held = given.sources(shard)
     return lambda row: held[row - start]
 
 

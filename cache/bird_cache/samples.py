@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bird_cache.files import canonical_json, digest, digest_of_pieces
+from bird_cache.table import GROUP_ROWS, UNIQUE, TableFile, as_integers, json_of, of_integers, to_parquet
 
 __all__ = ["OK", "PENDING", "Samples"]
 
 OK, PENDING = "ok", "pending"
-TEXT = ("id", "split", "digest", "status")
-FEW_VALUES = ["split", "status"]
-"""columns that are held as a dictionary of their values"""
-BLOCK_ROWS = 1 << 16
+IDENTITY = ("id", "label", "group", "split", "digest")
+"""what a cache's rows are: every column but the status"""
+Pieces = list[bytes | memoryview]
+
+
+@final
+class Few:
+    """A column of few values: row i has the value number `places[i]` of `values`."""
+
+    def __init__(self, values: list[str], places: NDArray[np.signedinteger[Any]]) -> None:
+        self.values, self.places = values, places
+
+    def text(self) -> NDArray[np.object_]:
+        """Each row's value."""
+        words = np.empty(len(self.values), object)
+        words[:] = self.values
+        return np.asarray(words[self.places])
 
 
 @final
@@ -25,8 +40,9 @@ class Samples:
     """One entry per row. `ids` are stable names, never positions; `digests` hash each image's encoded source;
     `status` is "ok", "pending" before the row is written, or why it failed.
 
-    A column of text that was read from Parquet becomes Python strings only when it is asked for: of opening a large cache
-    that was most.
+    Of a table that was read from Parquet, labels, groups, splits and status are held in a byte or two a row; ids and
+    digests stay in the file. A whole column is made for whoever asks for it and then kept: a large cache is read by
+    `text`, `numbers` and `having` instead.
     """
 
     def __init__(
@@ -38,198 +54,197 @@ class Samples:
         digests: NDArray[np.object_],
         status: NDArray[np.object_],
     ) -> None:
-        self.labels, self.groups = labels, groups
-        self._strings = {"id": ids, "split": splits, "digest": digests, "status": status}
-        self._arrow: dict[str, Any] = {}
+        self._rows = len(labels)
+        self._whole: dict[str, NDArray[Any]] = {
+            "id": ids,
+            "label": labels,
+            "group": groups,
+            "split": splits,
+            "digest": digests,
+            "status": status,
+        }
+        self._few: dict[str, Few] = {}
+        self._numbers: dict[str, NDArray[np.signedinteger[Any]]] = {}
+        self._file: TableFile | None = None
+        self._identity: str | None = None
 
     @property
     def ids(self) -> NDArray[np.object_]:
         """Stable names."""
-        return self._text("id")
+        return self._column("id")
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Task classes."""
+        return self._column("label")
+
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """Protected groups."""
+        return self._column("group")
 
     @property
     def splits(self) -> NDArray[np.object_]:
         """train, meta or test."""
-        return self._text("split")
+        return self._column("split")
 
     @property
     def digests(self) -> NDArray[np.object_]:
         """xxh3-128 of each sample's encoded source, in hex."""
-        return self._text("digest")
+        return self._column("digest")
 
     @property
     def status(self) -> NDArray[np.object_]:
         """ "ok", "pending", or why a row has no vector."""
-        return self._text("status")
+        return self._column("status")
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self._rows
 
-    def with_status(self, status: NDArray[np.object_]) -> Samples:
-        """The same samples with another status."""
-        return Samples(self.ids, self.labels, self.groups, self.splits, self.digests, status)
+    def text(self, name: str, start: int, stop: int) -> list[str]:
+        """The rows start..stop of a column of text ("id", "split", "digest", "status")."""
+        if name in self._whole:
+            return self._whole[name][start:stop].tolist()  # type: ignore[no-any-return]
+        if name in self._few:
+            few = self._few[name]
+            return [few.values[place] for place in few.places[start:stop].tolist()]
+        return self.arrow(name, start, stop).to_pylist()  # type: ignore[no-any-return]
 
-    def counts(self, column: str) -> dict[str, int]:
-        """How many rows have each value of a column of text."""
-        if column in self._arrow:
-            found = self._arrow[column].value_counts()
-            return dict(zip(found.field(0).to_pylist(), found.field(1).to_pylist(), strict=True))
-        names, counts = np.unique(self._text(column).astype(str), return_counts=True)
-        return dict(zip(names.tolist(), counts.tolist(), strict=True))
+    def arrow(self, name: str, start: int, stop: int) -> Any:
+        """`text` as an Arrow array: of a table that was read from Parquet without a Python object a row."""
+        import pyarrow as pa
+
+        if self._file is not None and name in UNIQUE:
+            return self._file.rows(name, start, min(stop, len(self)))
+        return pa.array(self.text(name, start, stop), pa.large_string())
+
+    def pick(self, name: str, rows: NDArray[np.int64]) -> Any:
+        """A column of text of some rows, ascending, as an Arrow array. All from the first to the last of them is read."""
+        first, end = int(rows[0]), int(rows[-1]) + 1
+        found = self.arrow(name, first, end)
+        return found if len(rows) == end - first else found.take(of_integers(rows - first))
+
+    def numbers(self, name: str, rows: slice | NDArray[np.int64]) -> NDArray[np.int64]:
+        """The "label" or "group" of the given rows."""
+        column = self._whole[name] if name in self._whole else self._numbers[name]
+        return column[rows].astype(np.int64, copy=False)
+
+    def having(self, name: str, value: str) -> NDArray[np.bool_]:
+        """Which rows have that "split" or "status"."""
+        if name in self._whole:
+            return np.asarray(self._whole[name] == value)
+        few = self._few[name]
+        return np.asarray(few.places == few.values.index(value)) if value in few.values else np.zeros(len(self), bool)
+
+    def counts(self, name: str) -> dict[str, int]:
+        """How many rows have each "split" or "status"."""
+        if name in self._whole:
+            values, counts = np.unique(self._whole[name].astype(str), return_counts=True)
+            return dict(zip(values.tolist(), counts.tolist(), strict=True))
+        few = self._few[name]
+        return {value: int((few.places == number).sum()) for number, value in enumerate(few.values)}
+
+    def with_status(self, failed: Mapping[int, str]) -> Samples:
+        """The same samples, every row "ok" but those of `failed`, which have that reason."""
+        words = {OK: 0}
+        reasons = _narrow(np.array([words.setdefault(reason, len(words)) for reason in failed.values()], np.int64))
+        places = np.zeros(len(self), reasons.dtype)
+        places[list(failed)] = reasons
+        other = copy.copy(self)
+        other._whole = {name: column for name, column in self._whole.items() if name != "status"}
+        other._few = self._few | {"status": Few([*words], places)}
+        return other
 
     def identity(self) -> str:
         """Digest of everything but the status: what the cache's rows are, in order. It is that of the canonical JSON of
         the list of the five columns, made piece by piece."""
-
-        def pieces() -> Iterator[bytes | memoryview]:
-            for number, name in enumerate(("id", "label", "group", "split", "digest")):
-                yield b",[" if number else b"[["
-                yield from self._items(name, 0, len(self))
-                yield b"]"
-            yield b"]"
-
-        return digest_of_pieces(pieces())
+        if self._identity is not None:
+            return self._identity
+        return digest_of_pieces(_json_of_columns({name: self._json(name) for name in IDENTITY}))
 
     def ids_digest(self, start: int, stop: int) -> str:
         """Digest of the canonical JSON of the ids of rows start..stop, in order."""
-        if "id" not in self._arrow:
-            return digest(canonical_json(self.ids[start:stop].tolist()))
-        return digest_of_pieces([b"[", *self._items("id", start, stop), b"]"])
+        if self._file is not None:
+            return digest_of_pieces([b"[", *json_of(self.arrow("id", start, stop)), b"]"])
+        return digest(canonical_json(self.text("id", start, stop)))
 
     def to_parquet(self) -> bytes:
         """The table as Parquet."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        columns = {name: pa.array(self._text(name).tolist(), pa.string()) for name in TEXT}
-        columns |= {
-            "row": pa.array(np.arange(len(self))),
-            "label": pa.array(self.labels),
-            "group": pa.array(self.groups),
-        }
-        order = ("row", "id", "label", "group", "split", "digest", "status")
-        sink = io.BytesIO()
-        pq.write_table(pa.table({name: columns[name] for name in order}), sink, compression="zstd")
-        return sink.getvalue()
+        def block(start: int) -> dict[str, Any]:
+            rows = slice(start, min(start + GROUP_ROWS, len(self)))
+            text = {n: self.arrow(n, start, rows.stop).cast(pa.string()) for n in ("id", "split", "digest", "status")}
+            numbers = {name: of_integers(self.numbers(name, rows)) for name in ("label", "group")}
+            return {**text, **numbers, "row": of_integers(np.arange(start, rows.stop))}
+
+        return to_parquet(block(start) for start in range(0, len(self), GROUP_ROWS))
 
     @staticmethod
-    def from_parquet(data: bytes) -> Samples:
-        """The table from Parquet. Raises ValueError where it is not one, or its rows are out of order."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def from_parquet(source: bytes | Path) -> Samples:
+        """The table in a Parquet file, or in its bytes. Raises ValueError where it is not one, or its rows are out of
+        order; FileNotFoundError."""
+        return Samples.of_file(TableFile(source))
 
-        try:  # not read_table: it imports pandas, which takes a second
-            file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=FEW_VALUES)
+    @staticmethod
+    def of_file(file: TableFile) -> Samples:
+        """The table of an open file: every column is looked at once, block by block. Raises ValueError."""
+        samples = Samples(*[np.empty(0, object)] * 6)
+        samples._file, samples._whole = file, {}
+        samples._rows = _require_numbered(file.blocks("row"))
+        kept: dict[str, list[NDArray[np.signedinteger[Any]]]] = {n: [] for n in ("label", "group", "split", "status")}
+        words: dict[str, dict[str, int]] = {"split": {}, "status": {}}
 
-            def column(name: str) -> Any:  # one at a time: as chunks and as a whole, no two columns are held at once
-                return file.read(columns=[name])[name]
+        def keeping(name: str) -> Iterator[Pieces]:
+            for block in file.blocks(name):
+                if name in words:
+                    kept[name].append(_narrow(_places(block, words[name])))
+                elif name in kept:
+                    kept[name].append(_narrow(as_integers(block)))
+                yield json_of(block)
 
-            if not np.array_equal(_integers(column("row")), np.arange(file.metadata.num_rows)):
-                raise ValueError("rows are not numbered 0, 1, 2, ...")
-            numbers = [_integers(column(name)) for name in ("label", "group")]
-            arrow = {name: _text_of(_whole(column(name)), name) for name in TEXT}
-        except (pa.ArrowException, KeyError, OSError) as error:
-            raise ValueError(f"not a table of samples: {error}") from error
-        samples = Samples(*([np.empty(0, object)] + numbers + [np.empty(0, object)] * 3))
-        samples._strings, samples._arrow = {}, arrow
+        samples._identity = digest_of_pieces(_json_of_columns({name: keeping(name) for name in IDENTITY}))
+        for _ in keeping("status"):
+            pass
+        whole = {name: np.concatenate([np.empty(0, np.int8), *kept.pop(name)]) for name in [*kept]}
+        samples._numbers = {name: whole[name] for name in ("label", "group")}
+        samples._few = {name: Few([*values], whole[name]) for name, values in words.items()}
         return samples
 
-    def _text(self, name: str) -> NDArray[np.object_]:
-        if name not in self._strings:
-            column = self._arrow[name]
-            if hasattr(column, "dictionary"):
-                words = np.array([*column.dictionary.to_pylist(), ""], object)[:-1]
-                self._strings[name] = words[column.indices.to_numpy()]
+    def _column(self, name: str) -> NDArray[Any]:
+        """A whole column, kept from then on."""
+        if name not in self._whole:
+            if name in self._numbers:
+                self._whole[name] = self._numbers[name].astype(np.int64)
+            elif name in self._few:
+                self._whole[name] = self._few[name].text()
             else:
-                self._strings[name] = column.to_numpy(zero_copy_only=False).astype(object)
-        return self._strings[name]
+                column = np.empty(len(self), object)
+                for start in range(0, len(self), GROUP_ROWS):
+                    column[start : start + GROUP_ROWS] = self.text(name, start, start + GROUP_ROWS)
+                self._whole[name] = column
+        return self._whole[name]
 
-    def _items(self, name: str, start: int, stop: int) -> Iterator[bytes | memoryview]:
-        """The canonical JSON of a column's values, joined by commas, in pieces."""
-        numbers = {"label": self.labels, "group": self.groups}
-        for first in range(start, stop, BLOCK_ROWS):
-            rows = slice(first, min(first + BLOCK_ROWS, stop))
-            if first > start:
+    def _json(self, name: str) -> Iterator[Pieces]:
+        """The JSON of a column that is in memory, block by block."""
+        for start in range(0, len(self), GROUP_ROWS):
+            rows = slice(start, start + GROUP_ROWS)
+            if name in ("label", "group"):
+                yield json_of(of_integers(self.numbers(name, rows)))
+            else:
+                yield [_json_of_strings(self.text(name, start, rows.stop))]
+
+
+def _json_of_columns(columns: Mapping[str, Iterator[Pieces]]) -> Iterator[bytes | memoryview]:
+    """The canonical JSON of a list of columns, in pieces."""
+    for number, blocks in enumerate(columns.values()):
+        yield b",[" if number else b"[["
+        for place, block in enumerate(blocks):
+            if place:
                 yield b","
-            if name in numbers:
-                yield _json_of_integers(numbers[name][rows])
-            elif name in self._arrow:
-                yield from _json_of_arrow(self._arrow[name].slice(first, rows.stop - first))
-            else:
-                yield _json_of_strings(self._strings[name][rows].tolist())
-
-
-def _whole(column: Any) -> Any:
-    """A column as one array. Offsets of 32 bits hold up to 2 GiB of text."""
-    import pyarrow as pa
-
-    if column.null_count:
-        raise ValueError(f"{column.null_count} rows without a value")
-    if column.nbytes > 1 << 30 and pa.types.is_string(column.type):
-        column = column.cast(pa.large_string())
-    chunks = column.unify_dictionaries().combine_chunks()
-    return chunks.combine_chunks() if isinstance(chunks, pa.ChunkedArray) else chunks
-
-
-def _integers(column: Any) -> NDArray[np.int64]:
-    """A column of integers, as numpy; `to_numpy` would import pandas. Raises ValueError."""
-    import pyarrow as pa
-
-    if not pa.types.is_integer(column.type):
-        raise ValueError(f"{column.type} where integers belong")
-    whole = _whole(column).cast(pa.int64())
-    data = whole.buffers()[1]
-    return np.frombuffer(data, np.int64)[whole.offset : whole.offset + len(whole)] if data else np.empty(0, np.int64)
-
-
-def _text_of(column: Any, name: str) -> Any:
-    """The column, if it is text. Raises ValueError."""
-    import pyarrow as pa
-
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise ValueError(f"column {name} holds {kind}, not text")
-    return column
-
-
-def _json_of_integers(values: NDArray[np.int64]) -> bytes | memoryview:
-    """Integers as JSON, joined by commas."""
-    import pyarrow as pa
-
-    return _joined(_plain(values, pa.int64()).cast(pa.string()), b",")
-
-
-def _plain(values: NDArray[Any], kind: Any) -> Any:
-    """Numbers as an Arrow array; `pa.array` would import pandas."""
-    import pyarrow as pa
-
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
-
-
-def _joined(strings: Any, separator: bytes) -> memoryview:
-    """The text of an array of strings, joined."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    offsets = _plain(np.array([0, len(strings)], np.int32), pa.int32())
-    listed = pa.ListArray.from_arrays(offsets, strings)
-    between = pa.StringArray.from_buffers(
-        1, pa.py_buffer(np.array([0, len(separator)], np.int32)), pa.py_buffer(separator)
-    )
-    return memoryview(pc.binary_join(listed, between[0])[0].as_buffer())
-
-
-def _json_of_arrow(column: Any) -> Iterator[bytes | memoryview]:
-    """Strings as JSON, joined by commas, without making Python objects of them where nothing is to be escaped."""
-    import pyarrow as pa
-
-    plain = column.cast(pa.string())
-    joined = _joined(plain, b'","')
-    data = np.frombuffer(joined, np.uint8)
-    if (data < 0x20).any() or (data == ord("\\")).any() or (data == ord('"')).sum() != 2 * (len(plain) - 1):
-        yield canonical_json(plain.to_pylist())[1:-1]
-    else:
-        yield from (b'"', joined, b'"')
+            yield from block
+        yield b"]"
+    yield b"]"
 
 
 def _json_of_strings(values: list[str]) -> bytes:
@@ -238,3 +253,28 @@ def _json_of_strings(values: list[str]) -> bytes:
     if text.isprintable() and '"' not in text and "\\" not in text:
         return ('"' + '","'.join(values) + '"').encode()
     return canonical_json(values)[1:-1]
+
+
+def _require_numbered(blocks: Iterator[Any]) -> int:
+    """How many rows there are. Raises ValueError unless they are numbered 0, 1, 2, ..."""
+    count = 0
+    for block in blocks:
+        if not np.array_equal(as_integers(block), np.arange(count, count + len(block))):
+            raise ValueError("rows are not numbered 0, 1, 2, ...")
+        count += len(block)
+    return count
+
+
+def _places(block: Any, words: dict[str, int]) -> NDArray[np.int64]:
+    """Each row's place among `words`, to which those of the block are added."""
+    import pyarrow as pa
+
+    places = np.array([words.setdefault(word, len(words)) for word in block.dictionary.to_pylist()], np.int64)
+    return places[as_integers(block.indices.cast(pa.int64()))]
+
+
+def _narrow(values: NDArray[np.int64]) -> NDArray[np.signedinteger[Any]]:
+    """Integers in the smallest type that holds them."""
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    kinds = (np.int8, np.int16, np.int32, np.int64)
+    return values.astype(next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max))

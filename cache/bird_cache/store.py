@@ -20,6 +20,7 @@ from bird_cache.layout import SAMPLES, Layout, receipt_name
 from bird_cache.manifest import FileRecord, Manifest, Receipt, open_sealed
 from bird_cache.numbers import from_storage
 from bird_cache.samples import OK, Samples
+from bird_cache.table import TableFile
 
 __all__ = [
     "FeatureStore",
@@ -123,7 +124,7 @@ class FeatureStore:
 
     def usable(self, layers: Iterable[str]) -> NDArray[np.bool_]:
         """Which rows have a vector in every one of `layers`; layers added later fail on their own."""
-        usable = np.asarray(self.samples.status == OK)
+        usable = self.samples.having("status", OK)
         for part in {self.manifest.part_of(name) for name in layers}:
             for receipt in self.part_receipts[part].values():
                 usable[list(receipt.failed)] = False
@@ -184,14 +185,15 @@ class FeatureStore:
         return self.manifest.parts[part].complete if part else self.manifest.complete
 
     def _read_samples(self) -> Samples:
+        recorded = {record.path: record for record in self.manifest.files}.get(SAMPLES)
         try:
-            data = self.folder.read(SAMPLES)
-            samples = Samples.from_parquet(data)
+            local = self.folder.local
+            file = TableFile(local / SAMPLES if local is not None else self.folder.read(SAMPLES))
+            if self.manifest.complete and (recorded is None or file.digest() != recorded.xxh3):
+                raise damaged(self.folder, f"{SAMPLES} altered since the cache was finished")
+            samples = Samples.of_file(file)
         except (OSError, ValueError) as error:
             raise damaged(self.folder, f"{SAMPLES} that cannot be read ({error})") from error
-        recorded = {record.path: record for record in self.manifest.files}.get(SAMPLES)
-        if self.manifest.complete and (recorded is None or digest(data) != recorded.xxh3):
-            raise damaged(self.folder, f"{SAMPLES} altered since the cache was finished")
         if samples.identity() != self.manifest.identity or len(samples) != self.manifest.plan.rows:
             raise damaged(self.folder, f"{SAMPLES} with other rows, labels or order than the manifest records")
         return samples

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 
 from bird_cache.errors import CacheError, DamagedCacheError, StaleCacheError
 from bird_cache.numbers import absent, from_storage, storage_dtype
-from bird_cache.order import EpochOrder, slices
+from bird_cache.order import EpochOrder, shards_of, slices
+from bird_cache.samples import Samples
 from bird_cache.store import FeatureStore
 from bird_cache.summary import name_of_cell
+from bird_cache.table import GROUP_ROWS, joined, of_integers
 
 __all__ = ["WINDOW_SHARDS", "FeatureStream", "ImageSource", "StreamBatch"]
 
@@ -54,40 +56,60 @@ class StreamBatch:
 
 @final
 class Held:
-    """Rows of the layers in memory as they are stored, each with the key of its id."""
+    """Rows of the layers in memory as they are stored, each with the key of its id, and its text (the id, and the digest
+    where there are images to compare)."""
 
     def __init__(self, stream: FeatureStream, rows: Ints) -> None:
         """Load `rows` (ascending) shard by shard. Raises DamagedCacheError where a row holds no vector."""
         store, plan = stream.store, stream.store.manifest.plan
         self.keys, self._shard_rows = stream.keys[rows], plan.shard_rows
-        shards = np.unique(rows // plan.shard_rows)
+        shards, bounds = shards_of(rows, plan.shard_rows)
         self._slot = np.full(plan.shards, -1)
         self._slot[shards] = np.arange(len(shards))
         self._places = np.zeros(len(shards) * plan.shard_rows, np.int32)
-        self._places[self._at(rows)] = np.arange(len(rows))
         specs = {name: store.manifest.layers()[name] for name in stream.layers}
         self.layers = {
             name: np.empty((len(rows), plan.views, *spec.shape), storage_dtype(spec.dtype))
             for name, spec in specs.items()
         }
+        text: dict[str, list[Any]] = {name: [] for name in stream.text}
+        for first, end in bounds.tolist():
+            mine = rows[first:end]
+            self._places[self._at(mine)] = np.arange(first, end)
+            self._load(store, mine, slice(first, end))
+            for name, pieces in text.items():
+                pieces.append(store.samples.pick(name, mine))
+        self._text = {name: joined(pieces) for name, pieces in text.items()}
+        stream.require_vectors(rows, self.layers)
+
+    def _load(self, store: FeatureStore, rows: Ints, here: slice) -> None:
+        """The vectors of one shard's rows. Its file is let go at once: mapped, what was read of it counts as memory."""
+        plan = store.manifest.plan
         step = plan.chunk_rows if plan.store == "zarr" else plan.shard_rows  # what is read without a copy
-        for piece in np.unique(rows // step).tolist():
-            first, end = np.searchsorted(rows, [piece * step, (piece + 1) * step])
+        for first, end in shards_of(rows, step)[1].tolist():
             mine = rows[first:end]
             for name, array in self.layers.items():
                 stored = store.read(name, int(mine[0]), int(mine[-1]) + 1)
-                array[first:end] = stored if len(stored) == len(mine) else stored[mine - mine[0]]
-        stream.require_vectors(rows, self.layers)
+                array[here][first:end] = stored if len(stored) == len(mine) else stored[mine - mine[0]]
         store.release()
 
     def holds(self, rows: Ints) -> NDArray[np.bool_]:
         """Which of `rows` are of the shards held here."""
         return np.asarray(self._slot[rows // self._shard_rows] >= 0)
 
-    def take(self, rows: Ints) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+    def find(self, rows: Ints) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
         """Positions of `rows` here, and the keys that are stored there."""
         positions = self._places[self._at(rows)]
         return positions, self.keys[positions]
+
+    def vectors(self, name: str, positions: NDArray[np.int32], views: Ints) -> NDArray[np.generic]:
+        """The stored vectors of a layer at some positions, each of its view."""
+        array = self.layers[name]
+        return array[:, 0].take(positions, axis=0) if array.shape[1] == 1 else array[positions, views]
+
+    def text(self, name: str, positions: NDArray[np.int32]) -> list[str]:
+        """The ids or digests at some positions."""
+        return self._text[name].take(of_integers(positions)).to_pylist()  # type: ignore[no-any-return]
 
     def _at(self, rows: Ints) -> Ints:
         return self._slot[rows // self._shard_rows] * self._shard_rows + rows % self._shard_rows
@@ -132,18 +154,20 @@ class FeatureStream:
             )
         self.store, self.layers, self.seed, self.rank, self.world = store, tuple(layers), seed, rank, world
         self.batch_size, self._view, self._images, self._widen = batch_size, view, images, widen
+        self.text = ("id",) if images is None else ("id", "digest")
         plan, samples = store.manifest.plan, store.samples
         specs = [store.manifest.layers()[name] for name in layers]
         self.row_bytes = sum(plan.views * int(np.prod(s.shape)) * storage_dtype(s.dtype).itemsize for s in specs)
-        mine = samples.splits == split
+        mine = samples.having("split", split)
         usable = store.usable(self.layers)
         self.rows, lost = np.flatnonzero(mine & usable), np.flatnonzero(mine & ~usable)
-        cells = Counter(f"{samples.labels[row]},{samples.groups[row]}" for row in lost.tolist())
+        of_lost = (samples.numbers(name, lost).tolist() for name in ("label", "group"))
+        cells = Counter(f"{label},{group}" for label, group in zip(*of_lost, strict=True))
         self.failed = {name_of_cell(plan.class_names, plan.group_names, key): n for key, n in sorted(cells.items())}
-        self.keys = np.array([xxhash.xxh3_64_intdigest(id.encode()) for id in samples.ids.tolist()], np.uint64)
+        self.keys = keys_of(samples)
         small = len(self.rows) * self.row_bytes <= WHOLE_SET_BYTES
         self.window = window if window is not None or small else WINDOW_SHARDS
-        self._seen = np.zeros(plan.rows, bool)
+        self._seen = np.zeros(plan.shards, bool)
         self._held: Held | None = None
         if len(self.rows) * self.row_bytes <= memory_bytes:
             self._held = Held(self, self.rows)
@@ -182,45 +206,43 @@ class FeatureStream:
     def _batch(self, rows: Ints, epoch: int, consumed: int, held: Sequence[Held]) -> StreamBatch:
         samples, specs = self.store.samples, self.store.manifest.layers()
         views = np.zeros(len(rows), np.int64) if self._view is None else self._view(rows, epoch)
+        found = self._find(rows, held)
         features = {}
         for name in self.layers:
-            stored = self._gather(name, rows, views, held)
+            stored = _gather(name, found, views)
             # finite: `require_vectors` found them so
             features[name] = from_storage(stored, specs[name].dtype, finite=True) if self._widen else stored
-        ids = samples.ids[rows]
-        images = None if self._images is None else self._checked_images(rows, ids)
-        return StreamBatch(rows, ids, samples.labels[rows], samples.groups[rows], views, features, images, consumed)
+        ids = _text("id", found, len(rows))
+        images = None if self._images is None else self._checked_images(rows, ids, _text("digest", found, len(rows)))
+        labels, groups = samples.numbers("label", rows), samples.numbers("group", rows)
+        return StreamBatch(rows, ids, labels, groups, views, features, images, consumed)
 
-    def _gather(self, name: str, rows: Ints, views: Ints, held: Sequence[Held]) -> NDArray[np.generic]:
-        """The stored vectors of `rows`, each compared by key with the id that was asked for."""
-        if len(held) == 1:
-            positions, keys = held[0].take(rows)
-            self._require_keys(rows, keys)
-            array = held[0].layers[name]
-            return array[:, 0].take(positions, axis=0) if array.shape[1] == 1 else array[positions, views]
-        out = np.empty((len(rows), *held[0].layers[name].shape[2:]), held[0].layers[name].dtype)
+    def _find(self, rows: Ints, held: Sequence[Held]) -> list[Found]:
+        """Where `rows` are held, each compared by key with the id that was asked for."""
+        found: list[Found] = []
         for group in held:
-            mine = group.holds(rows)
-            positions, keys = group.take(rows[mine])
+            mine = np.arange(len(rows)) if len(held) == 1 else np.flatnonzero(group.holds(rows))
+            positions, keys = group.find(rows[mine])
             self._require_keys(rows[mine], keys)
-            out[mine] = group.layers[name][positions, views[mine]]
-        return out
+            found.append((group, mine, positions))
+        return found
 
     def require_vectors(self, rows: Ints, layers: Mapping[str, NDArray[np.generic]]) -> None:
-        """Raise DamagedCacheError, naming the first, where one of `rows` has a NaN or an infinity for a vector. Each row
-        is looked at once: what is read later was found to be the same bytes."""
-        new = np.flatnonzero(~self._seen[rows])
+        """Raise DamagedCacheError, naming the first, where one of `rows` has a NaN or an infinity for a vector. Each
+        shard is looked at once: what is read later was found to be the same bytes, and it is read for the same rows."""
+        shards = rows // self.store.manifest.plan.shard_rows
+        new = np.flatnonzero(~self._seen[shards])
         for name, array in layers.items() if len(new) else ():
             empty = absent(array if len(new) == len(rows) else array[new], self.store.manifest.layers()[name].dtype)
             if empty.any():
                 row = int(rows[new[np.flatnonzero(empty)[0]]])
                 raise DamagedCacheError(
                     where=self.store.path,
-                    found=f"NaN or infinity in {name} of {self.store.samples.ids[row]!r} (row {row}), which did not fail",
+                    found=f"NaN or infinity in {name} of {self._id(row)!r} (row {row}), which did not fail",
                     wanted="a finite vector for every sample that did not fail",
                     fix="see all of it with `bird cache verify`",
                 )
-        self._seen[rows] = True
+        self._seen[shards] = True
 
     def _require_keys(self, rows: Ints, keys: NDArray[np.uint64]) -> None:
         if not np.array_equal(keys, self.keys[rows]):
@@ -228,19 +250,23 @@ class FeatureStream:
             raise DamagedCacheError(
                 where=self.store.path,
                 found=f"the vector of another sample at row {row}",
-                wanted=f"the vector of {self.store.samples.ids[row]!r}",
+                wanted=f"the vector of {self._id(row)!r}",
                 fix="see all of it with `bird cache verify`",
             )
 
-    def _checked_images(self, rows: Ints, ids: NDArray[np.object_]) -> Any:
+    def _id(self, row: int) -> str:
+        return self.store.samples.text("id", row, row + 1)[0]
+
+    def _checked_images(self, rows: Ints, ids: NDArray[np.object_], cached: NDArray[np.object_]) -> Any:
         assert self._images is not None
         given, digests, images = self._images(ids.tolist())
-        for row, id, other, digest in zip(rows.tolist(), ids.tolist(), given, digests, strict=True):
-            if other != id or digest != self.store.samples.digests[row]:
+        wanted = zip(rows.tolist(), ids.tolist(), cached.tolist(), strict=True)
+        for (row, id, known), other, digest in zip(wanted, given, digests, strict=True):
+            if other != id or digest != known:
                 raise StaleCacheError(
                     where=f"{self.store.path}, row {row}",
                     found=f"the image of {other!r} with digest {digest}",
-                    wanted=f"the image of {id!r} with digest {self.store.samples.digests[row]}",
+                    wanted=f"the image of {id!r} with digest {known}",
                     fix="point the stream at the data set that the cache was made from",
                 )
         return images
@@ -259,7 +285,7 @@ class FeatureStream:
 
         def load(number: int) -> Future[Held]:
             if number not in loading:
-                loading[number] = pool.submit(lambda: Held(self, np.sort(order.group(number))))
+                loading[number] = pool.submit(lambda: Held(self, order.members(number)))
             return loading[number]
 
         def held(start: int, stop: int) -> Sequence[Held]:
@@ -277,8 +303,7 @@ class FeatureStream:
 
     def _require_room(self, memory_bytes: int) -> None:
         """Raise CacheError unless two groups fit, in whatever epoch, and those that a batch covers whole between them."""
-        sizes = np.unique(self.rows // self.store.manifest.plan.shard_rows, return_counts=True)[1]
-        sizes.sort()
+        sizes = np.sort(np.diff(shards_of(self.rows, self.store.manifest.plan.shard_rows)[1])[:, 0])
         window = self.window or len(sizes)
         largest, smallest = int(sizes[-window:].sum()), int(sizes[:window].sum())
         between = self.batch_size + 2 * self.world - 4  # of a batch that the rest joined, all but its first and last
@@ -291,3 +316,36 @@ class FeatureStream:
                 wanted="room for the whole split, or for two groups of shards and all that a batch spans",
                 fix=f"raise memory_bytes, or give a smaller window (shards shuffled together; now {self.window or 'all'})",
             )
+
+
+Found = tuple[Held, Ints, NDArray[np.int32]]
+"""a group, which samples of a batch it holds, and where"""
+
+
+def keys_of(samples: Samples) -> NDArray[np.uint64]:
+    """The key of each row: a hash of its id."""
+    keys = np.empty(len(samples), np.uint64)
+    for start in range(0, len(samples), GROUP_ROWS):
+        ids = samples.text("id", start, start + GROUP_ROWS)
+        hashes = map(xxhash.xxh3_64_intdigest, map(str.encode, ids))
+        keys[start : start + len(ids)] = np.fromiter(hashes, np.uint64, len(ids))
+    return keys
+
+
+def _gather(name: str, found: Sequence[Found], views: Ints) -> NDArray[np.generic]:
+    """The stored vectors of a batch."""
+    if len(found) == 1:
+        return found[0][0].vectors(name, found[0][2], views)
+    like = found[0][0].layers[name]
+    out = np.empty((len(views), *like.shape[2:]), like.dtype)
+    for group, mine, positions in found:
+        out[mine] = group.vectors(name, positions, views[mine])
+    return out
+
+
+def _text(name: str, found: Sequence[Found], count: int) -> NDArray[np.object_]:
+    """The ids or digests of a batch."""
+    out = np.empty(count, object)
+    for group, mine, positions in found:
+        out[mine] = group.text(name, positions)
+    return out

@@ -86,7 +86,7 @@ def audit_cells(
 ) -> dict[str, CellAudit]:
     """Rows, failures, norms and relative rounding error of each (class, group) cell in one shard, from those of its rows."""
     rows = slice(start, start + len(norms))
-    pairs = np.stack([samples.labels[rows], samples.groups[rows]], axis=1)
+    pairs = np.stack([samples.numbers("label", rows), samples.numbers("group", rows)], axis=1)
     lowest = pairs.min(axis=0, initial=0)
     width = int(pairs[:, 1].max(initial=0) - lowest[1]) + 1
     codes = (pairs[:, 0] - lowest[0]) * width + pairs[:, 1] - lowest[1]

@@ -71,14 +71,14 @@ class WebDatasetLayout(Layout):
         start, stop = plan.bounds(shard)
         headers = {name: _npy_header(plan, spec) for name, spec in plan.layers.items()}
         buffer = io.BytesIO()
-        for row in range(start, stop):
+        for row, described in enumerate(_described(samples, start, stop, failed), start):
             key = f"{row:09d}"
             image = source(row) if source is not None and plan.images else None
             if image is not None:
                 _add(buffer, f"{key}.{extension(image)}", image)
             for name in plan.layers:
                 _add(buffer, f"{key}.{name}.npy", headers[name] + stored[name][row - start].tobytes())
-            _add(buffer, f"{key}.json", canonical_json(_described(samples, row, failed)))
+            _add(buffer, f"{key}.json", canonical_json(described))
         buffer.write(bytes(2 * BLOCK))
         return {TAR: buffer.getvalue()}
 
@@ -110,12 +110,12 @@ class WebDatasetLayout(Layout):
 
     def check(self, data: memoryview, plan: Plan, receipt: Receipt, samples: Samples) -> list[str]:
         """Whether each sample's json says what the sample table says."""
-        row = receipt.start
+        row, expected = receipt.start, _described(samples, receipt.start, receipt.stop, receipt.failed)
         try:
             for name, body in _members(data):
                 if name.endswith(".json"):
-                    described = canonical_json(_described(samples, row, receipt.failed))
-                    if name != f"{row:09d}.json" or body != described:
+                    described = next(expected, None)
+                    if name != f"{row:09d}.json" or body != canonical_json(described):
                         return [f"{name} says other things of its sample than samples.parquet"]
                     row += 1
         except ValueError as error:
@@ -130,16 +130,20 @@ def extension(image: bytes) -> str:
     return next((name for magic, name in MAGIC if image.startswith(magic)), "bin")
 
 
-def _described(samples: Samples, row: int, failed: Mapping[int, str]) -> dict[str, Any]:
-    return {
-        "row": row,
-        "id": samples.ids[row],
-        "label": int(samples.labels[row]),
-        "group": int(samples.groups[row]),
-        "split": samples.splits[row],
-        "digest": samples.digests[row],
-        "status": failed.get(row, OK),
-    }
+def _described(samples: Samples, start: int, stop: int, failed: Mapping[int, str]) -> Iterator[dict[str, Any]]:
+    """What a shard's samples are, one after the other."""
+    columns = [samples.text(name, start, stop) for name in ("id", "split", "digest")]
+    columns += [samples.numbers(name, slice(start, stop)).tolist() for name in ("label", "group")]
+    for row, (id, split, digest, label, group) in enumerate(zip(*columns, strict=True), start):
+        yield {
+            "row": row,
+            "id": id,
+            "label": label,
+            "group": group,
+            "split": split,
+            "digest": digest,
+            "status": failed.get(row, OK),
+        }
 
 
 def _npy_header(plan: Plan, spec: Layer) -> bytes:

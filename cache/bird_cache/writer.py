@@ -19,7 +19,7 @@ from bird_cache.folders import Folder, open_folder, same_bytes, settle
 from bird_cache.layout import COMMITS, SAMPLES, Layout, Source, receipt_name
 from bird_cache.manifest import CellAudit, FileRecord, Layer, Manifest, Part, Plan, Receipt, seal
 from bird_cache.numbers import from_storage, refuse_flat, to_storage
-from bird_cache.samples import OK, Samples
+from bird_cache.samples import Samples
 from bird_cache.store import FeatureStore, damaged, find_layout, ids_digest, layout_of, read_manifest, read_receipts
 from bird_cache.summary import audit_cells, norms_of, summarise
 
@@ -60,8 +60,9 @@ class FeatureWriter:
         FeatureError before anything is written, StorageError.
         """
         start, stop = self.plan.bounds(shard)
-        ids = self.samples.ids[start:stop].tolist()
-        skip = np.array([row in failed for row in range(start, stop)])
+        ids = self.samples.text("id", start, stop)
+        skip = np.zeros(stop - start, bool)
+        skip[[row - start for row in failed if start <= row < stop]] = True
         for name, spec in self.plan.layers.items():
             if spec.kind in VECTORS:
                 refuse_flat(layers[name], ids, skip)
@@ -131,12 +132,8 @@ class FeatureWriter:
         return self.manifest
 
     def _table_with_status(self) -> bytes:
-        status = self.samples.status.copy()
-        status[:] = OK
-        for receipt in self.receipts.values():
-            for row, reason in receipt.failed.items():
-                status[row] = reason
-        table = self.samples.with_status(status).to_parquet()
+        failed = {row: reason for receipt in self.receipts.values() for row, reason in receipt.failed.items()}
+        table = self.samples.with_status(failed).to_parquet()
         self.folder.replace(SAMPLES, table)
         return table
 

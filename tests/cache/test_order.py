@@ -1,6 +1,8 @@
 """Orders are pure functions: nothing lost, doubled or reordered, wherever one starts."""
 
 import numpy as np
+import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +11,9 @@ from bird_cache.order import (
     InverseFrequencyRows,
     StratifiedRows,
     batches,
+    ranked,
     raw,
+    shards_of,
     shuffle_score,
     shuffled,
 )
@@ -107,3 +111,34 @@ def test_inverse_frequency_draws_every_cell_alike():
     drawn = np.concatenate([sampler.draw(step) for step in range(20)])
     assert 0.47 < labels[drawn].mean() < 0.53
     assert np.array_equal(sampler.draw(3), sampler.draw(3))
+
+
+FINISHED = [
+    (np.arange(5000) * 3, 700, 3, 2, None, "5077e19d64f7dda0"),
+    (np.arange(5000) * 3, 700, 3, 2, 4, "af36140ee46282b3"),
+    (np.flatnonzero(np.arange(20000) % 7 < 3), 512, 0, 1, 10, "550c2db0a2528b92"),
+]
+
+
+@pytest.mark.parametrize(("rows", "shard_rows", "seed", "epoch", "window", "expected"), FINISHED)
+def test_orders_are_pinned(rows, shard_rows, seed, epoch, window, expected):
+    """A run that was stopped goes on in the order it began with, whatever the version."""
+    order = EpochOrder(rows, shard_rows, seed=seed, epoch=epoch, window=window)
+    assert xxhash.xxh3_64_hexdigest(order.between(0, len(order)).astype("<i8").tobytes()) == expected
+    members = np.concatenate([order.members(number) for number in range(order.groups)])
+    assert np.array_equal(np.sort(members), rows)
+
+
+@given(st.lists(st.integers(0, 3) | st.integers(0, 2**64 - 1)))
+def test_equal_words_stay_in_their_places(words):
+    drawn = np.array(words, np.uint64)
+    assert np.array_equal(ranked(drawn), np.argsort(drawn, kind="stable"))
+
+
+@given(st.sets(st.integers(0, 300)), st.integers(1, 40))
+def test_shards_of_rows(rows, size):
+    ascending = np.array(sorted(rows), np.int64)
+    shards, bounds = shards_of(ascending, size)
+    assert shards.tolist() == sorted({row // size for row in rows})
+    for shard, (first, end) in zip(shards, bounds, strict=True):
+        assert ascending[first:end].tolist() == [row for row in sorted(rows) if row // size == shard]
