@@ -4,9 +4,11 @@
 
 Random JPEG files of CelebA's size (178 x 218); open_clip's ViT-B/32 and RN50 with random weights through the real
 loaders, an untrained ShuffleNet, and a black box if --onnx names one. Each round measures, one after the other: the bare
-forward pass (pixels ready), decoding and preprocessing alone (in as many threads as precompute has), the whole (from
-files to a finished, checked cache), and clip-retrieval's own reader, runner and writer around the same model and view
-(with as many worker processes), where it is installed (no need of what it depends on):
+forward pass of the plain module (pixels ready, same batch, same precision), the teacher's own forward pass, decoding and
+preprocessing alone (in as many threads as precompute has), the whole (from files to a finished, checked cache), and
+clip-retrieval's own reader, runner and writer (with as many worker processes) around what its mapper does on a CPU: the
+plain module in float32 under no_grad, whatever precision the row has, then norms and float16. It is measured where it is
+installed (no need of what it depends on):
 
     python -m venv /tmp/venv-clipret && /tmp/venv-clipret/bin/pip install --no-deps clip-retrieval
 
@@ -32,15 +34,16 @@ from bird.datasets import open_dataset
 from bird.datasets.base import prepare
 from bird.students import build_student, student_files
 from bird.teachers import load_teacher
-from bird.teachers.onnx import OnnxTeacher
 from bird_pipelines.extraction import precompute
 
 BATCH, DECODERS = 32, 2
 COLUMNS = (
     "teacher",
     "images/s: forward",
+    "ours",
     "decode",
     "precompute",
+    "ours / forward",
     "precompute / slower alone",
     "precompute / two together",
     "precompute / clip-retrieval",
@@ -58,42 +61,61 @@ def write_images(folder, count):
 
 
 def open_clip_teacher(box, name, model, precision="fp32"):
+    """The teacher, and the plain image tower with the same weights."""
     import open_clip
 
     torch.manual_seed(0)
     path = box / f"{name}.pt"
-    torch.save(open_clip.create_model(model, load_weights=False, pretrained_text=False).state_dict(), path)
-    return load_teacher(name, weights=path, precision=precision)
+    plain = open_clip.create_model(model, load_weights=False, pretrained_text=False)
+    torch.save(plain.state_dict(), path)
+    return load_teacher(name, weights=path, precision=precision), plain.visual.eval().requires_grad_(False)
 
 
 def shufflenet(box):
     folder = box / "shufflenet"
     folder.mkdir(exist_ok=True)
-    for name, data in student_files(build_student("shufflenetv2", classes=10, image_size=64, seed=0)).items():
+    plain = build_student("shufflenetv2", classes=10, image_size=64, seed=0).eval().requires_grad_(False)
+    for name, data in student_files(plain).items():
         (folder / name).write_bytes(data)
-    return load_teacher(f"run:{folder}")
+    return load_teacher(f"run:{folder}"), lambda pixels: plain(pixels).features
 
 
-TEACHERS = {
-    "ShuffleNet 64 px, fp32": (16, lambda box, onnx: shufflenet(box)),
-    "SqueezeNet (ONNX) 128 px": (16, lambda box, onnx: load_teacher(f"onnx:{onnx}", image_size=128)),
-    "ViT-B/32, fp32": (1, lambda box, onnx: open_clip_teacher(box, "clip-vit-b32", "ViT-B-32-quickgelu")),
-    "RN50, fp32": (1, lambda box, onnx: open_clip_teacher(box, "clip-rn50", "RN50-quickgelu")),
-    "RN50, bf16": (1, lambda box, onnx: open_clip_teacher(box, "clip-rn50", "RN50-quickgelu", "bf16")),
-}
-
-
-def bare(teacher, onnx):
-    """The forward pass that this program uses, in all threads; of an ONNX file, onnxruntime's own way with its defaults."""
-    if not isinstance(teacher, OnnxTeacher):
-        return teacher.features
+def squeezenet(onnx):
+    """The teacher, and onnxruntime's own way with its defaults."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = ort.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
-    return lambda pixels: session.run(None, {given.name: pixels.numpy()})
+    (output,) = session.get_outputs()[:1]
+    return load_teacher(f"onnx:{onnx}", image_size=128), lambda pixels: torch.from_numpy(
+        session.run([output.name], {given.name: pixels.numpy()})[0]
+    ).flatten(1)
+
+
+TEACHERS = {
+    "ShuffleNet 64 px, fp32": (16, "fp32", lambda box, onnx: shufflenet(box)),
+    "SqueezeNet (ONNX) 128 px": (16, "fp32", lambda box, onnx: squeezenet(onnx)),
+    "ViT-B/32, fp32": (1, "fp32", lambda box, onnx: open_clip_teacher(box, "clip-vit-b32", "ViT-B-32-quickgelu")),
+    "ViT-B/32, bf16": (
+        1,
+        "bf16",
+        lambda box, onnx: open_clip_teacher(box, "clip-vit-b32", "ViT-B-32-quickgelu", "bf16"),
+    ),
+    "RN50, fp32": (1, "fp32", lambda box, onnx: open_clip_teacher(box, "clip-rn50", "RN50-quickgelu")),
+    "RN50, bf16": (1, "bf16", lambda box, onnx: open_clip_teacher(box, "clip-rn50", "RN50-quickgelu", "bf16")),
+}
+
+
+def bare(plain, precision):
+    """The plain module in the row's precision, in all threads."""
+
+    def model(pixels):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return plain(pixels)
+
+    return model
 
 
 def forward(model, pixels):
@@ -124,16 +146,18 @@ def clip_retrieval_parts():
     return parts
 
 
-def clip_retrieval(parts, teacher, images, out):
+def clip_retrieval(parts, teacher, plain, images, out):
     reader, runner, writer = parts
 
     def view(image):
         return teacher.preprocess(np.asarray(image.convert("RGB")))
 
     def mapper(item):
-        found = teacher.features(item["image_tensor"])
-        found = found / found.norm(dim=-1, keepdim=True)
-        return {"image_embs": found.to(torch.float16).numpy(), "image_filename": item["image_filename"]}
+        """ClipMapper.__call__, whose encode_image computes in float32 on a CPU (all_clip's OpenClipWrapper)."""
+        with torch.no_grad():
+            found = plain(item["image_tensor"])
+            found /= found.norm(dim=-1, keepdim=True)
+            return {"image_embs": found.to(torch.float16).numpy(), "image_filename": item["image_filename"]}
 
     run = runner.Runner(
         lambda sampler: reader.FilesReader(sampler, view, None, str(images), BATCH, DECODERS, enable_text=False),
@@ -151,18 +175,20 @@ def timed(work, count):
     return count / (time.perf_counter() - began)
 
 
-def measure(teacher, onnx, images, count, rounds, box, parts):
+def measure(teacher, plain, precision, images, count, rounds, box, parts):
     dataset = open_dataset("table", images)
     table = prepare(dataset, keep_conflicts=True)
     table = table.take(np.arange(min(count, len(table))))
     pixels = decode(teacher, dataset, table.ids)
-    model = bare(teacher, onnx)
-    forward(model, pixels[:BATCH])
-    rates = SimpleNamespace(forward=[], decode=[], whole=[], theirs=[])
+    model = bare(plain, precision)
+    for each in (model, plain, teacher.features):  # each has seen a batch before it is timed
+        forward(each, pixels[:BATCH])
+    rates = SimpleNamespace(forward=[], ours=[], decode=[], whole=[], theirs=[])
     every = len(list(images.glob("*.jpg")))
     for number in range(rounds):
         out = box / f"{teacher.name.replace('/', '-').replace(':', '-')}-{number}-{time.time_ns()}"
         rates.forward.append(timed(lambda: forward(model, pixels), len(pixels)))
+        rates.ours.append(timed(lambda: forward(teacher.features, pixels), len(pixels)))
         rates.decode.append(timed(lambda: decode(teacher, dataset, table.ids), len(table)))
         rates.whole.append(
             timed(
@@ -170,7 +196,9 @@ def measure(teacher, onnx, images, count, rounds, box, parts):
             )
         )
         if parts is not None and every == len(table):
-            rates.theirs.append(timed(lambda out=out: clip_retrieval(parts, teacher, images, f"{out}-theirs"), every))
+            rates.theirs.append(
+                timed(lambda out=out: clip_retrieval(parts, teacher, plain, images, f"{out}-theirs"), every)
+            )
     return rates
 
 
@@ -181,8 +209,10 @@ def row_of(name, rates):
     return {
         "teacher": name,
         "images/s: forward": median(rates.forward),
+        "ours": median(rates.ours),
         "decode": median(rates.decode),
         "precompute": median(rates.whole),
+        "ours / forward": paired(rates.ours, rates.forward),
         "precompute / slower alone": paired(rates.whole, slower),
         "precompute / two together": paired(rates.whole, together),
         "precompute / clip-retrieval": paired(rates.whole, rates.theirs) if rates.theirs else "not measured",
@@ -204,7 +234,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         box = Path(folder)
         for name in options.only or TEACHERS:
-            times, load = TEACHERS[name]
+            times, precision, load = TEACHERS[name]
             if "ONNX" in name and (options.onnx is None or not options.onnx.is_file()):
                 notes.append(f"{name} left out: no --onnx FILE.")
                 continue
@@ -212,13 +242,18 @@ def main():
             if not images.exists():
                 images.mkdir()
                 write_images(images, times * options.images)
-            teacher = load(box, options.onnx)
-            rates = measure(teacher, options.onnx, images, times * options.images, options.rounds, box, parts)
+            teacher, plain = load(box, options.onnx)
+            rates = measure(teacher, plain, precision, images, times * options.images, options.rounds, box, parts)
             rows.append(row_of(name, rates))
             print(rows[-1], flush=True)
     notes.append(
         f"JPEG files of 178 x 218 pixels, batch {BATCH}, {DECODERS} decoders, {options.threads} threads of the forward "
         f"pass; {options.rounds} rounds. Wanted: .95 of the slower alone, 1.3 x clip-retrieval."
+    )
+    notes.append(
+        "forward: the plain module in the row's precision (bf16 is autocast); ours: the teacher's forward pass, in as many "
+        "threads. clip-retrieval: the plain module in fp32 in every row, bf16 rows too, as its mapper computes on a CPU; "
+        "for SqueezeNet, which it cannot load, onnxruntime's session with its defaults."
     )
     save("precompute", "`bird precompute`, from files to a checked cache.", COLUMNS, rows, notes)
 

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bird.errors import TeacherError, UsageError
+from bird.teachers.inference import hasten
 from bird.teachers.layers import FeatureKind, LayerSpec, Tap
 from bird.views import cut
 
@@ -163,6 +164,9 @@ class TorchTeacher(Teacher):
             ) from error
         self.layers = {layer: LayerSpec(tuple(blank[layer].shape[1:]), tap.kind) for layer, tap in taps.items()}
         (self.dim,) = self.layers[PENULTIMATE].shape
+        if self.on_cpu:
+            noise = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+            hasten(self._module, partial(self._exact, noise), self._more_than_cls)
 
     def preprocess(
         self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
@@ -172,11 +176,7 @@ class TorchTeacher(Teacher):
 
     def answer(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[str]) -> dict[str, Tensor]:
         """See Teacher.answer."""
-        cast = nullcontext() if self._dtype is None else torch.autocast(self._device.type, self._dtype)
-        self._asked.layers, self._asked.heard = layers, {}
-        with torch.inference_mode(), cast:
-            self._module(pixels.to(self._device, non_blocking=True))
-        heard = self._asked.heard
+        heard = self._hear(pixels, layers, self._dtype)
         for layer in layers:
             shape = tuple(heard[layer].shape) if layer in heard else ()
             if shape[:1] != (len(pixels),) or (layer == PENULTIMATE and len(shape) != 2):
@@ -186,7 +186,25 @@ class TorchTeacher(Teacher):
                     wanted="one vector an image" if layer == PENULTIMATE else "one array an image",
                     fix="choose a model with a pooled output" if layer == PENULTIMATE else "leave this layer out",
                 )
-        return {layer: heard[layer].float().cpu() for layer in layers}
+        return {layer: heard[layer].float().cpu().contiguous() for layer in layers}
+
+    def _hear(self, pixels: Tensor, layers: Sequence[str], dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """One forward pass, and what the taps of `layers` heard."""
+        cast = nullcontext() if dtype is None else torch.autocast(self._device.type, dtype)
+        self._asked.layers, self._asked.heard = layers, {}
+        with torch.inference_mode(), cast:
+            self._module(pixels.to(self._device, non_blocking=True))
+        heard, self._asked.layers, self._asked.heard = self._asked.heard, (), {}
+        return heard  # type: ignore[no-any-return]
+
+    def _exact(self, pixels: Tensor) -> dict[str, Tensor]:
+        """All that can be asked, in full precision: every layer, and the vectors alone."""
+        alone = self._hear(pixels, (PENULTIMATE,), None)[PENULTIMATE]
+        return {**self._hear(pixels, tuple(self._taps), None), "alone": alone}
+
+    def _more_than_cls(self) -> bool:
+        """Whether this thread's forward pass is to give what other tokens than a ViT's first one say."""
+        return any(layer not in (PENULTIMATE, "cls") for layer in self._asked.layers)
 
     def _hear_input(self, layer: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if layer in getattr(self._asked, "layers", ()):

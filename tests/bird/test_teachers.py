@@ -49,6 +49,11 @@ def save_state(state, path):
     return path
 
 
+def same(found, plain):
+    """To rounding, whatever the values' size."""
+    return found.shape == plain.shape and (found - plain).norm() <= 1e-5 * plain.norm()
+
+
 def message(error):
     """A teacher's error says where, what it found, what it wanted, and what to do."""
     assert all((error.value.where, error.value.found, error.value.wanted, error.value.fix))
@@ -792,12 +797,13 @@ def test_more_layers_take_one_pass_and_leave_the_vector_alone(teachers, kind):
     else:
         together = teacher.answer(pixels, layers)
     assert tuple(together) == layers
-    assert torch.equal(together["penultimate"], alone)
+    equal = same if kind == "clip-vit" else torch.equal  # its last block computes the CLS token alone, or all
+    assert equal(together["penultimate"], alone)
     for layer, values in together.items():
         assert values.shape == (2, *teacher.layers[layer].shape)
         assert values.dtype == torch.float32
         assert values.device.type == "cpu"
-        assert torch.equal(values, teacher.answer(pixels, [layer])[layer])
+        assert equal(values, teacher.answer(pixels, [layer])[layer])
     assert teacher.layers["penultimate"].shape == (teacher.dim,)
     assert teacher.layers["penultimate"].kind == teacher.feature_kind
 
@@ -814,13 +820,13 @@ def test_stages_and_logits_of_a_classifier(architecture, tmp_path):
     found = teacher.answer(pixels, expand_layers(teacher, ["maps", "attention", "logits"]))
     assert len(found) == 2 * len(CLASSIFIERS[architecture]) + 1
     with torch.inference_mode():
-        assert torch.equal(found["logits"], net(pixels))
+        assert same(found["logits"], net(pixels))
         x = pixels
         for stage, modules in CLASSIFIERS[architecture].items():
             for path in modules:
                 x = net.get_submodule(path)(x)
-            assert torch.equal(found[f"maps.{stage}"], x)
-            torch.testing.assert_close(found[f"attention.{stage}"], torch.einsum("bchw,bchw->bhw", x, x))
+            assert same(found[f"maps.{stage}"], x)
+            assert same(found[f"attention.{stage}"], torch.einsum("bchw,bchw->bhw", x, x))
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet34", "shufflenetv2"])
@@ -836,9 +842,9 @@ def test_stages_and_logits_of_our_own_run(architecture, tmp_path):
         answer = student(pixels)
         maps = found[f"maps.{last}"]
         pooled = student.backbone.conv5(maps) if architecture == "shufflenetv2" else maps
-    assert torch.equal(found["penultimate"], answer.features)
-    assert torch.equal(found["logits"], answer.logits)
-    torch.testing.assert_close(pooled.mean((2, 3)), answer.features)
+    assert same(found["penultimate"], answer.features)
+    assert same(found["logits"], answer.logits)
+    assert same(pooled.mean((2, 3)), answer.features)
     torch.testing.assert_close(found[f"attention.{last}"], maps.square().sum(1))
 
 
@@ -853,7 +859,7 @@ def test_stages_of_clips_resnet(teachers, clip_states):
         x = model.visual.stem(pixels)
         for i in range(1, 5):
             x = model.visual.get_submodule(f"layer{i}")(x)
-            assert torch.equal(found[f"maps.layer{i}"], x)
+            assert same(found[f"maps.layer{i}"], x)
             torch.testing.assert_close(found[f"attention.layer{i}"], x.square().sum(1))
 
 
