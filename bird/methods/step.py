@@ -118,7 +118,7 @@ class BirdStep:
     - `task`: a function (logits, batch) -> scalar in the place of cross-entropy, such as `bird.weighting`'s.
     - `groups`: the number M of protected groups, 0..M-1 in `batch.groups`.
     - `alpha`, `lambda_`, `mu1`, `mu2`: as in `Hyperparameters`.
-    - `recompute`: two more forward passes a step, for a fifth to a half less memory; the same numbers.
+    - `recompute`: two more forward passes a step, for a seventh to a half less memory; the same numbers.
 
     Running statistics of batch norm change once a step, as in one forward pass of `batch`. Save `gate.state_dict()` and
     `step.optimizer.state_dict()` with your own checkpoints. Without a `meta_batch` phi stays ("BIRD w/o meta", Table 7).

@@ -172,19 +172,17 @@ def distill(
     batch_size: Annotated[int | None, training(min=2, help="Default 128.")] = None,
     meta_per_cell: Annotated[int | None, training(min=1, help="Meta samples of each cell a step. Default 8.")] = None,
     lr: Annotated[float | None, training(help="Adam's learning rate. Default 1e-3.")] = None,
-    augment: Annotated[bool | None, training(help="Random crop and flip of the student's images.")] = None,
+    augment: Annotated[bool | None, training(help="Crop and flip the student's images at random. Default yes.")] = None,
     limit: TrainLimit = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")] = None,
-    precision: Annotated[
-        str | None, machine(help="fp32 or bf16: how the student computes; its weights and losses stay fp32.")
-    ] = None,
+    precision: Annotated[str | None, machine(help="fp32 (default), or bf16 for the student's answer.")] = None,
     profile: Annotated[
         bool | None, machine("--profile", help="Write a trace of a few steps into the run's folder.")
     ] = None,
     recompute: Annotated[bool | None, machine("--recompute", help="BIRD: less memory for more time.")] = None,
     memory_gb: MemoryGb = None,
-    workers: Annotated[int | None, machine(min=1, help="Threads that decode images.")] = None,
-    device: Annotated[str | None, machine(help="auto, cpu or cuda.")] = None,
+    workers: Annotated[int | None, machine(min=1, help="Threads that decode images. Default 2.")] = None,
+    device: Annotated[str | None, machine(help="auto (default), cpu or cuda.")] = None,
     json_: Json = False,
 ) -> None:
     """Phase 2: distil a student from a cache. The teacher is never loaded."""
