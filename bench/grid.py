@@ -86,10 +86,8 @@ class Bench:
             given, step = [np.stack(rows) for rows in zip(*orders, strict=True)], self.stack.one_step
         else:
             trainers = [self.single]
-            given, step = (
-                list(batches(shuffled(self.single.train_rows, 0, epoch), BATCH))[:steps],
-                self.single.one_step,
-            )
+            given = list(batches(shuffled(self.single.train_rows, 0, epoch), BATCH))[:steps]
+            step = lambda rows: self.single.one_step(self.single.material(self.single.step, rows))  # noqa: E731
         for trainer in trainers:
             trainer.epoch = epoch
         began = time.thread_time()

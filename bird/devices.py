@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bird.errors import UsageError
 
-__all__ = ["choose_device", "send", "threads"]
+__all__ = ["choose_device", "fetch", "send", "threads"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -33,6 +33,12 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def fetch(tensor: Tensor) -> Tensor:
+    """A copy in the host's pinned memory, of a tensor on a GPU: whole once the GPU's queue has come so far."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """Phase one: run the frozen teacher once over the data set, and write what it says to the cache.
 
 Each of some threads takes a batch from the files through the teacher, and one writes. On the CPU that is a batch a core:
-nothing waits for another core between two layers. A GPU takes one batch after the other. A shard is a pure function of the
-plan: batches start at its first row and a failed image keeps its place, so that a resumed run computes the very batches
-that an unbroken one does.
+nothing waits for another core between two layers. A GPU's queue is filled by one of them at a time. A shard is a pure
+function of the plan: batches start at its first row and a failed image keeps its place, so that a resumed run computes the
+very batches that an unbroken one does.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,9 @@ from bird_cache.samples import Samples
 from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer
+from bird_pipelines.ahead import in_order
 from bird_pipelines.config import PrecomputeConfig
-from bird_pipelines.decoding import Decoded, decode, in_order, plan_jobs
+from bird_pipelines.decoding import Decoded, decode, plan_jobs
 from bird_pipelines.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
 from bird_pipelines.planning import BOXES, LAYER, make_plan, samples_of
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
@@ -202,7 +202,6 @@ class Batches:
     ) -> None:
         self.teacher, self.dataset, self.samples, self.plan, self.earlier = teacher, dataset, samples, plan, earlier
         self.beside = isinstance(teacher, Teacher) and teacher.on_cpu
-        self._alone = nullcontext() if self.beside else Lock()
 
     def __call__(self, job: Job) -> tuple[Decoded, dict[str, np.ndarray]]:
         """The decoded batch, and what the teacher says of it (a service has yet to be asked). Raises TeacherError,
@@ -210,8 +209,7 @@ class Batches:
         batch = decode(self.teacher, self.dataset, self.samples, job, self.plan, self.earlier)
         if isinstance(self.teacher, Service) or not len(batch.rows):
             return batch, {}
-        with self._alone:
-            answers = teach(self.teacher, self.plan, batch)
+        answers = teach(self.teacher, self.plan, batch)
         return batch._replace(pixels=torch.empty(0)), answers
 
 
@@ -233,7 +231,7 @@ def run_jobs(
     sources: dict[int, bytes] = {}
     writes: deque[Future[Receipt]] = deque()
     with workers_of(batches, workers) as pool, ThreadPoolExecutor(1, "write") as writers:
-        for batch, answers in in_order(pool, batches, jobs, workers + 2):
+        for batch, answers in in_order(pool, batches, jobs, workers + 1):
             if stop():
                 raise Interrupted
             job = batch.job

@@ -31,9 +31,12 @@ from bird_cache.order import shuffled, slices
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data
+from bird_pipelines.head import teacher_logits
+from bird_pipelines.learners import hyperparameters
 from bird_pipelines.profiling import Clock
 from bird_pipelines.progress import Interrupted, progress, stop_requests
-from bird_pipelines.training import Trainer, distill, hyperparameters, outcome, teacher_logits
+from bird_pipelines.sums import Pending
+from bird_pipelines.training import Trainer, distill, outcome
 
 __all__ = ["distill_many", "groups_of", "models_at_once"]
 
@@ -170,6 +173,7 @@ class Stack:
         self.learner = StackedLearner([trainer.learner for trainer in trainers])
         if self.first.config.precision == "bf16":
             in_bf16(self.learner.model)
+        self.pending = Pending()
         self.clock = Clock(source.device)
         self.clock.watch(self.learner)
         hyper = hyper_of([trainer.config for trainer in trainers], source.device)
@@ -195,11 +199,13 @@ class Stack:
                     if stop() or now - saved > config.checkpoint_seconds:
                         self.spend(now - began)
                         began = saved = now
+                        self.settle()
                         for trainer in self.trainers:
                             trainer.save()
                     if stop():
                         raise Interrupted
                 self.spend(time.monotonic() - began)
+                self.settle()
                 for trainer in self.trainers:
                     trainer.end_epoch()
 
@@ -213,12 +219,20 @@ class Stack:
             self.learner,
             batch,
             clock.around("data", self.meta_batch, "meta"),
-            warm=self.first.epoch >= self.first.config.warmup,
+            warm=self.first.warm,
         )
         clock.enter("other")
-        columns = {name: values.tolist() for name, values in losses.items()}
-        for index, trainer in enumerate(self.trainers):
-            trainer.record({name: values[index] for name, values in columns.items()}, rows.shape[1])
+        self.pending.add(losses, rows.shape[1], self.sums())
+        for trainer in self.trainers:
+            trainer.count(rows.shape[1])
+
+    def settle(self) -> None:
+        """Let each run know what its steps have lost."""
+        self.pending.settle(self.sums())
+
+    def sums(self) -> list[dict[str, float]]:
+        """Each run's own, which a new epoch replaces."""
+        return [trainer.sums for trainer in self.trainers]
 
     def meta_batch(self) -> Batch:
         """Each model's own meta batch of this step."""
@@ -226,7 +240,7 @@ class Stack:
 
     def stored_views(self, count: int) -> NDArray[np.int64] | None:
         """Which stored view each model's samples are seen in, (S, B), as in single runs."""
-        views = [each for trainer in self.trainers if (each := trainer.stored_views(count)) is not None]
+        views = [each for trainer in self.trainers if (each := trainer.stored_views(trainer.step, count)) is not None]
         return np.stack(views) if views else None
 
     def spend(self, seconds: float) -> None:
