@@ -6,12 +6,22 @@
     │   ├── ImageError            2   one image that cannot be decoded (recorded and counted, rarely fatal)
     │   └── EmptyCellError        2   a (class, group) cell without samples where a metric needs one
     ├── TeacherError              4   a teacher that cannot be loaded or answers with nonsense
-    └── RunError                  1   a run folder that is damaged, unfinished or belongs to another configuration
+    ├── RunError                  1   a run folder that is damaged, unfinished or belongs to another configuration
+    └── OutOfMemoryError          1   a device whose memory does not hold the work
 
 The cache has a tree of its own (`bird_cache.errors`): the two packages do not import each other.
 """
 
-__all__ = ["BirdError", "DataError", "EmptyCellError", "ImageError", "RunError", "TeacherError", "UsageError"]
+__all__ = [
+    "BirdError",
+    "DataError",
+    "EmptyCellError",
+    "ImageError",
+    "OutOfMemoryError",
+    "RunError",
+    "TeacherError",
+    "UsageError",
+]
 
 
 class BirdError(Exception):
@@ -52,3 +62,7 @@ class TeacherError(BirdError):
 
 class RunError(BirdError):
     """A run folder that is damaged, unfinished or belongs to another configuration."""
+
+
+class OutOfMemoryError(BirdError):
+    """A device, or the machine itself, whose memory does not hold the work."""

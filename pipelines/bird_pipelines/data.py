@@ -52,15 +52,15 @@ class Images:
         """The images of the given rows. Raises ImageError, OSError, and StaleCacheError for an image that is not
         the one whose features were cached."""
         if self._held is None:
-            return self._decode(rows, torch.empty((len(rows), 3, self._size, self._size), dtype=torch.uint8))
+            return self._decode(rows)
         if len(missing := np.unique(rows[~self._ready[rows]])):
-            self._decode(missing, self._held, missing)
+            self._decode(missing, self._held.numpy(), missing)
             self._ready[missing] = True
         return self._held[torch.from_numpy(rows)]
 
     def boxed(self, rows: NDArray[np.int64], boxes: NDArray[np.int32]) -> UInt8[Tensor, "batch 3 size size"]:
         """Stored views of the images of the given rows: decoded anew, cut and resized as the boxes say."""
-        return self._decode(rows, torch.empty((len(rows), 3, self._size, self._size), dtype=torch.uint8), boxes=boxes)
+        return self._decode(rows, boxes=boxes)
 
     def failures(self) -> dict[int, str]:
         """Decode everything once: the rows that cannot be decoded, and why."""
@@ -78,21 +78,23 @@ class Images:
     def _decode(
         self,
         rows: NDArray[np.int64],
-        out: Tensor,
+        into: NDArray[np.uint8] | None = None,
         places: NDArray[np.int64] | None = None,
         boxes: NDArray[np.int32] | None = None,
     ) -> Tensor:
-        """The views of the given rows, put into `out` one after the other, or where `places` says."""
+        """The views of the given rows, one after the other, or `into` an array where `places` says. (An array, since the
+        threads do not know whether their caller is in inference mode.)"""
+        out = np.empty((len(rows), 3, self._size, self._size), np.uint8) if into is None else into
 
         def put(position: int) -> None:
             view = self._one(int(rows[position]), None if boxes is None else boxes[position])
-            out[position if places is None else int(places[position])] = view
+            out[position if places is None else int(places[position])] = view.numpy()
 
         if len(rows) == 1:  # `failures` is in the pool itself
             put(0)
         else:
             list(self._pool.map(put, range(len(rows))))
-        return out
+        return torch.from_numpy(out)
 
     def _one(self, row: int, box: NDArray[np.int32] | None = None) -> Tensor:
         id = self._table.ids[row]

@@ -20,6 +20,7 @@ import torch
 
 from bird.datasets import open_dataset
 from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells
+from bird.devices import enough_memory
 from bird.errors import DataError, TeacherError
 from bird.teachers import Service, Teacher, expand_layers, load_teacher, open_service
 from bird_cache.errors import StorageError
@@ -209,7 +210,10 @@ class Batches:
         batch = decode(self.teacher, self.dataset, self.samples, job, self.plan, self.earlier)
         if isinstance(self.teacher, Service) or not len(batch.rows):
             return batch, {}
-        answers = teach(self.teacher, self.plan, batch)
+        size = self.plan.notes["batch_size"]
+        where = f"teacher {self.teacher.name}, --batch-size {size}"
+        with enough_memory(where, "lower --batch-size, or use --precision bf16"):
+            answers = teach(self.teacher, self.plan, batch)
         return batch._replace(pixels=torch.empty(0)), answers
 
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bird.devices import choose_device, send, threads
+from bird.devices import choose_device, enough_memory, send, threads
 from bird.errors import UsageError
 from bird.methods import METHODS, Batch, Hyperparameters, build_method
 from bird.precision import in_bf16, require_precision
@@ -36,7 +36,7 @@ from bird_pipelines.learners import hyperparameters
 from bird_pipelines.profiling import Clock
 from bird_pipelines.progress import Interrupted, progress, stop_requests
 from bird_pipelines.sums import Pending
-from bird_pipelines.training import Trainer, distill, outcome
+from bird_pipelines.training import LESS, Trainer, distill, outcome
 
 __all__ = ["distill_many", "groups_of", "models_at_once"]
 
@@ -105,7 +105,7 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
             locks.enter_context(write_lock(config.out))
         left = [config for config in group if not (config.out / "run.json").exists()]
         most = models_at_once(data)
-        with threads(1):
+        with threads(1), enough_memory(f"{len(group)} runs, --batch-size {group[0].batch_size}", LESS):
             source = Source(left[0], data) if left else None
             for start in range(0, len(left), most):
                 assert source is not None

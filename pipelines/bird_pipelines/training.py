@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bird.devices import choose_device, threads
+from bird.devices import choose_device, enough_memory, threads
 from bird.errors import EmptyCellError, UsageError
 from bird.methods import Batch, SingleLearner
 from bird.metrics import confusion, mean_deo, recalls
@@ -41,6 +41,7 @@ from bird_pipelines.sums import Pending
 __all__ = ["Material", "Trainer", "distill", "outcome"]
 
 GATE_BINS = 50
+LESS = "lower --batch-size or --meta-per-cell, or add --recompute; what was saved is kept"
 LIBRARIES = ("bird-distill", "torch", "torchvision", "numpy", "zarr")
 
 
@@ -56,10 +57,14 @@ def distill(config: RunConfig) -> dict[str, Any]:
     runs.claim(config, data.fingerprint)
     with write_lock(config.out):
         if not (config.out / "run.json").exists():
-            trainer = Trainer(config, data)
             # An adapter's matrices are small: a second thread gained 14 % on an idle machine, and cost a factor of five
             # beside another program, since idle threads spin.
-            with threads(1 if data.images is None else torch.get_num_threads()):
+            one = data.images is None
+            with (
+                threads(1 if one else torch.get_num_threads()),
+                enough_memory(f"--batch-size {config.batch_size}", LESS),
+            ):
+                trainer = Trainer(config, data)
                 trainer.run()
                 trainer.conclude()
     return outcome(config)
