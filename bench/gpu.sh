@@ -2,7 +2,7 @@
 # What works on this machine's GPU, and how fast: one command, no network, at most 8 minutes.
 #
 #   bench/gpu.sh [OUT]                       results as JSON in OUT (default out/gpu), a short table last
-#   WHEELS=wheels-gpu bench/gpu.sh OUT       packages that are missing are taken from that folder (`make wheels-gpu` fills it)
+#   WHEELS=wheels-gpu bench/gpu.sh OUT       packages that are missing or older are taken from that folder (`make wheels-gpu` fills it)
 #   DEVICE=cpu SMALL=1 bench/gpu.sh OUT      the same stages, small, on a CPU: so that this script is tested where no GPU is
 #
 # It wants a python with torch 2.10 or newer (PYTHON=, Python 3.11 to 3.13). It installs into OUT/site alone. Each stage has a

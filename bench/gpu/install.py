@@ -5,16 +5,18 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from packaging.version import Version
+
 OLDEST_TORCH = (2, 10)
 
 
 def missing(wheel):
-    """Whether no version of a wheel's package is here."""
+    """Whether a wheel's package is not here, or older."""
+    name, wanted = wheel.name.split("-")[:2]
     try:
-        version(wheel.name.split("-")[0])
+        return Version(version(name)) < Version(wanted)
     except PackageNotFoundError:
         return True
-    return False
 
 
 def pip(site, *what):
