@@ -2,7 +2,7 @@
 
 `prepare` turns a listing into the sample table that a cache or a training run is planned on:
 
-    listing -> content digests -> drop conflicting copies -> splits -> limit -> carve meta -> no copy on two sides
+    listing -> content digests -> drop conflicting copies -> splits -> carve meta -> no copy on two sides -> limit
 
 Everything here is deterministic: what is kept is decided by hashes of the samples' contents, never by position.
 """
@@ -29,6 +29,7 @@ __all__ = [
     "Problem",
     "SampleTable",
     "carve_meta",
+    "empty_cells",
     "prepare",
     "require_test_cells",
     "subset",
@@ -177,11 +178,11 @@ def prepare(
             wanted="at least one in a split",
             fix="look at the split settings and at the conflicting copies",
         )
-    if limit is not None:
-        table = table.take(subset(table, limit))
     if "meta" not in table.splits:
         table = dataclasses.replace(table, splits=carve_meta(table, meta_fraction, meta_at_least, split_seed))
     table, notes["copies_dropped_across_splits"] = _one_side_only(table)
+    if limit is not None:  # last: carving from what a limit left would take its least number a cell from very few
+        table = table.take(subset(table, limit))
     rank = {name: position for position, name in enumerate(SPLITS)}
     order = np.argsort([rank[split] for split in table.splits], kind="stable")
     return dataclasses.replace(table.take(order), notes=notes)
@@ -293,18 +294,39 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
 
 
 def require_test_cells(dataset: Dataset, table: SampleTable) -> None:
-    """Raise DataError, naming them, if (class, group) cells have no test sample: a recall without samples does not exist,
-    which is better said before a teacher has run for hours than after."""
-    test = table.take(table.splits == "test")
-    counts = test.cells(len(dataset.class_names), len(dataset.group_names))
-    empty = [f"{dataset.class_names[c]} x {dataset.group_names[g]}" for c, g in np.argwhere(counts == 0)]
-    if empty:
+    """Raise DataError if there are not two classes and two groups, or, naming them, if (class, group) cells have no test
+    sample: a gap or a recall that does not exist is better told before a teacher has run for hours than after."""
+    for kind, names in (("class", dataset.class_names), ("group", dataset.group_names)):
+        if len(names) < 2:
+            raise DataError(
+                where=f"data set {dataset.name}",
+                found=f"one {kind}: {', '.join(map(repr, names))}",
+                wanted="two classes and two groups, or more: less leaves nothing to tell apart",
+                fix=f"add samples of another {kind}",
+            )
+    counts = table.take(table.splits == "test").cells(len(dataset.class_names), len(dataset.group_names))
+    if empty := _without(counts, dataset.class_names, dataset.group_names):
         raise DataError(
             where=f"data set {dataset.name}",
             found=f"no test sample for {', '.join(empty[:10])}",
             wanted="at least one test sample of every class in every group",
             fix="add samples, merge groups, or raise --limit",
         )
+
+
+def empty_cells(table: SampleTable, class_names: Sequence[str], group_names: Sequence[str]) -> dict[str, list[str]]:
+    """The (class, group) cells without a sample, by name, of each split that has samples and such a cell; train first."""
+    found: dict[str, list[str]] = {}
+    for split in SPLITS:
+        rows = table.splits == split
+        empty = _without(table.take(rows).cells(len(class_names), len(group_names)), class_names, group_names)
+        if empty and rows.any():
+            found[split] = empty
+    return found
+
+
+def _without(counts: Ints, class_names: Sequence[str], group_names: Sequence[str]) -> list[str]:
+    return [f"{class_names[c]} x {group_names[g]}" for c, g in np.argwhere(counts == 0).tolist()]
 
 
 def _drop_conflicts(table: SampleTable, keep: bool) -> tuple[SampleTable, dict[str, int]]:

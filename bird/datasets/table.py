@@ -26,6 +26,10 @@ from bird.errors import DataError, UsageError
 __all__ = ["TableDataset", "read_parquet"]
 
 _INTEGER = re.compile(r"-?[0-9]+")
+_NEEDS_TWO = {
+    "label": "two classes or more: with one there is nothing to learn, and no answer can be wrong",
+    "group": "two groups or more: a gap is between two",
+}
 _NEEDED, _OPTIONAL = ("path", "label", "group"), ("split", "id")
 
 
@@ -249,6 +253,13 @@ def _numbered(file: Path, column: str, values: Sequence[Any], ids: Sequence[str]
     empty = [repr(id) for id, v in zip(ids, values, strict=True) if v is None or not str(v).strip()]
     _refuse(file, f"no {column}", empty, f"a {column} in every row", len(ids))
     kinds = sorted(set(values))
+    if len(kinds) == 1:
+        raise DataError(
+            where=f"{file}, column {column}",
+            found=f"one value, {kinds[0]!r}, in all {len(values)} rows",
+            wanted=_NEEDS_TWO[column],
+            fix=f"add rows with another {column}",
+        )
     if all(isinstance(value, int) for value in kinds):
         if kinds != list(range(len(kinds))):
             shown = ", ".join(map(str, kinds[:10])) + (", ..." if len(kinds) > 10 else "")

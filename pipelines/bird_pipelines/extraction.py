@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from bird.datasets import open_dataset
-from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells
+from bird.datasets.base import Dataset, SampleTable, prepare
 from bird.errors import DataError, TeacherError
 from bird.teachers import Service, Teacher, expand_layers, load_teacher, open_service
 from bird_cache.errors import StorageError
@@ -34,7 +34,7 @@ from bird_cache.writer import FeatureWriter, open_part, open_writer
 from bird_pipelines.config import PrecomputeConfig
 from bird_pipelines.decoding import Decoded, decode, in_order, plan_jobs
 from bird_pipelines.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
-from bird_pipelines.planning import BOXES, LAYER, make_plan, samples_of
+from bird_pipelines.planning import BOXES, LAYER, make_plan, require_cells, samples_of
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
 from bird_pipelines.update import Earlier
 
@@ -138,7 +138,7 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         max_problem_share=max_failed,
         workers=workers,
     )
-    require_test_cells(data, table)
+    require_cells(data, table)
     if config.dry_run:
         return estimate(teacher, data, table, config.price_per_1000)
     precompute(

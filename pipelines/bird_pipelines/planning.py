@@ -7,14 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from bird.datasets.base import Dataset, SampleTable
+from bird.datasets.base import Dataset, SampleTable, empty_cells, require_test_cells
 from bird.teachers import Service, Teacher
 from bird.views import BOX, view_policy
 from bird_cache.manifest import Layer, Plan, Store
 from bird_cache.numbers import Dtype
 from bird_cache.samples import PENDING, Samples
+from bird_pipelines.progress import tell
 
-__all__ = ["BOXES", "LAYER", "dataset_causes", "make_plan", "samples_of", "shard_and_chunk_rows"]
+__all__ = [
+    "BOXES",
+    "LAYER",
+    "dataset_causes",
+    "make_plan",
+    "require_cells",
+    "samples_of",
+    "shard_and_chunk_rows",
+]
 
 LAYER, BOXES = "penultimate", "boxes"
 LARGEST_SHARD: dict[Store, int] = {"zarr": 65_536, "webdataset": 8192}  # rows; a tar is made in memory, with its images
@@ -61,6 +70,15 @@ def make_plan(
         group_names=dataset.group_names,
         notes={"teacher": teacher.name, "batch_size": str(batch_size)},
     )
+
+
+def require_cells(dataset: Dataset, table: SampleTable) -> None:
+    """Before a teacher runs: raise DataError for a (class, group) cell that test lacks; tell on stderr, by name, of those
+    that train or meta lacks. Not every method needs them."""
+    require_test_cells(dataset, table)
+    for split, cells in empty_cells(table, dataset.class_names, dataset.group_names).items():
+        few = ", ".join(cells[:10]) + (f" and {len(cells) - 10} more" if len(cells) > 10 else "")
+        tell(f"warning: no {split} sample of {few} (class x group); methods that need one refuse this cache")
 
 
 def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:

@@ -69,15 +69,24 @@ def cache(info: dict[str, Any]) -> None:
         "layers": layers,
     }
     table("", head)
-    cells = {
-        name: f"{cell['rows']:>8,} rows {cell['failed']:>6,} failed, mean norm {number(info['norms'][name]['mean'])}"
-        for name, cell in info["groups"].items()
-    }
-    table("class, group", cells)
+    table("class, group: samples by split", cells_of(info))
     if info.get("prepared"):
         table("data set", info["prepared"])
     if left_out := info.get("left_out"):
         table(f"left out: {len(left_out):,}, such as", dict(list(left_out.items())[:10]))
+
+
+def cells_of(info: dict[str, Any]) -> dict[str, str]:
+    """A line a (class, group) cell: its usable samples by split, and what failed; an empty one stands out."""
+    lines = {}
+    for name in next(iter(info["cells"].values())):
+        sizes = [
+            f"{split} {rows[name]:>7,}" if rows[name] else f"{split}    NONE" for split, rows in info["cells"].items()
+        ]
+        failed = info["groups"].get(name, {"failed": 0})["failed"]
+        norm = info["norms"].get(name, {"mean": None})["mean"]
+        lines[name] = f"{'  '.join(sizes)}  {failed:,} failed, mean norm {number(norm)}"
+    return lines
 
 
 def run(info: dict[str, Any]) -> None:

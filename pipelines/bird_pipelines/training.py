@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.devices import choose_device, threads
-from bird.errors import EmptyCellError, UsageError
-from bird.methods import Batch, Hyperparameters, Method, SingleLearner, build_method
+from bird.errors import EmptyCellError
+from bird.methods import Batch, Method, SingleLearner
 from bird.metrics import confusion, mean_deo, recalls
 from bird.precision import in_bf16, require_precision
-from bird.students import STUDENTS, Student, build_student, require_stages, student_files
+from bird.students import Student, build_student, student_files
 from bird.transforms import draw_views
 from bird_cache.files import replace, write_lock
 from bird_cache.order import StratifiedRows, batches, raw, shuffled
@@ -32,6 +32,7 @@ from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data
 from bird_pipelines.profiling import PARTS, Clock, Tracer
 from bird_pipelines.progress import Interrupted, progress, stop_requests
+from bird_pipelines.requirements import make_method, require_samples, tell_empty_cells
 from bird_pipelines.scoring import logits_of, score
 
 __all__ = ["Trainer", "distill", "features_only", "fit_teacher_head", "outcome", "teacher_logits"]
@@ -45,14 +46,17 @@ def distill(config: RunConfig) -> dict[str, Any]:
     with its metrics.
 
     Raises RunError if the folder holds another run, the cache's and the data set's errors, UsageError for a method
-    that needs what is not there or a precision that the device has not, Interrupted after saving a checkpoint.
+    that needs what is not there or a precision that the device has not, EmptyCellError for one that needs a sample in
+    every cell; all of them before the folder is touched. Interrupted after saving a checkpoint.
     """
     require_precision(config.precision, choose_device(config.device))
     data = load_data(config)
+    # Made before the folder is claimed: one that a misspelt name had claimed would refuse the right one.
+    trainer = None if (config.out / "run.json").exists() else Trainer(config, data)
     runs.claim(config, data.fingerprint)
     with write_lock(config.out):
-        if not (config.out / "run.json").exists():
-            trainer = Trainer(config, data)
+        if trainer is not None and not (config.out / "run.json").exists():
+            tell_empty_cells(data)
             # An adapter's matrices are small: a second thread gained 14 % on an idle machine, and cost a factor of five
             # beside another program, since idle threads spin.
             with threads(1 if data.images is None else torch.get_num_threads()):
@@ -74,20 +78,12 @@ class Trainer:
         self.config, self.data = config, data
         self.device = choose_device(config.device)
         self.method = make_method(config, data)
+        require_samples(config, self.method, data)
         self.moments = data.moments() if self.method.features else None
         channels = data.stages.open(self.method.stages) if self.method.stages and data.stages is not None else []
         self.learner = make_learner(config, data, self.device, self.method, channels)
-        self.method.prepare(data.cell_counts())
-        self.train_rows = data.rows("train")
-        meta = data.rows("meta")
-        if self.method.meta and not len(meta):
-            raise UsageError(
-                where=f"--method {config.method}",
-                found="no sample in the meta split" + ("" if config.limit is None else f" (--limit {config.limit})"),
-                wanted="some, for the meta step",
-                fix="raise --limit" if config.limit is not None else "use a method without a meta step",
-            )
-        table = data.table
+        self.method.prepare(data.cell_counts("train"))
+        self.train_rows, meta, table = data.rows("train"), data.rows("meta"), data.table
         self.meta_rows = StratifiedRows(
             meta, table.labels[meta], table.groups[meta], per_cell=config.meta_per_cell, seed=config.seed
         )
@@ -199,6 +195,8 @@ class Trainer:
     def meta_score(self) -> dict[str, float] | None:
         """Accuracy and mean-DEO on the meta split, x100; None where a cell of it is empty."""
         rows, table = self.data.rows("meta"), self.data.table
+        if not len(rows):
+            return None
         predictions = logits_of(self.learner.student, self.data, rows, self.device).argmax(1).numpy()
         classes, groups = len(self.data.class_names), len(self.data.group_names)
         counts = confusion(table.labels[rows], table.groups[rows], predictions, classes, groups)
@@ -257,12 +255,13 @@ class Trainer:
         for name, content in student_files(student, data.fingerprint).items():
             replace(out / name, content)
         for split in self.config.scored():
-            try:
-                metrics: Mapping[str, Any] = score(
-                    student, data, split, self.device, out if split == "test" else None
-                ).as_json()
-            except EmptyCellError as error:
-                metrics = {"error": str(error)}
+            keep = out if split == "test" else None
+            metrics: Mapping[str, Any] = {"error": f"no sample in the {split} split"}
+            if len(data.rows(split)):
+                try:
+                    metrics = score(student, data, split, self.device, keep).as_json()
+                except EmptyCellError as error:
+                    metrics = {"error": str(error)}
             runs.write_json(out / f"metrics-{split}.json", metrics)
         runs.finish(out, self.summary())
 
@@ -279,45 +278,11 @@ class Trainer:
             "time_shares": self.clock.shares(),
             "steps": self.step,
             "rows": {split: len(data.rows(split)) for split in ("train", *self.config.scored())},
+            "empty_cells": data.empty_cells(),
             "failed": dict(data.failed),
             "view_policy": data.view_policy(self.config.augment, staged=self.method.stages is not None),
             "versions": {name: version(name) for name in LIBRARIES},
         }
-
-
-def hyperparameters(config: RunConfig) -> Hyperparameters:
-    """The run's, as the methods take them."""
-    return Hyperparameters(
-        alpha=config.alpha,
-        tau=config.tau,
-        lambda_=config.lambda_,
-        mu1=config.mu1,
-        mu2=config.mu2,
-        fitnet_weight=config.fitnet_weight,
-        at_beta=config.at_beta,
-        mfd_weight=config.mfd_weight,
-        ad_weight=config.ad_weight,
-        ad_lr=config.ad_lr,
-        ad_every=max(config.ad_every, 1),
-        dro_step=config.dro_step,
-        average=config.average,
-    )
-
-
-def make_method(config: RunConfig, data: RunData) -> Method:
-    """The run's method. Raises UsageError if it needs a teacher and the run has no cache."""
-    method = build_method(config.method, hyperparameters(config), len(data.group_names))
-    method.recompute = config.recompute
-    if method.stages and config.student in STUDENTS:
-        require_stages(config.student)
-    if data.features is None and (method.features or method.logits or method.stages):
-        raise UsageError(
-            where=f"--method {config.method}",
-            found="no cache",
-            wanted="a teacher's features",
-            fix="use `bird distill --cache CACHE`, or --method baseline",
-        )
-    return method
 
 
 def make_learner(
