@@ -85,6 +85,14 @@ class TableDataset(Dataset):
         splits = _splits(file, columns["split"], ids) if "split" in columns else [""] * len(ids)
         self._draws_splits = "split" not in columns
         self._listing = Listing.of(list(zip(ids, labels, groups, splits, strict=True)))
+        for column, names in (("label", self.class_names), ("group", self.group_names)):
+            if len(names) == 1:
+                raise DataError(
+                    where=f"{file}, column {column}",
+                    found=f"one value, {names[0]!r}, in all {len(ids)} rows",
+                    wanted=_NEEDS_TWO[column],
+                    fix=f"add rows with another {column}",
+                )
 
     def listing(self) -> Listing:
         """All rows of the table, in its order."""
@@ -253,13 +261,6 @@ def _numbered(file: Path, column: str, values: Sequence[Any], ids: Sequence[str]
     empty = [repr(id) for id, v in zip(ids, values, strict=True) if v is None or not str(v).strip()]
     _refuse(file, f"no {column}", empty, f"a {column} in every row", len(ids))
     kinds = sorted(set(values))
-    if len(kinds) == 1:
-        raise DataError(
-            where=f"{file}, column {column}",
-            found=f"one value, {kinds[0]!r}, in all {len(values)} rows",
-            wanted=_NEEDS_TWO[column],
-            fix=f"add rows with another {column}",
-        )
     if all(isinstance(value, int) for value in kinds):
         if kinds != list(range(len(kinds))):
             shown = ", ".join(map(str, kinds[:10])) + (", ..." if len(kinds) > 10 else "")

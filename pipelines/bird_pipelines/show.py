@@ -119,14 +119,22 @@ def metrics_of(metrics: dict[str, Any]) -> None:
         "mean_deo": "↓",
         "max_deo": "↓",
     }
-    rows = {}
+    rows, missing = {}, metrics.get("undefined", {})
     for name, arrow in arrows.items():
+        if metrics[name] is None:
+            rows[f"{name} {arrow}"] = f"n/a: {missing.get(name, 'not recorded')}"
+            continue
         interval = metrics["intervals"].get(name)
         span = f"  [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
+        if interval is None and (why := missing.get(f"intervals.{name}")):
+            span = f"  [n/a: {why}]"
         floor = metrics["deo_floor"].get(name.removesuffix("_deo")) if name.endswith("_deo") else None
         chance = f"  floor {floor:.1f}" if floor is not None else ""
-        rows[f"{name} {arrow}"] = f"{number(metrics[name])}{span}{chance}"
+        mark = "  TRIVIAL, see below" if metrics.get("trivial") and name.endswith("_deo") else ""
+        rows[f"{name} {arrow}"] = f"{number(metrics[name])}{span}{chance}{mark}"
     table("x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows)
+    if why := metrics.get("trivial"):
+        typer.echo(f" trivial student, whose gap says nothing: {why}")
 
 
 def verification(result: dict[str, Any]) -> None:

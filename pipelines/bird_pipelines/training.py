@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bird.caveats import trivial, undefined
 from bird.devices import choose_device, threads
-from bird.errors import EmptyCellError
+from bird.errors import DataError, EmptyCellError
 from bird.methods import Batch, Method, SingleLearner
 from bird.metrics import confusion, mean_deo, recalls
 from bird.precision import in_bf16, require_precision
@@ -30,6 +31,7 @@ from bird_cache.order import StratifiedRows, batches, raw, shuffled
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data
+from bird_pipelines.marks import with_caveats
 from bird_pipelines.profiling import PARTS, Clock, Tracer
 from bird_pipelines.progress import Interrupted, progress, stop_requests
 from bird_pipelines.requirements import make_method, require_samples, tell_empty_cells
@@ -67,8 +69,10 @@ def distill(config: RunConfig) -> dict[str, Any]:
 
 def outcome(config: RunConfig) -> dict[str, Any]:
     """run.json of a finished run, with its metrics. Raises RunError where there is none."""
+    info = runs.read_json(config.out / "run.json")
     metrics = {split: runs.read_json(config.out / f"metrics-{split}.json") for split in config.scored()}
-    return runs.read_json(config.out / "run.json") | {"out": str(config.out), "metrics": metrics}
+    marked = {split: with_caveats(each, info["class_names"]) for split, each in metrics.items()}
+    return info | {"out": str(config.out), "metrics": marked}
 
 
 class Trainer:
@@ -192,21 +196,20 @@ class Trainer:
         replace(self.config.out / "curve.jsonl", lines.encode())
         self.save()
 
-    def meta_score(self) -> dict[str, float] | None:
-        """Accuracy and mean-DEO on the meta split, x100; None where a cell of it is empty."""
-        rows, table = self.data.rows("meta"), self.data.table
+    def meta_score(self) -> dict[str, Any] | None:
+        """Accuracy and mean-DEO on the meta split, x100, and why the gap says nothing, if so; None where there is no meta
+        sample. A gap is None where a cell is empty."""
+        rows, table, names = self.data.rows("meta"), self.data.table, self.data.class_names
         if not len(rows):
             return None
         predictions = logits_of(self.learner.student, self.data, rows, self.device).argmax(1).numpy()
-        classes, groups = len(self.data.class_names), len(self.data.group_names)
-        counts = confusion(table.labels[rows], table.groups[rows], predictions, classes, groups)
+        counts = confusion(table.labels[rows], table.groups[rows], predictions, len(names), len(self.data.group_names))
+        accuracy = None if "accuracy" in undefined(counts) else float(100 * (predictions == table.labels[rows]).mean())
+        found = {"accuracy": accuracy, "trivial": trivial(counts, names)}
         try:
-            return {
-                "accuracy": float(100 * (predictions == table.labels[rows]).mean()),
-                "mean_deo": mean_deo(recalls(counts)),
-            }
-        except EmptyCellError:
-            return None
+            return found | {"mean_deo": mean_deo(recalls(counts))}
+        except DataError:
+            return found | {"mean_deo": None}
 
     def save(self) -> None:
         """Everything that cannot be derived, in one checkpoint."""
