@@ -36,7 +36,7 @@ def undefined(confusion: Ints, class_names: Sequence[object] | None = None) -> d
     if groups == 1:
         found |= dict.fromkeys(("mean_deo", "max_deo", "deo_floor"), "there is one group: a gap is between two")
     if classes > 2:
-        found["f1_binary"] = f"there are {classes} classes: it is the F1 of class 1 of two"
+        found["f1_binary"] = f"there are {classes} classes: the F1 of class 1 is for two"
     if alone := np.flatnonzero(confusion.sum((1, 2)) == 1).tolist():
         found["intervals.auroc"] = f"{_listed(alone, class_names)} has one row: how another would rank is not known"
     return found

@@ -314,10 +314,12 @@ def require_test_cells(dataset: Dataset, table: SampleTable) -> None:
         )
 
 
-def empty_cells(table: SampleTable, class_names: Sequence[str], group_names: Sequence[str]) -> dict[str, list[str]]:
-    """The (class, group) cells without a sample, by name, of each split that has samples and such a cell; train first."""
+def empty_cells(
+    table: SampleTable, class_names: Sequence[str], group_names: Sequence[str], splits: Sequence[str] = SPLITS
+) -> dict[str, list[str]]:
+    """The (class, group) cells without a sample, by name, of each split that has samples and such a cell."""
     found: dict[str, list[str]] = {}
-    for split in SPLITS:
+    for split in splits:
         rows = table.splits == split
         empty = _without(table.take(rows).cells(len(class_names), len(group_names)), class_names, group_names)
         if empty and rows.any():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.datasets import open_dataset
-from bird.datasets.base import Dataset, SampleTable, empty_cells, prepare, require_test_cells, subset
+from bird.datasets.base import SPLITS, Dataset, SampleTable, empty_cells, prepare, require_test_cells, subset
 from bird.devices import send
 from bird.errors import DataError, ImageError, UsageError
 from bird.methods import Batch
@@ -140,7 +140,7 @@ class RunData:
 
     def empty_cells(self) -> dict[str, list[str]]:
         """The (class, group) cells without a sample by name, for each split that has samples and such a cell."""
-        return empty_cells(self.table, self.class_names, self.group_names)
+        return empty_cells(self.table, self.class_names, self.group_names, (*SPLITS, CHOOSE))
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the train split's features, each (d,); a constant feature has deviation 1."""

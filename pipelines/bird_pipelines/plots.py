@@ -111,7 +111,7 @@ def _gap_bars(axes: Axes, gaps: Floats, floor: float, floors: Sequence[float]) -
     label_of_mean = f"mean-DEO {gaps.mean():.1f} (its floor {floor:.1f})"
     axes.axvline(float(gaps.mean()), color=INK, linewidth=1.2, label=label_of_mean)
     places = np.arange(len(gaps)) + 0.5
-    dashes: dict[str, Any] = {"color": MUTED, "linewidth": 1.4, "linestyle": (0, (3, 2))}
+    dashes: dict[str, Any] = {"color": INK, "linewidth": 1.4, "linestyle": (0, (3, 2))}
     axes.vlines(floors, places - 0.42, places + 0.42, label="floor of each gap", **dashes)
     axes.set_xlim(0, 1.14 * max(float(gaps.max()), *floors, 1.0))
     axes.set_title("Gap between groups ×100 (lower is better)", pad=24)
@@ -231,10 +231,13 @@ def scatter_plot(points: Sequence[Point], methods: Sequence[str], name: str) -> 
             for point in mine:
                 face = "none" if point.trivial else colour
                 style: dict[str, Any] = {"edgecolors": colour if point.trivial else "none", "linewidths": 0.8}
-                axes.scatter(point.mean_deo, point.auroc, s=22, marker=marker, facecolors=face, alpha=0.45, **style)
+                style |= {"facecolors": face, "alpha": 0.45, "clip_on": False}  # a mark at 0 is drawn whole
+                axes.scatter(point.mean_deo, point.auroc, s=22, marker=marker, **style)
                 _floor_of(axes, point, colour, small=True)
             _means(axes, mine, colour, marker)
-        axes.plot([], [], color=MUTED, marker="|", markersize=12, linewidth=0.8, label="floor of the mark")
+        axes.plot(
+            [], [], color=MUTED, marker="|", markersize=12, linewidth=0.9, linestyle=":", label="floor of the mark"
+        )
         if any(point.trivial for point in points):
             axes.scatter([], [], s=60, facecolors="none", edgecolors=MUTED, linewidths=1.2, label="trivial student")
         axes.set_xlim(left=0)
@@ -261,10 +264,22 @@ def front_plot(candidates: Sequence[Mapping[str, Any]], auroc_floor: float, name
         figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
         axes = figure.subplots()
         front = sorted((each["mean_deo"], each["auroc"]) for each in candidates if each["front"])
-        axes.plot(*zip(*front, strict=True), color=PALETTE[0], marker="o", markersize=7, label="Pareto front", zorder=3)
+        if front:
+            line: dict[str, Any] = {"color": PALETTE[0], "marker": "o", "markersize": 7, "zorder": 3}
+            axes.plot(*zip(*front, strict=True), label="Pareto front", **line)
         for other, colour, label in ((True, MUTED, "candidate"), (False, PALETTE[1], "AUROC below the floor")):
-            points = [e for e in candidates if not e["front"] and e["feasible"] is other]
+            points = [e for e in candidates if not e["front"] and not e["trivial"] and e["feasible"] is other]
             axes.scatter([e["mean_deo"] for e in points], [e["auroc"] for e in points], s=26, color=colour, label=label)
+        if hollow := [(each["mean_deo"], each["auroc"]) for each in candidates if each["trivial"]]:
+            face: dict[str, Any] = {"facecolors": "none", "edgecolors": PALETTE[1]}
+            across, up = zip(*hollow, strict=True)
+            axes.scatter(across, up, s=26, label="trivial student", **face)
+        for each in candidates:
+            if each["deo_floor"] is not None:
+                axes.plot(
+                    each["deo_floor"], each["auroc"], color=MUTED, marker="|", markersize=9, linestyle="", zorder=2
+                )
+        axes.plot([], [], color=MUTED, marker="|", markersize=9, linestyle="", label="floor of the mean-DEO")
         chosen = next(each for each in candidates if each["chosen"])
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": INK, "linewidths": 1.6, "zorder": 4}
         axes.scatter([chosen["mean_deo"]], [chosen["auroc"]], s=190, label="chosen", **ring)
@@ -289,7 +304,9 @@ def _means(axes: Axes, runs: Sequence[Point], colour: str, marker: str) -> None:
         deo, auroc, floor = np.mean([(run.mean_deo, run.auroc, run.floor) for run in mine], axis=0).tolist()
         mean = Point(method, label, deo, auroc, floor, any(run.trivial for run in mine))
         face, edge = ("white", colour) if mean.trivial else (colour, "white")
-        axes.scatter(deo, auroc, s=110, facecolors=face, edgecolors=edge, linewidths=1.4, marker=marker, zorder=3)
+        axes.scatter(
+            deo, auroc, s=110, facecolors=face, edgecolors=edge, linewidths=1.4, marker=marker, zorder=3, clip_on=False
+        )
         _floor_of(axes, mean, colour)
         if len(by_label) > 1:
             text = " · ".join(part for part in label.split(" · ") if part not in common)

@@ -180,11 +180,16 @@ def tuned(result: dict[str, Any]) -> None:
     table("chosen", {name: f"{value:.4g}" for name, value in chosen["setting"].items()})
     judged = {
         "candidates": len(result["candidates"]),
-        "AUROC floor": number(result["auroc_floor"]) + ("" if chosen["feasible"] else "  (no candidate reached it)"),
+        "AUROC floor": number(result["auroc_floor"]),
         "baseline": f"mean-DEO {number(result['baseline']['mean_deo'])}, AUROC {number(result['baseline']['auroc'])}",
         "chosen": f"mean-DEO {number(chosen['mean_deo'])}, AUROC {number(chosen['auroc'])}",
     }
     table("on the choosing half of meta, x100", judged)
+    if not chosen["feasible"]:
+        typer.echo(" no candidate reached the AUROC floor with a student that is not trivial")
+    for name, each in (("chosen", chosen), ("baseline", result["baseline"]), ("test", test)):
+        if each.get("trivial"):
+            typer.echo(f" {name}: {each['trivial']}")
     if "error" in test:
         typer.echo(f"test: not evaluated: {test['error']}")
     else:
