@@ -189,35 +189,55 @@ def prepare(
 
 
 def subset(table: SampleTable, limit: int) -> Ints:
-    """Rows of a deterministic subset of `limit` samples with the proportions of (split, class, group), in table order.
+    """Rows of a deterministic subset of `limit` samples with the proportions of split, class and group, in table order.
 
-    Largest remainders decide the counts (a stratum keeps at least one sample where `limit` allows), content hashes
-    decide which samples.
+    What is learned from (train and meta) and test have their shares to the nearest sample, so has each (class, group) cell
+    of either, and so has meta. Where `limit` allows, a cell that a split has keeps a sample. Content hashes decide which.
     """
     if limit >= len(table):
         return np.arange(len(table))
-    strata: dict[tuple[str, int, int], list[int]] = {}
-    for row, key in enumerate(zip(table.splits, table.labels.tolist(), table.groups.tolist(), strict=True)):
-        strata.setdefault(key, []).append(row)
-    strata = dict(
-        sorted(strata.items())
-    )  # equal remainders: the first stratum by name, not by position, gets the sample
-    quota = np.array([limit * len(rows) / len(table) for rows in strata.values()])
-    counts = np.floor(quota).astype(int)
-    if limit >= len(strata):
-        counts = np.maximum(counts, 1)
-    while (missing := limit - int(counts.sum())) != 0:
-        gap = quota - counts
-        if missing > 0:
-            counts[np.argsort(-gap, kind="stable")[:missing]] += 1
-        else:  # the minimum of one overshot: take from where the count exceeds its quota most
-            counts[np.argsort(np.where(counts > 1, gap, np.inf), kind="stable")[0]] -= 1
-    chosen = [
-        row
-        for count, rows in zip(counts.tolist(), strata.values(), strict=True)
-        for row in sorted(rows, key=lambda row: _rank(table, row, 0))[:count]
-    ]
+    cells: dict[tuple[bool, int, int], dict[str, list[int]]] = {}
+    for row, split in enumerate(table.splits.tolist()):
+        cell = cells.setdefault((split == "test", int(table.labels[row]), int(table.groups[row])), {})
+        cell.setdefault(split, []).append(row)
+    # Of equal remainders the first by name, not by position, gets the sample.
+    parts = [parts for _, parts in sorted(cells.items())]
+    rows = np.array([sum(map(len, each.values())) for each in parts])
+    least = np.array([len(each) for each in parts])
+    least = least if limit >= least.sum() else np.full(len(parts), int(limit >= len(parts)))
+    tested = np.array([key[0] for key in sorted(cells)])
+    sides = [side for side in (~tested, tested) if side.any()]
+    share, counts = limit / len(table), np.zeros(len(parts), np.int64)
+    totals = np.array([[rows[side].sum() * share, least[side].sum()] for side in sides])
+    for side, total in zip(sides, _whole(totals[:, 0], limit, totals[:, 1].astype(np.int64)).tolist(), strict=True):
+        counts[side] = _whole(rows[side] * share, total, least[side])
+    of_meta = np.array([len(each.get("meta", [])) for each in parts])
+    alone = of_meta == rows
+    most = np.where(of_meta > 0, np.minimum(of_meta, np.where(alone, counts, np.maximum(counts - 1, 0))), 0)
+    low = np.maximum(np.minimum(most, 1), counts - (rows - of_meta))
+    wanted = int(np.clip(round(share * int(of_meta.sum())), low.sum(), most.sum()))
+    meta = _whole(counts * of_meta / rows, wanted, low, most)
+    chosen: list[int] = []
+    for each, count, kept in zip(parts, counts.tolist(), meta.tolist(), strict=True):
+        for split, members in each.items():
+            size = kept if split == "meta" else count - kept
+            chosen += sorted(members, key=lambda row: _rank(table, row, 0))[:size]
     return np.array(sorted(chosen), np.int64)
+
+
+def _whole(quota: NDArray[np.float64], total: int, least: Ints, most: Ints | None = None) -> Ints:
+    """Whole numbers near the quotas that add up to `total`, none below its `least` or above its `most`: largest
+    remainders."""
+    top = np.full(len(quota), np.iinfo(np.int64).max) if most is None else most
+    counts = np.clip(np.floor(quota + 1e-9).astype(np.int64), least, top)
+    while (missing := total - int(counts.sum())) != 0:
+        gap = (quota - counts).round(9)
+        if missing > 0:
+            free = np.argsort(np.where(counts < top, -gap, np.inf), kind="stable")[: min(missing, (counts < top).sum())]
+            counts[free] += 1
+        else:  # the least overshot: take from where the count exceeds its quota most
+            counts[np.argsort(np.where(counts > least, gap, np.inf), kind="stable")[0]] -= 1
+    return counts
 
 
 def carve_meta(table: SampleTable, fraction: float, at_least: int, seed: int) -> Strings:
