@@ -212,41 +212,44 @@ class Point(NamedTuple):
 
 
 def scatter_plot(points: Sequence[Point], methods: Sequence[str], name: str) -> str:
+    """`scatter` as an inline SVG."""
+    with matplotlib.rc_context(STYLE):
+        return inline_svg(scatter(points, methods), name, "AUROC against mean-DEO, one mark a run, with its floor")
+
+
+def scatter(points: Sequence[Point], methods: Sequence[str]) -> Figure:
     """AUROC against mean-DEO (both x100), with the floor of each mark as a tick at its height.
 
     Small marks are runs, a large one is the mean of a configuration's runs; one colour and mark a method,
     by its place in `methods`. The marks of trivial students are hollow.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
-        axes = figure.subplots()
-        for index, method in enumerate(methods):
-            colour, marker = (
-                PALETTE[index % len(PALETTE)],
-                MARKERS[(index + index // len(PALETTE)) % len(MARKERS)],
-            )
-            mine = [point for point in points if point.method == method]
-            if not mine:
-                continue
-            for point in mine:
-                face = "none" if point.trivial else colour
-                style: dict[str, Any] = {"edgecolors": colour if point.trivial else "none", "linewidths": 0.8}
-                style |= {"facecolors": face, "alpha": 0.45, "clip_on": False}  # a mark at 0 is drawn whole
-                axes.scatter(point.mean_deo, point.auroc, s=22, marker=marker, **style)
-                _floor_of(axes, point, colour, small=True)
-            _means(axes, mine, colour, marker)
-        axes.plot(
-            [], [], color=MUTED, marker="|", markersize=12, linewidth=0.9, linestyle=":", label="floor of the mark"
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for index, method in enumerate(methods):
+        colour, marker = (
+            PALETTE[index % len(PALETTE)],
+            MARKERS[(index + index // len(PALETTE)) % len(MARKERS)],
         )
-        if any(point.trivial for point in points):
-            axes.scatter([], [], s=60, facecolors="none", edgecolors=MUTED, linewidths=1.2, label="trivial student")
-        axes.set_xlim(left=0)
-        axes.margins(0.08)
-        axes.set_xlabel("mean-DEO ×100  (← lower is better)")
-        axes.set_ylabel("AUROC ×100  (higher is better →)")
-        axes.grid()
-        figure.legend(loc="outside right upper", labelspacing=0.9)
-        return inline_svg(figure, name, "AUROC against mean-DEO, one mark a run, with its floor")
+        mine = [point for point in points if point.method == method]
+        if not mine:
+            continue
+        for point in mine:
+            face = "none" if point.trivial else colour
+            style: dict[str, Any] = {"edgecolors": colour if point.trivial else "none", "linewidths": 0.8}
+            style |= {"facecolors": face, "alpha": 0.45, "clip_on": False}  # a mark at 0 is drawn whole
+            axes.scatter(point.mean_deo, point.auroc, s=22, marker=marker, **style)
+            _floor_of(axes, point, colour, small=True)
+        _means(axes, mine, colour, marker)
+    axes.plot([], [], color=MUTED, marker="|", markersize=12, linewidth=0.9, linestyle=":", label="floor of the mark")
+    if any(point.trivial for point in points):
+        axes.scatter([], [], s=60, facecolors="none", edgecolors=MUTED, linewidths=1.2, label="trivial student")
+    axes.set_xlim(left=0)
+    axes.margins(0.08)
+    axes.set_xlabel("mean-DEO ×100  (← lower is better)")
+    axes.set_ylabel("AUROC ×100  (higher is better →)")
+    axes.grid()
+    figure.legend(loc="outside right upper", labelspacing=0.9)
+    return figure
 
 
 def _floor_of(axes: Axes, point: Point, colour: str, *, small: bool = False) -> None:
