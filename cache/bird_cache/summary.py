@@ -79,7 +79,7 @@ def _norms(cell: CellAudit) -> dict[str, float | None]:
         "mean": cell.norm_sum / (cell.rows - cell.failed) if cell.rows > cell.failed else None,
         "min": cell.norm_min,
         "max": cell.norm_max,
-        "rounding_max": cell.rounding_max,
+        "rounding_max": cell.rounding_max if cell.rows > cell.failed else None,
     }
 
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from bird.caveats import trivial, undefined
 
-__all__ = ["MARK", "WHAT_TRIVIAL_MEANS", "reason_of", "trivial_seeds", "with_caveats"]
+__all__ = ["MARK", "ONE_SEED", "WHAT_TRIVIAL_MEANS", "reason_of", "trivial_seeds", "with_caveats"]
 
 MARK = "trivial student"
+ONE_SEED = "one seed has no standard deviation"
 WHAT_TRIVIAL_MEANS = (
     "A student is marked trivial if it names one class for every row, never or hardly ever names some class, or is not"
     " shown to be more accurate than naming the largest class for every row. Such a student can have a small gap without"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ __all__ = [
     "require_cells",
     "samples_of",
     "shard_and_chunk_rows",
+    "warn_of_cells",
 ]
 
 LAYER, BOXES = "penultimate", "boxes"
@@ -76,9 +77,14 @@ def require_cells(dataset: Dataset, table: SampleTable) -> None:
     """Before a teacher runs: raise DataError for a (class, group) cell that test lacks; tell on stderr, by name, of those
     that train or meta lacks. Not every method needs them."""
     require_test_cells(dataset, table)
-    for split, cells in empty_cells(table, dataset.class_names, dataset.group_names).items():
+    warn_of_cells(empty_cells(table, dataset.class_names, dataset.group_names))
+
+
+def warn_of_cells(empty: Mapping[str, Sequence[str]], why: str = "") -> None:
+    """Tell on stderr of cells without a sample, by split and name."""
+    for split, cells in empty.items():
         few = ", ".join(cells[:10]) + (f" and {len(cells) - 10} more" if len(cells) > 10 else "")
-        tell(f"warning: no {split} sample of {few} (class x group); methods that need one refuse this cache")
+        tell(f"warning: no {split} sample of {few} (class x group){why}; methods that need one refuse this cache")
 
 
 def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:

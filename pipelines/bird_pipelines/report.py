@@ -241,10 +241,11 @@ def _detail(index: int, configuration: Configuration, shared: Sequence[str]) -> 
         recall = plots.recall_plot(metrics["recalls"], *names, *floors, f"recall{index}")
     acts = any(line.get("bias") is not None or line.get("gate") for line in run.curve)
     warmup = run.settings.get("warmup") if acts else None
+    seconds = [each.info["seconds"] for each in configuration.runs if each.info.get("seconds") is not None]
     return {
         "label": configuration.label,
         "seeds": [each.settings["seed"] for each in configuration.runs],
-        "seconds": float(np.mean([each.info.get("seconds", 0.0) for each in configuration.runs])),
+        "seconds": float(np.mean(seconds)) if seconds else None,
         "views": run.info.get("view_policy", "not recorded"),
         "shares": list((run.info.get("time_shares") or {}).items()),
         "settings": [(name, value) for name, value in run.settings.items() if name not in (*shared, *SHOWN)],

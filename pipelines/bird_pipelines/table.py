@@ -18,7 +18,7 @@ from bird.errors import DataError
 from bird.metrics import two_level_intervals
 from bird.paired import ENOUGH_SEEDS, Predicted, compare, holm, sign_flip_p
 from bird_pipelines import published
-from bird_pipelines.marks import WHAT_TRIVIAL_MEANS, reason_of, trivial_seeds
+from bird_pipelines.marks import ONE_SEED, WHAT_TRIVIAL_MEANS, reason_of, trivial_seeds
 from bird_pipelines.recipes import Profile, Recipe, Row
 from bird_pipelines.report import Run, read_run
 from bird_pipelines.scoring import load_predictions
@@ -156,7 +156,7 @@ def _cell(key: str, metrics: Mapping[int, Mapping[str, Any]], intervals: Mapping
     why = reason_of(key, [*metrics.values()]) if metrics else NO_RUN
     reasons = {
         "mean": why,
-        "std": why or "one seed has no standard deviation",
+        "std": why or ONE_SEED,
         "interval": why or "the counts of classes and groups do not determine it over seeds",
         "floor": why or "it belongs to a gap",
     }

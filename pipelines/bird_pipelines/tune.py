@@ -29,7 +29,7 @@ from bird_pipelines import runs
 from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.data import load_data
 from bird_pipelines.many import distill_many
-from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS, reason_of, trivial_seeds
+from bird_pipelines.marks import MARK, ONE_SEED, WHAT_TRIVIAL_MEANS, reason_of, trivial_seeds
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -307,6 +307,7 @@ def summary_of(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     columns = {name: [each[name] for each in tests] for name in METRICS}
     scores = {
         name: {"mean": float(np.mean(v)), "std": float(np.std(v, ddof=1)) if len(v) > 1 else None}
+        | ({"undefined": {"std": ONE_SEED}} if len(v) == 1 else {})
         for name, v in columns.items()
     }
     floor = float(np.mean([each["deo_floor"]["mean"] for each in tests]))

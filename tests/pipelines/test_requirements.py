@@ -223,6 +223,18 @@ def test_precompute_counts_the_cells_by_split_and_warns_by_name(teacher, tmp_pat
     assert {split: sum(cells.values()) for split, cells in info["cells"].items()} == info["splits"]
 
 
+def test_a_cell_whose_images_all_failed_is_named_at_the_end(teacher, tmp_path):
+    """It was there when the work was planned."""
+    pictures(tmp_path)
+    text = (tmp_path / "samples.csv").read_text()
+    (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])
+    (tmp_path / "samples.csv").write_text(text + "\nbroken.png,yes,b,meta")
+    flags = ("--teacher", f"run:{teacher}", "--dataset", "table", "--data-root", tmp_path, "--out", tmp_path / "cache")
+    done = bird("precompute", *flags, "--max-failed", 0.1)
+    assert "warning: no train sample of yes x b (class x group); methods" in done.stderr
+    assert "warning: no meta sample of yes x b (class x group): all its images failed" in done.stderr
+
+
 @pytest.mark.parametrize(("column", "value"), [("label", "yes"), ("group", "female")])
 def test_a_table_of_one_class_or_group_is_refused_before_the_teacher_is_loaded(tmp_path, column, value):
     (tmp_path / "samples.csv").write_text(
