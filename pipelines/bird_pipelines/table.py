@@ -127,7 +127,8 @@ def _row(outcome: Outcome, recipe: Recipe, profile: Profile, ours: Mapping[str, 
         cell["comparison"] = _comparison(key, metrics, other.metrics() if other else {}, paired)
         cell["paper_effect"] = _paper_effect(recipe, row, metric)
         says_nothing = key.endswith("_deo") and any(marks)  # then neither does the difference of two gaps
-        cell["direction"] = None if says_nothing else _direction(cell["comparison"], cell["paper_effect"])
+        told = "trivial" if says_nothing and cell["comparison"] else None
+        cell["direction"] = told or _direction(cell["comparison"], cell["paper_effect"])
         cell["trivial"] = marks[0] if key.endswith("_deo") else None
         cells[metric] = cell
     names = {"id": row.id, "label": row.label, "method": row.method, "reference": row.reference}
@@ -205,7 +206,7 @@ def _paper_effect(recipe: Recipe, row: Row, metric: str) -> float | None:
 
 def _direction(comparison: Mapping[str, Any] | None, paper: float | None) -> str | None:
     """Whether the effect goes the paper's way: "same", "opposite", or "open" where our interval
-    holds 0 or, without one, the seeds do not all have one sign. None, too, for the gap of a trivial student."""
+    holds 0 or, without one, the seeds do not all have one sign."""
     if comparison is None or not paper:
         return None
     interval, by_seed = comparison["interval"], comparison["by_seed"]

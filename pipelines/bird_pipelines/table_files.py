@@ -55,9 +55,11 @@ def as_html(record: Record, plots: Mapping[str, str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"ours": _ours, "number": _number, "signed": _signed, "range": _range}
+    environment.filters |= {"number": _number, "signed": _signed, "range": _range}
     drawn = [(title, Markup(svg)) for title, svg in plots.items()]
-    return environment.get_template("table.html.j2").render(**record, columns=COLUMNS, mark=MARK, plots=drawn)
+    return environment.get_template("table.html.j2").render(
+        **record, columns=COLUMNS, mark=MARK, no_run=NO_RUN, plots=drawn
+    )
 
 
 def as_markdown(record: Record) -> str:
