@@ -9,7 +9,7 @@ import numpy as np
 
 from bird.caveats import trivial, undefined
 
-__all__ = ["MARK", "ONE_SEED", "WHAT_TRIVIAL_MEANS", "reason_of", "trivial_seeds", "with_caveats"]
+__all__ = ["MARK", "ONE_SEED", "WHAT_TRIVIAL_MEANS", "few", "reason_of", "trivial_seeds", "with_caveats"]
 
 MARK = "trivial student"
 ONE_SEED = "one seed has no standard deviation"
@@ -35,6 +35,11 @@ def with_caveats(metrics: Mapping[str, Any], class_names: Sequence[object] | Non
     if "deo_floor" in missing:
         found["deo_floor"] = dict.fromkeys(metrics["deo_floor"])
     return found
+
+
+def few(names: Sequence[str], most: int = 10) -> str:
+    """Names in a sentence, the first of many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def reason_of(name: str, every: Sequence[Mapping[str, Any]]) -> str | None:

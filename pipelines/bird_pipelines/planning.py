@@ -13,6 +13,7 @@ from bird.views import BOX, view_policy
 from bird_cache.manifest import Layer, Plan, Store
 from bird_cache.numbers import Dtype
 from bird_cache.samples import PENDING, Samples
+from bird_pipelines.marks import few
 from bird_pipelines.progress import tell
 
 __all__ = [
@@ -83,8 +84,9 @@ def require_cells(dataset: Dataset, table: SampleTable) -> None:
 def warn_of_cells(empty: Mapping[str, Sequence[str]], why: str = "") -> None:
     """Tell on stderr of cells without a sample, by split and name."""
     for split, cells in empty.items():
-        few = ", ".join(cells[:10]) + (f" and {len(cells) - 10} more" if len(cells) > 10 else "")
-        tell(f"warning: no {split} sample of {few} (class x group){why}; methods that need one refuse this cache")
+        tell(
+            f"warning: no {split} sample of {few(cells)} (class x group){why}; methods that need one refuse this cache"
+        )
 
 
 def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from bird.metrics import gap_floors, two_level_intervals
 from bird_cache.files import replace, storage_error
 from bird_cache.manifest import flatten
 from bird_pipelines import plots
-from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS, reason_of, trivial_seeds, with_caveats
+from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS, few, reason_of, trivial_seeds, with_caveats
 
 __all__ = ["write_report"]
 
@@ -272,7 +272,7 @@ def _sources(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
             "fingerprint": info.get("fingerprint"),
             "rows": info["rows"],
             "failed": info.get("failed") or {},
-            "empty": info.get("empty_cells") or {},
+            "empty": {split: few(cells) for split, cells in (info.get("empty_cells") or {}).items()},
         }
         sources[json.dumps(source, sort_keys=True)] = source
     return list(sources.values())

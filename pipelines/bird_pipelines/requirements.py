@@ -7,6 +7,7 @@ from bird.methods import METHODS, Hyperparameters, Method, build_method
 from bird.students import STUDENTS, require_stages
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData
+from bird_pipelines.marks import few
 from bird_pipelines.progress import tell
 
 __all__ = ["hyperparameters", "make_method", "require_samples", "tell_empty_cells"]
@@ -68,7 +69,7 @@ def require_samples(config: RunConfig, method: Method, data: RunData) -> None:
             others = [name for name in METHODS if not build_method(name, Hyperparameters(), 2).cells]
             raise EmptyCellError(
                 where=f"--method {config.method}",
-                found=f"no {split} sample of {', '.join(cells)}{limited}",
+                found=f"no {split} sample of {few(cells)}{limited}",
                 wanted=f"a {split} sample of every class in every group: {method.cells[split]}",
                 fix=("raise --limit, " if limited else "add such samples, ")
                 + f"leave out the class or the group, or use a method that does without ({', '.join(others)})",
@@ -78,4 +79,4 @@ def require_samples(config: RunConfig, method: Method, data: RunData) -> None:
 def tell_empty_cells(data: RunData) -> None:
     """Say on stderr which cells are empty: what trains without them says nothing of them. run.json records it."""
     for split, cells in data.empty_cells().items():
-        tell(f"warning: no {split} sample of {', '.join(cells)} (class x group); run.json records it")
+        tell(f"warning: no {split} sample of {few(cells)} (class x group); run.json records it")

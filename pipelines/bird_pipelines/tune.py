@@ -29,7 +29,7 @@ from bird_pipelines import runs
 from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.data import load_data
 from bird_pipelines.many import distill_many
-from bird_pipelines.marks import MARK, ONE_SEED, WHAT_TRIVIAL_MEANS, reason_of, trivial_seeds
+from bird_pipelines.marks import MARK, ONE_SEED, WHAT_TRIVIAL_MEANS, few, reason_of, trivial_seeds
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -139,7 +139,7 @@ def require_halves(base: RunConfig, search: Search) -> None:
     if empty or not len(data.rows(CHOOSE)):
         raise UsageError(
             where=f"study {base.out}",
-            found=f"no sample of {', '.join(empty) or 'any class'} (class x group) in the choosing half of meta",
+            found=f"no sample of {few(empty) or 'any class'} (class x group) in the choosing half of meta",
             wanted="at least two meta samples in every (class, group) cell",
             fix="use a larger --limit, or a cache with a larger meta split",
         )
