@@ -12,6 +12,11 @@
 The cache has a tree of its own (`bird_cache.errors`): the two packages do not import each other.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "BirdError",
     "DataError",
@@ -21,6 +26,8 @@ __all__ = [
     "RunError",
     "TeacherError",
     "UsageError",
+    "nearest",
+    "unknown_name",
 ]
 
 
@@ -66,3 +73,27 @@ class RunError(BirdError):
 
 class OutOfMemoryError(BirdError):
     """A device, or the machine itself, whose memory does not hold the work."""
+
+
+def unknown_name(
+    where: str, found: object, known: Iterable[str], fix: str = "choose one of these", *, wanted: str | None = None
+) -> UsageError:
+    """The error for a name that is none of `known`: `wanted` (by default all of them), and what was probably meant."""
+    names = list(known)
+    close = nearest(str(found), names)
+    return UsageError(
+        where=where,
+        found=repr(found),
+        wanted=wanted or f"one of {', '.join(names)}",
+        fix=f"did you mean {' or '.join(close)}?" if close else fix,
+    )
+
+
+def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """The names in `known` that `name` is probably a slip for, the nearest first, at most `most`: same letters but for the
+    case, few letters apart, or a name that it begins."""
+    plain = {each.casefold(): each for each in known}
+    typed = name.casefold()
+    close = difflib.get_close_matches(typed, plain, n=most)
+    close = close or sorted(each for each in plain if len(typed) >= 3 and each.startswith(typed))
+    return [plain[each] for each in close[:most]]

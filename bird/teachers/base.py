@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bird.devices import fetch, send
-from bird.errors import TeacherError, UsageError
+from bird.errors import TeacherError, unknown_name
 from bird.teachers.inference import hasten
 from bird.teachers.layers import FeatureKind, LayerSpec, Tap
 from bird.views import cut
@@ -151,12 +151,7 @@ class TorchTeacher(Teacher):
         reading: str = "output",
     ) -> None:
         if precision not in PRECISIONS:
-            raise UsageError(
-                where="--precision",
-                found=repr(precision),
-                wanted=f"one of {', '.join(PRECISIONS)}",
-                fix="choose one",
-            )
+            raise unknown_name("--precision", precision, PRECISIONS)
         self.name, self.feature_kind = name, taps[PENULTIMATE].kind
         self.weights_digest = digest_of_state(module.state_dict())
         self.preprocessing = {**view.canonical(), "reading": reading}

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from bird.datasets import open_dataset
-from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells
+from bird.datasets.base import Dataset, SampleTable, empty_cells, prepare
 from bird.devices import enough_memory
 from bird.errors import DataError, TeacherError
 from bird.teachers import Service, Teacher, expand_layers, load_teacher, open_service
@@ -27,7 +27,7 @@ from bird_cache.errors import StorageError
 from bird_cache.folders import Folder, open_folder
 from bird_cache.manifest import Manifest, Plan, Receipt, Store
 from bird_cache.numbers import Dtype, storage_dtype
-from bird_cache.samples import Samples
+from bird_cache.samples import OK, Samples
 from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer
@@ -35,7 +35,7 @@ from bird_pipelines.ahead import in_order
 from bird_pipelines.config import PrecomputeConfig
 from bird_pipelines.decoding import Decoded, decode, plan_jobs
 from bird_pipelines.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
-from bird_pipelines.planning import BOXES, LAYER, make_plan, samples_of
+from bird_pipelines.planning import BOXES, LAYER, make_plan, require_cells, samples_of, warn_of_cells
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
 from bird_pipelines.update import Earlier
 
@@ -139,7 +139,7 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         max_problem_share=max_failed,
         workers=workers,
     )
-    require_test_cells(data, table)
+    require_cells(data, table)
     if config.dry_run:
         return estimate(teacher, data, table, config.price_per_1000)
     precompute(
@@ -159,8 +159,14 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         views=config.views,
         update=config.update,
     )
+    store = open_cache(config.out)
+    if store.manifest.complete:  # what was planned may have failed
+        kept = table.take(store.samples.having("status", OK))
+        names, planned = (data.class_names, data.group_names), empty_cells(table, data.class_names, data.group_names)
+        lost = {split: cells for split, cells in empty_cells(kept, *names).items() if cells != planned.get(split)}
+        warn_of_cells(lost, ": all its images failed")
     unusable = {problem.id: problem.reason for problem in table.problems}
-    return open_cache(config.out).info() | {"prepared": dict(table.notes), "left_out": unusable}
+    return store.info() | {"prepared": dict(table.notes), "left_out": unusable}
 
 
 def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
