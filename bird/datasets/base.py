@@ -348,7 +348,7 @@ def empty_cells(
 
 
 def _without(counts: Ints, class_names: Sequence[str], group_names: Sequence[str]) -> list[str]:
-    return [f"{class_names[c]} x {group_names[g]}" for c, g in np.argwhere(counts == 0).tolist()]
+    return [f"class {class_names[c]} x group {group_names[g]}" for c, g in np.argwhere(counts == 0).tolist()]
 
 
 def _drop_conflicts(table: SampleTable, keep: bool) -> tuple[SampleTable, dict[str, int]]:

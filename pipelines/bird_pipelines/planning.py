@@ -84,9 +84,7 @@ def require_cells(dataset: Dataset, table: SampleTable) -> None:
 def warn_of_cells(empty: Mapping[str, Sequence[str]], why: str = "") -> None:
     """Tell on stderr of cells without a sample, by split and name."""
     for split, cells in empty.items():
-        tell(
-            f"warning: no {split} sample of {few(cells)} (class x group){why}; methods that need one refuse this cache"
-        )
+        tell(f"warning: no {split} sample of {few(cells)}{why}; methods that need one, such as bird, refuse this cache")
 
 
 def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:

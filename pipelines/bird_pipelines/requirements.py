@@ -79,4 +79,4 @@ def require_samples(config: RunConfig, method: Method, data: RunData) -> None:
 def tell_empty_cells(data: RunData) -> None:
     """Say on stderr which cells are empty: what trains without them says nothing of them. run.json records it."""
     for split, cells in data.empty_cells().items():
-        tell(f"warning: no {split} sample of {few(cells)} (class x group); run.json records it")
+        tell(f"warning: no {split} sample of {few(cells)}; run.json records it")

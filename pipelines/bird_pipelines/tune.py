@@ -139,7 +139,7 @@ def require_halves(base: RunConfig, search: Search) -> None:
     if empty or not len(data.rows(CHOOSE)):
         raise UsageError(
             where=f"study {base.out}",
-            found=f"no sample of {few(empty) or 'any class'} (class x group) in the choosing half of meta",
+            found=f"no sample of {few(empty) or 'any class'} in the choosing half of meta",
             wanted="at least two meta samples in every (class, group) cell",
             fix="use a larger --limit, or a cache with a larger meta split",
         )

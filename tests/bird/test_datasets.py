@@ -784,11 +784,11 @@ def test_empty_cells_are_named_by_split(tmp_path: Path) -> None:
     assert empty_cells(table, *names) == {}
     last = (table.labels == 1) & (table.groups == 1)
     learned = table.take(~(last & (table.splits != "test")))
-    assert empty_cells(learned, *names) == {"train": ["1 x 1"], "meta": ["1 x 1"]}
+    assert empty_cells(learned, *names) == {"train": ["class 1 x group 1"], "meta": ["class 1 x group 1"]}
     require_test_cells(dataset, learned)
-    with pytest.raises(DataError, match="no test sample for 1 x 1"):
+    with pytest.raises(DataError, match="no test sample for class 1 x group 1"):
         require_test_cells(dataset, table.take(~(last & (table.splits == "test"))))
-    with pytest.raises(DataError, match="no test sample for 0 x 0, 0 x 1, 1 x 0, 1 x 1"):
+    with pytest.raises(DataError, match="no test sample for class 0 x group 0, class 0 x group 1, class 1 x group 0"):
         require_test_cells(dataset, table.take(table.splits != "test"))
 
 

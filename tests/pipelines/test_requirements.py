@@ -35,7 +35,7 @@ def made(where, labels, groups, splits, classes=("no", "yes"), names=("a", "b"))
 
 
 def lacking(where, split, rows=400):
-    """A cache in which a split has no sample of yes x b."""
+    """A cache in which a split has no sample of class yes x group b."""
     number = np.arange(rows)
     labels, groups = number % 2, number // 2 % 2
     splits = np.array(["train", "train", "meta", "test"])[number // 4 % 4]
@@ -45,7 +45,7 @@ def lacking(where, split, rows=400):
 
 @pytest.fixture(scope="module")
 def without(tmp_path_factory):
-    """Caches without yes x b in train, and in meta."""
+    """Caches without class yes x group b in train, and in meta."""
     root = tmp_path_factory.mktemp("without")
     return {split: lacking(root / split, split) for split in ("train", "meta")}
 
@@ -79,7 +79,7 @@ def test_a_slip_leaves_no_folder_that_refuses_the_right_word(cache, tmp_path, wr
 def test_many_runs_claim_no_folder_before_they_are_known_to_work(without, tmp_path):
     flags = {"dataset": "digits-s", "student": "adapter", "method": "bird", "cache": str(without["train"]), **SHORT}
     configs = [resolve({**flags, "seed": seed, "out": tmp_path / str(seed)}) for seed in range(2)]
-    with pytest.raises(EmptyCellError, match="yes x b"):
+    with pytest.raises(EmptyCellError, match="class yes x group b"):
         distill_many(configs)
     assert not [*tmp_path.iterdir()]
     assert len(distill_many([config.model_copy(update={"method": "fitnet"}) for config in configs])) == 2
@@ -168,22 +168,22 @@ def test_a_method_that_needs_an_empty_cell_refuses_and_others_record_it(without,
     needed = method in (TRAIN if split == "train" else META)
     if needed:
         with pytest.raises(
-            EmptyCellError, match=f"no {split} sample of yes x b; wanted a {split} sample of every"
+            EmptyCellError, match=f"no {split} sample of class yes x group b; wanted a {split} sample of every"
         ) as told:
             distilled(without[split], tmp_path / "run", method=method, **SHORT)
         assert "baseline, bkd, fitnet, at, ad" in told.value.fix
         assert not (tmp_path / "run").exists()
         return
     info = distilled(without[split], tmp_path / "run", method=method, **SHORT)
-    assert info["empty_cells"] == {split: ["yes x b"]}
-    assert f"warning: no {split} sample of yes x b" in capfd.readouterr().err
+    assert info["empty_cells"] == {split: ["class yes x group b"]}
+    assert f"warning: no {split} sample of class yes x group b" in capfd.readouterr().err
 
 
 def test_the_report_names_the_empty_cells(without, tmp_path):
     distilled(without["meta"], tmp_path / "run", method="baseline", **SHORT)
     page = write_report([tmp_path / "run"], tmp_path / "report.html").read_text()
     assert "cells without a sample" in page
-    assert "meta: yes x b" in page
+    assert "meta: class yes x group b" in page
     line = json.loads((tmp_path / "run" / "curve.jsonl").read_text().splitlines()[0])
     assert line["meta"]["mean_deo"] is None
     assert line["meta"]["accuracy"] > 0, "what is there is measured"
@@ -195,7 +195,7 @@ def test_a_limit_that_empties_a_cell_is_named(cache, tmp_path):
 
 
 def pictures(folder, rows=80):
-    """32-pixel images; yes x b only in test; splits of one's own."""
+    """32-pixel images; class yes x group b only in test; splits of one's own."""
     from PIL import Image
 
     lines = ["path,label,group,split"]
@@ -214,7 +214,7 @@ def test_precompute_counts_the_cells_by_split_and_warns_by_name(teacher, tmp_pat
     flags = ("--teacher", f"run:{teacher}", "--dataset", "table", "--data-root", tmp_path, "--out", tmp_path / "cache")
     done = bird("precompute", *flags)
     for split in ("train", "meta"):
-        assert f"warning: no {split} sample of yes x b (class x group)" in done.stderr
+        assert f"warning: no {split} sample of class yes x group b" in done.stderr
     line = next(line for line in done.stdout.splitlines() if "yes, b" in line)
     assert " ".join(line.split()).startswith("yes, b train NONE meta NONE test 5")
     info = bird_json("cache", "info", tmp_path / "cache")
@@ -231,8 +231,8 @@ def test_a_cell_whose_images_all_failed_is_named_at_the_end(teacher, tmp_path):
     (tmp_path / "samples.csv").write_text(text + "\nbroken.png,yes,b,meta")
     flags = ("--teacher", f"run:{teacher}", "--dataset", "table", "--data-root", tmp_path, "--out", tmp_path / "cache")
     done = bird("precompute", *flags, "--max-failed", 0.1)
-    assert "warning: no train sample of yes x b (class x group); methods" in done.stderr
-    assert "warning: no meta sample of yes x b (class x group): all its images failed" in done.stderr
+    assert "warning: no train sample of class yes x group b; methods" in done.stderr
+    assert "warning: no meta sample of class yes x group b: all its images failed" in done.stderr
 
 
 @pytest.mark.parametrize(("column", "value"), [("label", "yes"), ("group", "female")])

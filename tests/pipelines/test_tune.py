@@ -134,7 +134,7 @@ def test_trivial_candidates_are_marked_on_the_page_and_in_the_terminal(cache, tm
 
 
 def test_a_meta_split_that_cannot_be_halved_is_refused_before_anything_is_trained(cache, tmp_path):
-    with pytest.raises(UsageError, match=r"x [gh] .*in the choosing half of meta"):
+    with pytest.raises(UsageError, match=r"class . x group [gh] .*in the choosing half of meta"):
         tune(base(cache, tmp_path / "study", limit=30), SMALL)
     assert not (tmp_path / "study").exists()
 
