@@ -2,6 +2,7 @@
 
     BirdError                     1   anything of ours
     ├── UsageError                2   an unknown name or an impossible setting
+    │   └── StudentError          2   a student that BIRD's step cannot be put around
     ├── DataError                 2   a data set that is missing, malformed or too damaged
     │   ├── ImageError            2   one image that cannot be decoded (recorded and counted, rarely fatal)
     │   └── EmptyCellError        2   a (class, group) cell without samples where a metric needs one
@@ -11,7 +12,16 @@
 The cache has a tree of its own (`bird_cache.errors`): the two packages do not import each other.
 """
 
-__all__ = ["BirdError", "DataError", "EmptyCellError", "ImageError", "RunError", "TeacherError", "UsageError"]
+__all__ = [
+    "BirdError",
+    "DataError",
+    "EmptyCellError",
+    "ImageError",
+    "RunError",
+    "StudentError",
+    "TeacherError",
+    "UsageError",
+]
 
 
 class BirdError(Exception):
@@ -28,6 +38,10 @@ class UsageError(BirdError):
     """An unknown name or an impossible setting."""
 
     exit_code = 2
+
+
+class StudentError(UsageError):
+    """A student that BIRD's step cannot be put around: its answer, its derivatives or its wrapping."""
 
 
 class DataError(BirdError):

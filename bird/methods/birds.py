@@ -51,6 +51,7 @@ class Bird(Method):
             warm=warm,
             task=self.task,
             recompute=self.recompute,
+            guard=learner.guard,
         )
         learner.descend(loss)
         return losses
