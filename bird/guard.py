@@ -71,8 +71,6 @@ class Guard:
     ) -> Output:
         """Jv, along v, of `output`, which is `student(inputs)`; with `sides` it is checked. Where a way does not go or is
         wrong, the next is taken, from then on, which is said once. Raises StudentError if none is left."""
-        if sides is not None:
-            refuse_wrapped(student)
         while True:
             way = WAYS[self.way]
             try:
@@ -181,8 +179,8 @@ def _near(one: Tensor, two: Tensor) -> bool:
 
 def refuse_wrapped(student: nn.Module) -> None:
     """Raise StudentError for a student that is spread over processes or devices: each would learn a gate of its own."""
-    kinds = {kind.__name__ for module in student.modules() for kind in type(module).__mro__}
-    kinds |= {type(value).__name__ for value in student.parameters()}
+    types = {type(module) for module in student.modules()} | {type(value) for value in student.parameters()}
+    kinds = {kind.__name__ for each in types for kind in each.__mro__}
     if found := sorted(kinds & (WRAPPERS | {"DTensor"})):
         raise StudentError(
             where=name_of(student),

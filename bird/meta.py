@@ -69,31 +69,36 @@ def feedback(
     """
     guard, tape = guard or Guard(every=0), tape or Tape(student, keep=False)
     h = type(output)(*(tensor.detach().requires_grad_() for tensor in output))
-    loss = inner_loss(h)
-    u = grad(loss.sum(), list(h), create_graph=True, materialize_grads=True)  # dL_in/dh, a function of phi
+
+    def inner_slope(*, graph: bool) -> tuple[Tensor, ...]:
+        return grad(inner_loss(h).sum(), list(h), create_graph=graph, materialize_grads=True)  # dL_in/dh
+
+    u, due = inner_slope(graph=keep), guard.due()
     at = [each.detach() for each in u]
     given = {"output": output, "u": at, "meta_inputs": meta_inputs, "meta_loss": meta_loss, "mu1": mu1}
     if isinstance(student, Sensitive):
         bias, jv = student.sensitivity(inputs=inputs, **given)
-        if guard.due():
-            ahead = look_ahead(student, **given, tape=tape)
-            guard.require(student, Sides(at, ahead.gradient, ahead.v, loss.ndim), jv, tape)
+        if due:
+            _, v, gradient = look_ahead(student, **given, tape=tape, tell=True)
+            guard.require(student, Sides(at, gradient, v, bias.ndim), jv, tape)
     else:
-        due = guard.due()
-        bias, gradient, v = look_ahead(student, **given, tape=tape, keep=keep)
-        sides = Sides(at, gradient, v, loss.ndim) if due else None
+        bias, v, gradient = look_ahead(student, **given, tape=tape, keep=keep, tell=due)
+        sides = Sides(at, gradient, v, bias.ndim) if due else None
         jv = guard.tangent(student, v, inputs, output, tape, sides)
+    if not keep:
+        u = inner_slope(graph=True)  # its graph, too, waited until the student's was gone
     product = sum((a * b).sum() for a, b in zip(u, jv, strict=True))  # < u, Jv >
     slope = grad(product, list(gate.parameters()), materialize_grads=True)  # 0 for a gate that L_in does not read
     return bias, tuple(weigh(-mu1, g) for g in slope)
 
 
 class Ahead(NamedTuple):
-    """What a step ahead tells, all detached: L_o(theta'), dL_in/dtheta, and v = dL_o/dtheta' by names."""
+    """What a step ahead tells, all detached: L_o(theta'), v = dL_o/dtheta' by names, and J^T u = dL_in/dtheta if it was
+    asked for."""
 
     bias: Tensor
-    gradient: Parameters
     v: Parameters
+    gradient: Parameters
 
 
 def look_ahead(
@@ -106,8 +111,10 @@ def look_ahead(
     mu1: Weight,
     tape: Tape,
     keep: bool = True,
+    tell: bool = False,
 ) -> Ahead:
-    """One plain gradient step of the inner loss (no momentum), and how L_o is there."""
+    """One plain gradient step of the inner loss (no momentum), and what L_o is there. With `keep` the graph of `output`
+    stays; with `tell` the step's gradient is told."""
     theta = {name: value for name, value in student.named_parameters() if value.requires_grad}
     told, weights = zip(*((h, w) for h, w in zip(output, u, strict=True) if h.requires_grad), strict=True)
 
@@ -120,8 +127,10 @@ def look_ahead(
 
     gradient = dict(zip(theta, map(dense, within(student, {}, tape.buffers, inner_gradient)), strict=True))
     ahead = {name: (value.detach() - weigh(mu1, gradient[name])).requires_grad_() for name, value in theta.items()}
+    if not tell:
+        gradient = {}  # memory
     bias, slope = within(student, ahead, None, outer_gradient)
-    return Ahead(bias, gradient, dict(zip(theta, map(dense, slope), strict=True)))
+    return Ahead(bias, dict(zip(theta, map(dense, slope), strict=True)), gradient)
 
 
 @runtime_checkable

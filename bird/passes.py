@@ -102,9 +102,9 @@ def within(
     places: dict[str, Tensor] = {}
     scene = _Within(student, do)
     for prefix, module in scene.named_modules():
-        for listed in (module.named_parameters, module.named_buffers):
-            held = listed(prefix, recurse=False, remove_duplicate=False)
-            places |= {name: values[id(tensor)] for name, tensor in held if id(tensor) in values}
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if id(tensor) in values:
+                places[f"{prefix}.{name}"] = values[id(tensor)]
     found: Found = functional_call(scene, places, (), tie_weights=False)
     return found
 

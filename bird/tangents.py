@@ -21,8 +21,8 @@ mode does not know (no tangent goes through it, as no gradient does).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple, final
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -140,25 +140,30 @@ class FastTangents(_Mode):
         self.calls = iter(self.tape.calls)
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The rule, with the next kept call if it is this one. Raises NotImplementedError for an operator that torch does
-        not know, if it loses the tangent."""
+        """Call `func` by its rule, if it has one. Raises NotImplementedError for an operator that torch does not know, if it
+        loses the tangent."""
         if not torch.is_grad_enabled():
             args, kwargs = tree_map_only(Tensor, lambda each: parts(each)[0], (args, kwargs))
             return func(*args, **kwargs)
-        if func in KEPT and not kwargs.get("return_indices"):
-            kwargs = {name: value for name, value in kwargs.items() if name != "return_indices"}
-            kept = next(self.calls, None)
-            if kept is not None and (kept.func is not func or kept.weight != _weight(args, kwargs)):
-                kept = None
-            return RULES[func](func, kept, *args, **kwargs) if func in RULES else func(*args, **kwargs)
         if func in RECURRENT:
             with native_recurrence():
                 return func(*args, **kwargs)
-        result = func(*args, **kwargs)
+        known = func in KEPT and not kwargs.get("return_indices")
+        result = self.by_rule(func, args, kwargs) if known else func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self.tape.dtypes.add(result.dtype)
         foreign = isinstance(func, OpOverload | OpOverloadPacket) and func.__module__ != "torch._ops.aten"
         if foreign and _moves((args, kwargs)) and not _moves(result):
             raise NotImplementedError(f"the operator {func} has no forward rule")
         return result
+
+    def by_rule(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """What its rule gives, with the next kept call if it is this one."""
+        kwargs = {name: value for name, value in kwargs.items() if name != "return_indices"}
+        kept = next(self.calls, None)
+        if kept is not None and (kept.func is not func or kept.weight != _weight(args, kwargs)):
+            kept = None
+        return RULES[func](func, kept, *args, **kwargs) if func in RULES else cast(Tensor, func(*args, **kwargs))
 
 
 def product(
@@ -289,9 +294,15 @@ def parts(value: Tensor | None) -> tuple[Any, Any]:
 @contextmanager
 def native_recurrence() -> Iterator[None]:
     """Within it LSTM and its like are computed by torch itself: oneDNN's and cuDNN's have no forward rule."""
-    cudnn = torch.backends.cudnn.flags(enabled=False) if _gpus() else nullcontext()
-    with torch.backends.mkldnn.flags(enabled=False), cudnn:
+    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    before = [each.enabled for each in libraries]
+    for each in libraries:
+        each.enabled = False
+    try:
         yield
+    finally:
+        for each, enabled in zip(libraries, before, strict=True):
+            each.enabled = enabled
 
 
 def _drops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

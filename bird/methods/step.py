@@ -158,6 +158,7 @@ class BirdStep:
     def __call__(self, batch: Batch, meta_batch: Batch | None = None, *, warm: bool = True) -> tuple[Tensor, Losses]:
         """Move the gate, and return the student's loss with its graph, and its parts by name, detached. Raises ValueError
         for a group outside 0..M-1; StudentError as above, for an answer of another kind, and within autocast."""
+        refuse_wrapped(self.model)  # again: FSDP changes a module in place
         _refuse_autocast(batch.inputs.device.type)
         for each in (batch, *([] if meta_batch is None else [meta_batch])):
             low, high = int(each.groups.min()), int(each.groups.max())
