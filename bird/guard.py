@@ -54,6 +54,8 @@ class Guard:
         self.every, self.steps, self.way = every, 0, 0
         self.row, self.squares = 1, list[Tensor]()
         self.reasons: list[str] = []
+        self.apart: float | None = None
+        """how far apart the sides were when last something was decided, in the unit above"""
 
     def due(self) -> bool:
         """Whether this meta step is checked; to be asked once a step."""
@@ -97,9 +99,9 @@ class Guard:
         self.squares.append(apart.square())
         if len(self.squares) < self.row:
             return True
-        typical = torch.stack(self.squares).mean(0).sqrt().max()
+        self.apart = torch.stack(self.squares).mean(0).sqrt().max().item()
         self.squares.clear()
-        return typical.item() <= tolerance
+        return self.apart <= tolerance
 
     def require(self, student: nn.Module, sides: Sides, jv: Output, tape: Tape) -> None:
         """Raise StudentError if the Jv that a student gave itself is wrong."""
@@ -141,7 +143,7 @@ def distance_apart(sides: Sides, jv: Output) -> Tensor | None:
     known = right.isfinite() & ~((gap == 0) & (unit == 0))
     if not known.any():
         return None
-    return torch.where(known, (gap / unit).nan_to_num(nan=torch.inf), 0.0)
+    return torch.where(known, (gap / unit).nan_to_num(nan=torch.inf, posinf=torch.inf), 0.0)
 
 
 def _total(values: Tensor, models: int) -> Any:
