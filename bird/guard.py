@@ -29,6 +29,7 @@ from bird.tangents import Tape
 
 __all__ = ["Guard", "refuse_wrapped"]
 
+ROW = 8
 HALF = {torch.bfloat16, torch.float16}
 WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
 
@@ -46,13 +47,13 @@ class Sides(NamedTuple):
 class Guard:
     """Finds a way to Jv that is right for one student, and checks now and then that it still is.
 
-    The first meta step is checked, and one in `every` after it (0: none). Where the student computes so coarsely that one
-    step decides nothing (bfloat16, TF32), eight in a row are, and decide together.
+    Of `every` so many meta steps the first eight are checked (0: none). Each decides by itself, or, where the student
+    computes too coarsely for that (bfloat16, TF32), the eight together.
     """
 
-    def __init__(self, every: int = 100) -> None:
+    def __init__(self, every: int = 1000) -> None:
         self.every, self.steps, self.way = every, 0, 0
-        self.row, self.squares = 1, list[Tensor]()
+        self.squares: list[Tensor] = []
         self.reasons: list[str] = []
         self.apart: float | None = None
         """how far apart the sides were when last something was decided, in the unit above"""
@@ -60,7 +61,7 @@ class Guard:
     def due(self) -> bool:
         """Whether this meta step is checked; to be asked once a step."""
         self.steps += 1
-        return self.every > 0 and (self.steps - 1) % self.every < self.row
+        return self.every > 0 and (self.steps - 1) % self.every < ROW
 
     def tangent(
         self,
@@ -91,13 +92,13 @@ class Guard:
 
     def agrees(self, sides: Sides, jv: Output, tape: Tape) -> bool:
         """Whether < u, Jv > = < J^T u, v >, as far as is known."""
-        tolerance, self.row = tolerance_of(tape.dtypes, jv[0].device)
+        tolerance, count = tolerance_of(tape.dtypes, jv[0].device)
         apart = distance_apart(sides, jv)
         if apart is None:  # a step without feedback says nothing: the next one is asked
             self.steps -= 1
             return True
         self.squares.append(apart.square())
-        if len(self.squares) < self.row:
+        if len(self.squares) < count:
             return True
         self.apart = torch.stack(self.squares).mean(0).sqrt().max().item()
         self.squares.clear()
@@ -152,11 +153,11 @@ def _total(values: Tensor, models: int) -> Any:
 
 
 def tolerance_of(dtypes: set[torch.dtype], device: torch.device) -> tuple[float, int]:
-    """How far apart the sides may be where such types are computed with, and how many steps are to be seen for it."""
+    """How far apart the sides may be where such types are computed with, and how many steps decide."""
     if dtypes & HALF or torch.get_float32_matmul_precision() != "highest":
-        return 0.5, 8
+        return 0.5, ROW
     if torch.float32 in dtypes:
-        return (0.1, 8) if device.type == "cuda" else (1e-3, 1)  # TF32 is usual there
+        return (0.1, ROW) if device.type == "cuda" else (1e-3, 1)  # TF32 is usual there
     return 1e-5, 1
 
 

@@ -118,8 +118,8 @@ class BirdStep:
     - `groups`: the number M of protected groups, 0..M-1 in `batch.groups`.
     - `alpha`, `lambda_`, `mu1`, `mu2`: as in `Hyperparameters`.
     - `recompute`: two more forward passes a step, for a seventh to a half less memory; the same numbers.
-    - `check`: the feedback's derivative is compared with the student's gradient in the first of so many steps with a
-      meta batch, and again each time as many have passed (bird.guard; 0: never).
+    - `check`: of so many steps with a meta batch the first eight compare the feedback's derivative with the student's
+      gradient (bird.guard; 0: none). No number depends on it.
 
     Not every student has a derivative of that kind. Where torch has no forward mode for an operator the step says so once
     and takes a slower way to the same number; where there is no way, or the student draws random numbers from elsewhere than
@@ -144,7 +144,7 @@ class BirdStep:
         mu1: float = 1e-3,
         mu2: float = 1e-3,
         recompute: bool = False,
-        check: int = 100,
+        check: int = 1000,
     ) -> None:
         refuse_wrapped(student)
         self.model, self.gate, self.groups, self.task = _Answering(student, adapt), gate, groups, task
