@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -14,6 +15,7 @@ __all__ = ["FORMATS", "MAX_PIXELS", "decode_image"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 64_000_000
+ORIENTATION = 0x0112
 
 
 def decode_image(data: bytes, name: str, max_pixels: int | None = None) -> NDArray[np.uint8]:
@@ -43,6 +45,8 @@ def decode_image(data: bytes, name: str, max_pixels: int | None = None) -> NDArr
         # MPO is a camera's JPEG that carries a second view: its first frame is the picture.
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise refuse("an animation")
+        if (plain := _plain_jpeg(data, image)) is not None:
+            return plain
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
     except (ImageError, MemoryError):
@@ -51,6 +55,22 @@ def decode_image(data: bytes, name: str, max_pixels: int | None = None) -> NDArr
         raise refuse("bytes of no known image format") from None
     except Exception as error:  # on damaged metadata pillow raises nearly anything: struct.error, TypeError, ...
         raise refuse(f"undecodable bytes ({error})") from error
+
+
+def _plain_jpeg(data: bytes, header: Image.Image) -> NDArray[np.uint8] | None:
+    """The pixels of a sound, upright JPEG of one or three channels, in about half the time; None for any other image.
+
+    Both libraries are libjpeg-turbo and give the same bytes. `strict` refuses what it only warns of: pillow decides there.
+    """
+    if header.format != "JPEG" or header.mode not in ("RGB", "L") or "transparency" in header.info:
+        return None
+    if "xmp" in header.info or header.getexif().get(ORIENTATION, 1) != 1:  # may turn the image
+        return None
+    try:
+        pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+    except ValueError:
+        return None
+    return pixels if pixels.shape == (header.height, header.width, 3) else None
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bird.datasets.base import Dataset, Listing, SampleTable
-from bird.errors import DataError, UsageError
+from bird.errors import DataError, UsageError, unknown_name
 
 __all__ = ["CelebA"]
 
@@ -41,12 +41,7 @@ class CelebA(Dataset):
         test_per_cell: int = 0,
     ) -> None:
         if validation not in ("unused", "meta"):
-            raise UsageError(
-                where="data set celeba, setting validation",
-                found=repr(validation),
-                wanted="unused or meta",
-                fix="choose one of these",
-            )
+            raise unknown_name("data set celeba, setting validation", validation, ("unused", "meta"))
         if test_per_cell < 0:
             raise UsageError(
                 where="data set celeba, setting test_per_cell",
@@ -138,12 +133,9 @@ def _attributes(path: Path, target: str, protected: str) -> dict[str, tuple[int,
     names = lines[1].split() if len(lines) > 1 else []
     for setting, name in (("target", target), ("protected", protected)):
         if name not in names:
-            raise UsageError(
-                where=f"data set celeba, setting {setting}",
-                found=repr(name),
-                wanted=f"an attribute in line 2 of {path}: {', '.join(names) or 'none there'}",
-                fix="correct the setting",
-            )
+            wanted = f"an attribute in line 2 of {path}: {', '.join(names) or 'none there'}"
+            where = f"data set celeba, setting {setting}"
+            raise unknown_name(where, name, names, "correct the setting", wanted=wanted)
     if target == protected:
         raise UsageError(
             where="data set celeba, setting protected",

@@ -26,6 +26,10 @@ from bird.errors import DataError, UsageError
 __all__ = ["TableDataset", "read_parquet"]
 
 _INTEGER = re.compile(r"-?[0-9]+")
+_NEEDS_TWO = {
+    "label": "two classes or more: with one there is nothing to learn, and no answer can be wrong",
+    "group": "two groups or more: a gap is between two",
+}
 _NEEDED, _OPTIONAL = ("path", "label", "group"), ("split", "id")
 
 
@@ -81,6 +85,14 @@ class TableDataset(Dataset):
         splits = _splits(file, columns["split"], ids) if "split" in columns else [""] * len(ids)
         self._draws_splits = "split" not in columns
         self._listing = Listing.of(list(zip(ids, labels, groups, splits, strict=True)))
+        for column, names in (("label", self.class_names), ("group", self.group_names)):
+            if len(names) == 1:
+                raise DataError(
+                    where=f"{file}, column {column}",
+                    found=f"one value, {names[0]!r}, in all {len(ids)} rows",
+                    wanted=_NEEDS_TWO[column],
+                    fix=f"add rows with another {column}",
+                )
 
     def listing(self) -> Listing:
         """All rows of the table, in its order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, final
 
@@ -203,6 +203,9 @@ class Method(ABC):
     """the student that ships has the running mean of the weights"""
     stackable = True
     """`step` takes S learners side by side (bird.stack); otherwise it needs a SingleLearner"""
+    cells: Mapping[str, str] = {}
+    """the splits of which the method needs a sample in every (class, group) cell, and why: without one it is another
+    method"""
     recompute = False
     """to be set: two more forward passes a step rather than two graphs at once, where a meta batch is in it"""
 

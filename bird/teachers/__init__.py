@@ -6,12 +6,11 @@ Nothing in a weights file is executed: safetensors, or torch's tensors-only read
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bird.devices import choose_device
-from bird.errors import UsageError
+from bird.errors import UsageError, nearest, unknown_name
 from bird.teachers.base import Teacher
 from bird.teachers.models import Options, clip, flava, hugging_face, own_run, torchvision_model
 from bird.teachers.onnx import OnnxTeacher
@@ -71,13 +70,8 @@ def expand_layers(teacher: Teacher | Service, requested: Sequence[str]) -> tuple
     for name in requested:
         matching = [layer for layer in teacher.layers if layer == name or layer.startswith(f"{name}.")]
         if not matching:
-            close = difflib.get_close_matches(name, teacher.layers, n=1)
-            raise UsageError(
-                where="--layers",
-                found=repr(name),
-                wanted=f"layers of {teacher.name}: {', '.join(teacher.layers)}",
-                fix=f"did you mean {close[0]}?" if close else "choose from these",
-            )
+            wanted = f"layers of {teacher.name}: {', '.join(teacher.layers)}"
+            raise unknown_name("--layers", name, teacher.layers, "choose from these", wanted=wanted)
         found += [layer for layer in matching if layer not in found]
     return tuple(found)
 
@@ -99,7 +93,7 @@ def load_teacher(
     name, colon, rest = spec.partition(":")
     kind = TEACHERS.get(f"{name}{colon}")
     if kind is None or (kind.spec is None and not rest):
-        close = difflib.get_close_matches(spec, TEACHERS, n=1) or difflib.get_close_matches(f"{name}:", TEACHERS, n=1)
+        close = nearest(spec, TEACHERS) or nearest(f"{name}:", TEACHERS)
         raise UsageError(
             where="--teacher",
             found=repr(spec),

@@ -13,12 +13,13 @@ from typing import Any, Literal, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from bird.errors import TeacherError, UsageError
+from bird.devices import fetch, send
+from bird.errors import TeacherError, unknown_name
 from bird.teachers.inference import hasten
 from bird.teachers.layers import FeatureKind, LayerSpec, Tap
 from bird.views import cut
@@ -26,12 +27,15 @@ from bird.views import cut
 __all__ = ["FeatureKind", "Json", "LayerSpec", "Teacher", "TorchTeacher", "View", "digest_of_state"]
 
 Json = str | int | float | bool | list[Any] | dict[str, Any] | None
+Views = UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
 PENULTIMATE = "penultimate"
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher(ABC):
     """A frozen feature extractor.
+
+    A view is uint8 until it is where the teacher computes: a quarter of the memory to copy, and one normalisation a batch.
 
     `name` is what it was asked for, without local paths; `weights_digest` hashes its weights' values; `preprocessing` is
     everything that shapes its pixels, in canonical form. The last two enter a cache's fingerprint.
@@ -51,22 +55,27 @@ class Teacher(ABC):
     @abstractmethod
     def preprocess(
         self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
-    ) -> Float[Tensor, "3 height width"]:
+    ) -> UInt8[Tensor, "3 height width"]:
         """The teacher's view of an RGB image (height, width, 3), or of a box of it (`bird.views`)."""
 
     @abstractmethod
-    def answer(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[str]) -> dict[str, Tensor]:
+    def normalise(self, views: Views) -> Float[Tensor, "batch 3 height width"]:
+        """What the network takes of a batch of views, on the views' device; float views are taken as they are."""
+
+    @abstractmethod
+    def answer(self, views: Views, layers: Sequence[str]) -> dict[str, Tensor]:
         """Each of `layers` for a batch of views, (batch, *shape), raw (never normalised), float32 on the CPU; one forward
         pass for all of them. Raises TeacherError."""
 
-    def features(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+    def features(self, views: Views) -> Float[Tensor, "batch dim"]:
         """The penultimate vectors alone."""
-        return self.answer(pixels, (PENULTIMATE,))[PENULTIMATE]
+        return self.answer(views, (PENULTIMATE,))[PENULTIMATE]
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Resize, centre crop, scale to [0, 1], normalise: the deterministic view of nearly every image model.
+    """Resize, centre crop (`view(image)`), then scale to [0, 1] and normalise (`view.normalise`): the deterministic view of
+    nearly every image model.
 
     `resize` is a side for the short edge, or (height, width) to reach exactly; `resizer` "pillow" resamples as PIL does
     (CLIP, FLAVA and torchvision's published weights were evaluated so), "tensor" as torch with antialiasing.
@@ -88,7 +97,7 @@ class View:
 
     def __call__(
         self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
-    ) -> Float[Tensor, "3 height width"]:
+    ) -> UInt8[Tensor, "3 height width"]:
         """The view of an RGB image (height, width, 3). Of a box of it, all is seen: resized, not cropped again."""
         from torchvision.transforms.v2 import InterpolationMode  # seconds to import: not for `bird list`
         from torchvision.transforms.v2 import functional as F
@@ -97,19 +106,29 @@ class View:
         if box is not None and box.any():
             image, size = cut(image, box).permute(1, 2, 0).numpy(), list(self.sides)
         mode = InterpolationMode(self.interpolation)
+        seen: Any
         if self.resizer == "pillow":
-            resized = F.resize(Image.fromarray(image), size, interpolation=mode)
-            pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+            seen = F.resize(Image.fromarray(image), size, interpolation=mode)
         else:
             tensor = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
-            pixels = F.resize(tensor, size, interpolation=mode, antialias=True)
+            seen = F.resize(tensor, size, interpolation=mode, antialias=True)
         if self.crop is not None:
-            pixels = F.center_crop(pixels, [self.crop, self.crop])
-        unit = pixels.float().div_(255.0)
-        if self.mean == (0.0, 0.0, 0.0) and self.std == (1.0, 1.0, 1.0):
-            return unit
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return unit.sub_(mean).div_(std)
+            seen = F.center_crop(seen, [self.crop, self.crop])
+        return seen if isinstance(seen, Tensor) else torch.from_numpy(np.array(seen)).permute(2, 0, 1)
+
+    def normalise(self, views: Views) -> Float[Tensor, "batch 3 height width"]:
+        """(x / 255 - mean) / std of each channel, on the views' device; float views are left as they are."""
+        if views.is_floating_point():
+            return views
+        out = torch.empty(views.shape, device=views.device)
+        plain = self.mean == (0.0, 0.0, 0.0) and self.std == (1.0, 1.0, 1.0)
+        mean, std = (torch.tensor(values, device=views.device)[:, None, None] for values in (self.mean, self.std))
+        # On the CPU image by image: one fits in a core's cache, a batch does not.
+        for given, unit in zip(views, out, strict=True) if views.is_cpu else [(views, out)]:
+            unit.copy_(given).div_(255.0)
+            if not plain:
+                unit.sub_(mean).div_(std)
+        return out
 
     def canonical(self) -> dict[str, Json]:
         """As JSON values."""
@@ -132,18 +151,14 @@ class TorchTeacher(Teacher):
         reading: str = "output",
     ) -> None:
         if precision not in PRECISIONS:
-            raise UsageError(
-                where="--precision",
-                found=repr(precision),
-                wanted=f"one of {', '.join(PRECISIONS)}",
-                fix="choose one",
-            )
+            raise unknown_name("--precision", precision, PRECISIONS)
         self.name, self.feature_kind = name, taps[PENULTIMATE].kind
         self.weights_digest = digest_of_state(module.state_dict())
         self.preprocessing = {**view.canonical(), "reading": reading}
         self._view, self._taps, self._device, self._dtype = view, taps, device, PRECISIONS[precision]
         self._module = module.eval().requires_grad_(False).to(device)
         self.on_cpu = device.type == "cpu"
+        self._launching = threading.Lock()
         self._asked = threading.local()  # what this thread's forward pass is to hear, and has heard
         for layer, tap in taps.items():
             part = self._module.get_submodule(tap.path)
@@ -153,7 +168,7 @@ class TorchTeacher(Teacher):
                 part.register_forward_hook(partial(self._hear_output, layer))
         height, width = view.sides
         try:
-            blank = self.answer(torch.zeros(1, 3, height, width), tuple(taps))
+            blank = self.answer(torch.zeros(1, 3, height, width, dtype=torch.uint8), tuple(taps))
         except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
             said = (str(error) or repr(error)).splitlines()[0][:160]
             raise TeacherError(
@@ -170,30 +185,47 @@ class TorchTeacher(Teacher):
 
     def preprocess(
         self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
-    ) -> Float[Tensor, "3 height width"]:
+    ) -> UInt8[Tensor, "3 height width"]:
         """See Teacher.preprocess."""
         return self._view(image, box)
 
-    def answer(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[str]) -> dict[str, Tensor]:
+    def normalise(self, views: Views) -> Float[Tensor, "batch 3 height width"]:
+        """See Teacher.normalise."""
+        return self._view.normalise(views)
+
+    def answer(self, views: Views, layers: Sequence[str]) -> dict[str, Tensor]:
         """See Teacher.answer."""
-        heard = self._hear(pixels, layers, self._dtype)
+        if self.on_cpu:
+            heard = self._hear(self.normalise(views), layers, self._dtype)
+            self._check(heard, len(views), layers)
+            return {layer: heard[layer].float().contiguous() for layer in layers}
+        with self._launching:  # one thread fills the queue of the GPU; it waits for its answer beside the next one
+            heard = self._hear(self.normalise(send(views, self._device)), layers, self._dtype)
+            self._check(heard, len(views), layers)
+            answers = {layer: fetch(heard[layer].float().contiguous()) for layer in layers}
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+        done.synchronize()
+        return answers
+
+    def _check(self, heard: Mapping[str, Tensor], count: int, layers: Sequence[str]) -> None:
+        """Raise TeacherError unless every layer has one array an image."""
         for layer in layers:
             shape = tuple(heard[layer].shape) if layer in heard else ()
-            if shape[:1] != (len(pixels),) or (layer == PENULTIMATE and len(shape) != 2):
+            if shape[:1] != (count,) or (layer == PENULTIMATE and len(shape) != 2):
                 raise TeacherError(
                     where=f"teacher {self.name}, layer {layer}",
                     found=f"an answer of shape {shape}",
                     wanted="one vector an image" if layer == PENULTIMATE else "one array an image",
                     fix="choose a model with a pooled output" if layer == PENULTIMATE else "leave this layer out",
                 )
-        return {layer: heard[layer].float().cpu().contiguous() for layer in layers}
 
     def _hear(self, pixels: Tensor, layers: Sequence[str], dtype: torch.dtype | None) -> dict[str, Tensor]:
-        """One forward pass, and what the taps of `layers` heard."""
+        """One forward pass over what the network takes, and what the taps of `layers` heard."""
         cast = nullcontext() if dtype is None else torch.autocast(self._device.type, dtype)
         self._asked.layers, self._asked.heard = layers, {}
         with torch.inference_mode(), cast:
-            self._module(pixels.to(self._device, non_blocking=True))
+            self._module(pixels)
         heard, self._asked.layers, self._asked.heard = self._asked.heard, (), {}
         return heard  # type: ignore[no-any-return]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bird.errors import TeacherError, UsageError
+from bird.errors import TeacherError, UsageError, nearest
 from bird.students import IMAGENET_MEAN, IMAGENET_STD, Student, load_student
 from bird.teachers.base import PENULTIMATE, Teacher, TorchTeacher, View
 from bird.teachers.files import fill, first_line, missing_weights, offline_if_unreachable, read_state
@@ -36,13 +35,7 @@ def clip(name: str, spec: str, options: Options) -> Teacher:
     model_name, _, tag = spec.partition("/")
     known = open_clip.list_models()
     if model_name not in known:
-        close = difflib.get_close_matches(model_name, known, n=3)
-        raise UsageError(
-            where=f"--teacher {name}",
-            found=repr(model_name),
-            wanted="an open_clip model",
-            fix=f"did you mean {', '.join(close)}?" if close else f"see the library's list of {len(known)}",
-        )
+        raise _unknown(name, model_name, "an open_clip model", known)
     published = open_clip.get_pretrained_cfg(model_name, tag) or {}
     if options.weights is not None:
         model = open_clip.create_model(model_name, load_weights=False, pretrained_text=False)
@@ -117,13 +110,7 @@ def torchvision_model(name: str, spec: str, options: Options) -> Teacher:
 
     known = list(models.list_models(module=models))
     if spec not in known:
-        close = difflib.get_close_matches(spec, known, n=3)
-        raise UsageError(
-            where=f"--teacher {name}",
-            found=repr(spec),
-            wanted="a torchvision classifier",
-            fix=f"did you mean {', '.join(close)}?" if close else f"see the library's list of {len(known)}",
-        )
+        raise _unknown(name, spec, "a torchvision classifier", known)
     if options.weights is None:
         raise missing_weights(name, f"a state dict of torchvision's {spec}")
     state = read_state(options.weights, name)
@@ -187,8 +174,8 @@ def _teacher(
 
 
 def _unknown(name: str, found: str, wanted: str, known: list[str]) -> UsageError:
-    close = difflib.get_close_matches(found, known, n=3)
-    fix = f"did you mean {', '.join(close)}?" if close else "see the library's own list"
+    close = nearest(found, known, most=3)
+    fix = f"did you mean {', '.join(close)}?" if close else f"see the library's own list of {len(known)}"
     return UsageError(where=f"--teacher {name}", found=repr(found), wanted=wanted, fix=fix)
 
 

@@ -10,12 +10,12 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.errors import TeacherError
-from bird.teachers.base import PENULTIMATE, LayerSpec, Teacher, View
+from bird.teachers.base import PENULTIMATE, LayerSpec, Teacher, View, Views
 
 __all__ = ["OnnxTeacher"]
 
@@ -68,12 +68,17 @@ class OnnxTeacher(Teacher):
 
     def preprocess(
         self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
-    ) -> Float[Tensor, "3 height width"]:
+    ) -> UInt8[Tensor, "3 height width"]:
         """See Teacher.preprocess."""
         return self._view(image, box)
 
-    def answer(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[str]) -> dict[str, Tensor]:
+    def normalise(self, views: Views) -> Float[Tensor, "batch 3 height width"]:
+        """See Teacher.normalise."""
+        return self._view.normalise(views)
+
+    def answer(self, views: Views, layers: Sequence[str]) -> dict[str, Tensor]:
         """See Teacher.answer."""
+        pixels = self.normalise(views)
         outputs = [self._output if layer == PENULTIMATE else layer for layer in layers]
         try:
             found = self._session.run(outputs, {self._input.name: pixels.numpy()})

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bird.errors import TeacherError
@@ -126,7 +127,8 @@ class KServe(Protocol):
             data = [base64.b64encode(image).decode() for image in images]
             given |= {"shape": [len(images), 1], "parameters": {"content_type": "base64"}, "data": data}
         else:
-            pixels = np.stack([self._view(decode_image(image, "image")).numpy() for image in images])
+            views = torch.stack([self._view(decode_image(image, "image")) for image in images])
+            pixels = self._view.normalise(views).numpy()
             given |= {"shape": list(pixels.shape), "data": pixels.ravel().tolist()}
         asked = {"outputs": [{"name": self._output}]} if self._output else {}
         return self._path, {"inputs": [given], **asked}

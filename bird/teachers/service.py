@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from bird.errors import TeacherError, UsageError
+from bird.errors import TeacherError, UsageError, nearest, unknown_name
 from bird.teachers.base import PENULTIMATE, FeatureKind, Json, LayerSpec
 from bird.teachers.protocols import KServe, OpenAI, Protocol, Refused, Unusable, Vectors
 
@@ -34,6 +34,7 @@ CANARIES = 8
 SAME = 0.9999  # cosine between a canary's vectors then and now
 RETRY = {408, 425, 429, 500, 502, 503, 504}
 PATIENCE = 600.0  # seconds: a service that wants more between two requests is asked again by a later run
+SCHEMES = [f"{scheme}{how}" for how in ("", "+openai", "+kserve") for scheme in ("http", "https")]
 REFUSED = {400, 413, 415, 422}  # what was sent is at fault: an image that cannot be read, a request too long
 
 
@@ -252,10 +253,10 @@ def open_service(
     path, model = address.path.rstrip("/"), parse_qs(address.query).get("model", [""])[0]
     if how:
         path, _, model = path.rpartition("/")
-    if not model or not address.netloc or address.username or how not in ("", "openai", "kserve"):
-        wanted = (
-            "http+openai://HOST/MODEL, http+kserve://HOST/MODEL or http://HOST/PATH?model=MODEL, without a password"
-        )
+    wanted = "http+openai://HOST/MODEL, http+kserve://HOST/MODEL or http://HOST/PATH?model=MODEL, without a password"
+    if (said := spec.partition("://")[0]) not in SCHEMES:
+        raise unknown_name("--teacher", f"{said}://", [f"{each}://" for each in SCHEMES], "write it so", wanted=wanted)
+    if not model or not address.netloc or address.username:
         raise UsageError(where="--teacher", found="an address that does not fit", wanted=wanted, fix="write it so")
     headers = {}
     if key_env is not None:
@@ -333,11 +334,12 @@ def _require_listed(client: Any, base: str, model: str, attempts: int, longest_w
         return  # many have no list
     names = [item.get("id") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
     if names and model not in names:
+        close = nearest(model, map(str, names))
         raise TeacherError(
             where=f"teacher openai:{model}",
             found=f"a service that lists other models: {', '.join(map(str, names[:8]))}",
             wanted=f"{model} among them",
-            fix="check the model's name",
+            fix=f"did you mean {close[0]}?" if close else "check the model's name",
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from bird.datasets import open_dataset
 from bird.datasets.base import Dataset
-from bird.errors import UsageError
+from bird.errors import unknown_name
 from bird_cache.convert import convert
 from bird_cache.errors import CacheError, NotACacheError, StaleCacheError
 from bird_cache.folders import open_folder
@@ -29,7 +29,7 @@ COSINE = 0.999
 def convert_command(source: str, target: str, store: str, data_root: Path | None, images: bool) -> dict[str, Any]:
     """`bird cache convert`: see `bird_cache.convert.convert`; returns what the new cache holds."""
     if store not in ("zarr", "webdataset"):
-        raise UsageError(where="--store", found=repr(store), wanted="zarr or webdataset", fix="choose one")
+        raise unknown_name("--store", store, ("zarr", "webdataset"))
     given = open_cache(source)
     kind: Store = "webdataset" if store == "webdataset" else "zarr"
     image = None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
-from bird.errors import UsageError
+from bird.errors import unknown_name
 
 __all__ = ["catalogue"]
 
@@ -13,13 +11,7 @@ def catalogue(what: str) -> dict[str, str]:
     """Name -> description of the teachers, students, methods or datasets. Raises UsageError for anything else."""
     lists = {"teachers": _teachers, "students": _students, "methods": _methods, "datasets": _datasets}
     if what not in lists:
-        close = difflib.get_close_matches(what, lists, n=1)
-        raise UsageError(
-            where="bird list",
-            found=repr(what),
-            wanted=f"one of {', '.join(lists)}",
-            fix=f"did you mean {close[0]}?" if close else "name one of them",
-        )
+        raise unknown_name("bird list", what, lists)
     return lists[what]()
 
 

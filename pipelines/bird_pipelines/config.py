@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from bird.errors import UsageError
+from bird.errors import UsageError, nearest, unknown_name
 
 __all__ = ["PLACE", "PrecomputeConfig", "RunConfig", "resolve", "resolve_precompute"]
 
@@ -145,27 +146,39 @@ def resolve_precompute(flags: Mapping[str, Any]) -> PrecomputeConfig:
     try:
         return PrecomputeConfig.model_validate(values)
     except ValidationError as error:
-        raise _wrong(error, "bird precompute") from None
+        raise _wrong(error, "bird precompute", PrecomputeConfig) from None
 
 
-def _wrong(error: ValidationError, command: str, file: Path | None = None) -> UsageError:
-    """Every option that is unknown, missing or out of range, in one error."""
+def _wrong(error: ValidationError, command: str, model: type[BaseModel], file: Path | None = None) -> UsageError:
+    """Every option that is unknown, missing or out of range, in one error, with what was probably meant."""
     places = [".".join(map(str, each["loc"])) for each in error.errors()]
     absent = {"missing": "nothing"}
     said = {"extra_forbidden": "an option that there is", "missing": "a value"}
+    meant = [close for each in error.errors() for close in _meant(each, model)]
     return UsageError(
         where=", ".join(f"--{place.replace('_', '-')}" for place in places) + (f" (with {file})" if file else ""),
         found=", ".join(absent.get(each["type"], repr(each.get("input"))) for each in error.errors()),
         wanted="; ".join(said.get(each["type"], each["msg"]) for each in error.errors()),
-        fix=f"see `{command} --help`",
+        fix=f"did you mean {' and '.join(meant)}?" if meant else f"see `{command} --help`",
     )
+
+
+def _meant(error: Any, model: type[BaseModel]) -> list[str]:
+    """The option, or the value of one, that a wrong one resembles."""
+    if error["type"] == "extra_forbidden":
+        names = [field.alias or name for name, field in model.model_fields.items()]
+        return nearest(str(error["loc"][0]), [*names, *(["preset"] if model is RunConfig else [])])
+    if error["type"] == "literal_error":
+        return nearest(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+    return []
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mapping[str, Any] | None = None) -> RunConfig:
     """A run's configuration: defaults, then the data set's preset, then the one that `preset` names, then the TOML `file`,
     then `flags` that are not None.
 
-    Raises UsageError naming every field that is unknown or out of range, or the unknown preset.
+    Raises UsageError naming every field that is unknown or out of range, or the unknown preset, data set, student or
+    method.
     """
     values = dict(defaults or {})
     for given in ({} if file is None else _read(file), flags):
@@ -175,7 +188,8 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise _wrong(error, "bird distill", file) from None
+        raise _wrong(error, "bird distill", RunConfig, file) from None
+    _require_known(config)
     if config.warmup < 0:
         config = config.model_copy(update={"warmup": config.epochs // 2})
     if config.ad_every == 0:
@@ -192,13 +206,23 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
 
 def _known_preset(name: object) -> str:
     if name not in NAMED_PRESETS:
-        raise UsageError(
-            where="--preset",
-            found=repr(name),
-            wanted=f"one of {', '.join(NAMED_PRESETS)}",
-            fix="leave it out for the defaults",
-        )
+        raise unknown_name("--preset", name, NAMED_PRESETS, "leave it out for the defaults")
     return str(name)
+
+
+def _require_known(config: RunConfig) -> None:
+    """Raise UsageError for a data set, student or method that there is not: before anything is read or written."""
+    from bird.datasets import DATASETS
+    from bird.methods import METHODS
+    from bird.students import STUDENTS
+
+    for what, name, known in (
+        ("dataset", config.dataset, DATASETS),
+        ("student", config.student, STUDENTS),
+        ("method", config.method, METHODS),
+    ):
+        if name not in known:
+            raise unknown_name(f"--{what}", name, known, f"see `bird list {what}s`")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +19,7 @@ from bird_cache.samples import Samples
 from bird_pipelines.paid import Job, payload
 from bird_pipelines.update import Earlier
 
-__all__ = ["Decoded", "decode", "in_order", "plan_jobs"]
-
-T = TypeVar("T")
+__all__ = ["Decoded", "decode", "plan_jobs"]
 
 
 class Decoded(NamedTuple):
@@ -54,18 +49,6 @@ def plan_jobs(plan: Plan, shards: Sequence[int], batch_size: int) -> list[Job]:
         for shard in shards
         for start in range(*plan.bounds(shard), batch_size)
     ]
-
-
-def in_order(pool: ThreadPoolExecutor, work: Callable[[Job], T], jobs: Sequence[Job], depth: int) -> Iterator[T]:
-    """What `work` makes of each job, in order, at most `depth` of them ahead of the one in use."""
-    queue: deque[Future[T]] = deque()
-    upcoming = iter(jobs)
-    for job in islice(upcoming, depth):
-        queue.append(pool.submit(work, job))
-    while queue:
-        yield queue.popleft().result()
-        for job in islice(upcoming, 1):
-            queue.append(pool.submit(work, job))
 
 
 def decode(
@@ -103,7 +86,9 @@ def decode(
         return Decoded(job, rows, torch.empty(0), boxes, failed, sources, payloads)
     blank = torch.zeros_like(views[min(views)][0] if views else teacher.preprocess(np.zeros((64, 64, 3), np.uint8)))
     pixels = [view for row in rows.tolist() for view in views.get(row, [blank] * plan.views)]
-    return Decoded(job, rows, torch.stack(pixels), boxes, failed, sources, {})
+    # Put together as they lie in memory, channels last: the teacher turns them around when it normalises.
+    together = torch.stack([view.permute(1, 2, 0) for view in pixels]).permute(0, 3, 1, 2)
+    return Decoded(job, rows, together, boxes, failed, sources, {})
 
 
 def read(dataset: Dataset, samples: Samples, row: int) -> bytes:

@@ -1,9 +1,9 @@
 """Phase one: run the frozen teacher once over the data set, and write what it says to the cache.
 
 Each of some threads takes a batch from the files through the teacher, and one writes. On the CPU that is a batch a core:
-nothing waits for another core between two layers. A GPU takes one batch after the other. A shard is a pure function of the
-plan: batches start at its first row and a failed image keeps its place, so that a resumed run computes the very batches
-that an unbroken one does.
+nothing waits for another core between two layers. A GPU's queue is filled by one of them at a time. A shard is a pure
+function of the plan: batches start at its first row and a failed image keeps its place, so that a resumed run computes the
+very batches that an unbroken one does.
 """
 
 from __future__ import annotations
@@ -11,30 +11,31 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 
 from bird.datasets import open_dataset
-from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells
+from bird.datasets.base import Dataset, SampleTable, empty_cells, prepare
+from bird.devices import enough_memory
 from bird.errors import DataError, TeacherError
 from bird.teachers import Service, Teacher, expand_layers, load_teacher, open_service
 from bird_cache.errors import StorageError
 from bird_cache.folders import Folder, open_folder
 from bird_cache.manifest import Manifest, Plan, Receipt, Store
 from bird_cache.numbers import Dtype, storage_dtype
-from bird_cache.samples import Samples
+from bird_cache.samples import OK, Samples
 from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer
+from bird_pipelines.ahead import in_order
 from bird_pipelines.config import PrecomputeConfig
-from bird_pipelines.decoding import Decoded, decode, in_order, plan_jobs
+from bird_pipelines.decoding import Decoded, decode, plan_jobs
 from bird_pipelines.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
-from bird_pipelines.planning import BOXES, LAYER, make_plan, samples_of
+from bird_pipelines.planning import BOXES, LAYER, make_plan, require_cells, samples_of, warn_of_cells
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
 from bird_pipelines.update import Earlier
 
@@ -138,7 +139,7 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         max_problem_share=max_failed,
         workers=workers,
     )
-    require_test_cells(data, table)
+    require_cells(data, table)
     if config.dry_run:
         return estimate(teacher, data, table, config.price_per_1000)
     precompute(
@@ -158,8 +159,14 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         views=config.views,
         update=config.update,
     )
+    store = open_cache(config.out)
+    if store.manifest.complete:  # what was planned may have failed
+        kept = table.take(store.samples.having("status", OK))
+        names, planned = (data.class_names, data.group_names), empty_cells(table, data.class_names, data.group_names)
+        lost = {split: cells for split, cells in empty_cells(kept, *names).items() if cells != planned.get(split)}
+        warn_of_cells(lost, ": all its images failed")
     unusable = {problem.id: problem.reason for problem in table.problems}
-    return open_cache(config.out).info() | {"prepared": dict(table.notes), "left_out": unusable}
+    return store.info() | {"prepared": dict(table.notes), "left_out": unusable}
 
 
 def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
@@ -202,7 +209,6 @@ class Batches:
     ) -> None:
         self.teacher, self.dataset, self.samples, self.plan, self.earlier = teacher, dataset, samples, plan, earlier
         self.beside = isinstance(teacher, Teacher) and teacher.on_cpu
-        self._alone = nullcontext() if self.beside else Lock()
 
     def __call__(self, job: Job) -> tuple[Decoded, dict[str, np.ndarray]]:
         """The decoded batch, and what the teacher says of it (a service has yet to be asked). Raises TeacherError,
@@ -210,7 +216,9 @@ class Batches:
         batch = decode(self.teacher, self.dataset, self.samples, job, self.plan, self.earlier)
         if isinstance(self.teacher, Service) or not len(batch.rows):
             return batch, {}
-        with self._alone:
+        size = self.plan.notes["batch_size"]
+        where = f"teacher {self.teacher.name}, --batch-size {size}"
+        with enough_memory(where, "lower --batch-size, or use --precision bf16"):
             answers = teach(self.teacher, self.plan, batch)
         return batch._replace(pixels=torch.empty(0)), answers
 
@@ -233,7 +241,7 @@ def run_jobs(
     sources: dict[int, bytes] = {}
     writes: deque[Future[Receipt]] = deque()
     with workers_of(batches, workers) as pool, ThreadPoolExecutor(1, "write") as writers:
-        for batch, answers in in_order(pool, batches, jobs, workers + 2):
+        for batch, answers in in_order(pool, batches, jobs, workers + 1):
             if stop():
                 raise Interrupted
             job = batch.job

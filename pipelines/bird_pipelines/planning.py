@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from bird.datasets.base import Dataset, SampleTable
+from bird.datasets.base import Dataset, SampleTable, empty_cells, require_test_cells
 from bird.teachers import Service, Teacher
 from bird.views import BOX, view_policy
 from bird_cache.manifest import Layer, Plan, Store
 from bird_cache.numbers import Dtype
 from bird_cache.samples import PENDING, Samples
+from bird_pipelines.marks import few
+from bird_pipelines.progress import tell
 
-__all__ = ["BOXES", "LAYER", "dataset_causes", "make_plan", "samples_of", "shard_and_chunk_rows"]
+__all__ = [
+    "BOXES",
+    "LAYER",
+    "dataset_causes",
+    "make_plan",
+    "require_cells",
+    "samples_of",
+    "shard_and_chunk_rows",
+    "warn_of_cells",
+]
 
 LAYER, BOXES = "penultimate", "boxes"
 LARGEST_SHARD: dict[Store, int] = {"zarr": 65_536, "webdataset": 8192}  # rows; a tar is made in memory, with its images
@@ -61,6 +72,21 @@ def make_plan(
         group_names=dataset.group_names,
         notes={"teacher": teacher.name, "batch_size": str(batch_size)},
     )
+
+
+def require_cells(dataset: Dataset, table: SampleTable) -> None:
+    """Before a teacher runs: raise DataError for a (class, group) cell that test lacks; tell on stderr, by name, of those
+    that train or meta lacks. Not every method needs them."""
+    require_test_cells(dataset, table)
+    warn_of_cells(empty_cells(table, dataset.class_names, dataset.group_names))
+
+
+def warn_of_cells(empty: Mapping[str, Sequence[str]], why: str = "") -> None:
+    """Tell on stderr of cells without a sample, by split and name."""
+    for split, cells in empty.items():
+        tell(
+            f"warning: no {split} sample of {few(cells)} (class x group){why}; methods that need one refuse this cache"
+        )
 
 
 def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:

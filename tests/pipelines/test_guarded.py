@@ -23,7 +23,16 @@ def guards(monkeypatch):
         found = agrees(self, *args)
         if self.apart is not None:
             decided.add(self)
-        from bird.guard import distance_apart, tolerance_of; print("AGREES", self.apart, distance_apart(*args[:2]), args[2].dtypes, len(self.squares), args[0].u[0].abs().max(), args[1][0].abs().max())
+
+        print(
+            "AGREES",
+            self.apart,
+            distance_apart(*args[:2]),
+            args[2].dtypes,
+            len(self.squares),
+            args[0].u[0].abs().max(),
+            args[1][0].abs().max(),
+        )
         return found
 
     monkeypatch.setattr(Guard, "agrees", watched)
