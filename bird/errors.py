@@ -2,6 +2,7 @@
 
     BirdError                     1   anything of ours
     ├── UsageError                2   an unknown name or an impossible setting
+    │   └── StudentError          2   a student that BIRD's step cannot be put around
     ├── DataError                 2   a data set that is missing, malformed or too damaged
     │   ├── ImageError            2   one image that cannot be decoded (recorded and counted, rarely fatal)
     │   └── EmptyCellError        2   a (class, group) cell without samples where a metric needs one
@@ -24,6 +25,7 @@ __all__ = [
     "ImageError",
     "OutOfMemoryError",
     "RunError",
+    "StudentError",
     "TeacherError",
     "UsageError",
     "nearest",
@@ -45,6 +47,10 @@ class UsageError(BirdError):
     """An unknown name or an impossible setting."""
 
     exit_code = 2
+
+
+class StudentError(UsageError):
+    """A student that BIRD's step cannot be put around: its answer, its derivatives or its wrapping."""
 
 
 class DataError(BirdError):

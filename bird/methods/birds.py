@@ -57,6 +57,7 @@ class Bird(Method):
             warm=warm,
             task=self.task,
             recompute=self.recompute,
+            guard=learner.guard,
         )
         learner.descend(loss)
         return losses
