@@ -75,7 +75,9 @@ def _plain_pictures() -> list[NDArray[np.uint8]]:
         ((columns // 16 + rows // 16) % 2 == 0, (255, 255, 255), (0, 0, 0)),
         ((columns - 32) ** 2 + (rows - 32) ** 2 < 400, (200, 60, 200), (60, 200, 200)),
     ]
-    return [np.where(inside[..., None], np.uint8(one), np.uint8(other)) for inside, one, other in shapes]
+    return [
+        np.where(inside[..., None], np.array(one, np.uint8), np.array(other, np.uint8)) for inside, one, other in shapes
+    ]
 
 
 def _wrapped(png: bytes, before: bytes, behind: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What a person says of a teacher is held against what it does: an option that cannot be honoured is refused, never ignored."""
+"""What a person says of a teacher is held against what it does. An option that it cannot honour is refused, not ignored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,18 @@ from bird.teachers.layers import FeatureKind
 
 __all__ = ["PixelScale", "kind_of", "names_class_scores", "require_kind", "require_side", "require_takers"]
 
-CLASS_SCORES = {"logit", "logits", "score", "scores", "prob", "probs", "probability", "probabilities", "softmax", "classes"}
+CLASS_SCORES = {
+    "logit",
+    "logits",
+    "score",
+    "scores",
+    "prob",
+    "probs",
+    "probability",
+    "probabilities",
+    "softmax",
+    "classes",
+}
 UNIT = 1e-3  # of a length, or of a sum, that is 1
 Refuse = Callable[[str, str, str], BirdError]
 
@@ -42,9 +53,13 @@ class PixelScale:
         plain = (0.0, 0.0, 0.0)
         small = self.high > 2 and max(self.mean) <= 1
         if self.mean != plain and (small or not all(self.low <= value <= self.high for value in self.mean)):
-            raise _wrong("--mean", _text(self.mean), f"a mean within {bounds}", "give all in the same units, or --range")
+            raise _wrong(
+                "--mean", _text(self.mean), f"a mean within {bounds}", "give all in the same units, or --range"
+            )
         if self.std != (1.0, 1.0, 1.0) and not all(0.01 * span <= value <= span for value in self.std):
-            raise _wrong("--std", _text(self.std), f"deviations within {bounds}", "give all in the same units, or --range")
+            raise _wrong(
+                "--std", _text(self.std), f"deviations within {bounds}", "give all in the same units, or --range"
+            )
 
     def of_unit(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation that do the same to pixels in 0 ... 1 (`bird.teachers.base.View`)."""
@@ -105,7 +120,9 @@ def names_class_scores(name: str) -> bool:
     return bool(words & CLASS_SCORES)
 
 
-def kind_of(vectors: NDArray[np.float32], claimed: FeatureKind | None, usual: FeatureKind, refuse: Refuse) -> FeatureKind:
+def kind_of(
+    vectors: NDArray[np.float32], claimed: FeatureKind | None, usual: FeatureKind, refuse: Refuse
+) -> FeatureKind:
     """What the vectors (n, d) of some images are: what is claimed of them, where they do not belie it, else `usual` (and
     projection_l2 where all have length 1). `refuse` makes the error from what was found, what was wanted and the remedy.
     """

@@ -11,15 +11,16 @@ from torch import Tensor
 
 __all__ = ["Company", "company", "sample_views"]
 
-Ask = Callable[[Tensor], Tensor]
 NOISE = 0.01  # what kernels of half precision, or for another batch size, may add: a cosine of .99995
 EXACT = 1e-5  # what stays between two batches of one size: the same kernels over the same numbers
 
 
 class Company(NamedTuple):
-    """How far answers about the same images lie apart, as a share of their length, at worst: asked twice (`again`), among
-    other images at the same places of a batch as large (`mates`), and asked one by one (`alone`)."""
+    """The vectors of four sample pictures, and how far answers about the same pictures lie apart, as a share of their
+    length, at worst: asked twice (`again`), among other pictures at the same places of a batch as large (`mates`), and
+    asked one by one (`alone`)."""
 
+    vectors: Float[Tensor, "4 dim"]
     again: float
     mates: float
     alone: float
@@ -28,6 +29,11 @@ class Company(NamedTuple):
     def repeats(self) -> bool:
         """Whether the same question gets the same answer."""
         return self.again <= NOISE
+
+    @property
+    def worst(self) -> float:
+        """By how much another company changes an answer."""
+        return max(self.mates, self.alone)
 
     @property
     def matters(self) -> bool:
@@ -48,7 +54,7 @@ def company(ask: Callable[[Tensor], Tensor], height: int, width: int) -> Company
     others[3, :, ::2] = 0
     first, second, mixed = ask(views), ask(views), ask(others)
     alone = torch.cat([ask(views[row : row + 1]) for row in range(2)])
-    return Company(_apart(first, second), _apart(first[::2], mixed[::2]), _apart(first[:2], alone))
+    return Company(first, _apart(first, second), _apart(first[::2], mixed[::2]), _apart(first[:2], alone))
 
 
 def sample_views(height: int, width: int) -> UInt8[Tensor, "4 3 height width"]:

@@ -40,8 +40,8 @@ class Refused(Unusable):
 
 class Protocol(ABC):
     """How images become a request, and an answer becomes vectors. `batch` is how many a request holds at most, `sent` what
-    is sent of each, as a cache's fingerprint says it; `sides` height and width of the pixels that are sent, None where images
-    go out encoded."""
+    is sent of each, as a cache's fingerprint says it; `sides` is height and width of the pixels that are sent, or None where
+    images go out encoded."""
 
     name: str
     batch: int
@@ -175,7 +175,9 @@ class KServe(Protocol):
 
 def _mime(image: bytes) -> str:
     starts = {b"\xff\xd8": "jpeg", b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp"}
-    return next((f"image/{kind}" for start, kind in starts.items() if image.startswith(start)), "application/octet-stream")
+    return next(
+        (f"image/{kind}" for start, kind in starts.items() if image.startswith(start)), "application/octet-stream"
+    )
 
 
 def seconds_of(said: str | None) -> float:

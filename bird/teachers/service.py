@@ -24,7 +24,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from bird.errors import BirdError, TeacherError, UsageError
 from bird.teachers.base import PENULTIMATE, FeatureKind, Json, LayerSpec
-from bird.teachers.canaries import CANARIES, alike, byte_share, canary_images, twin_images
+from bird.teachers.canaries import alike, byte_share, canary_images, twin_images
 from bird.teachers.claims import kind_of, require_side, require_takers
 from bird.teachers.protocols import REQUEST_BYTES, KServe, OpenAI, Protocol, Refused, Unusable, Vectors, seconds_of
 

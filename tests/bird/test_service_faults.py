@@ -160,9 +160,7 @@ def test_a_service_that_lists_other_models_is_refused():
         assert open_service(OPENAI.format(peer.host), **QUICK).dim == DIM
 
 
-@pytest.mark.parametrize(
-    ("shape", "size", "sides"), [([-1, 3, 12, 10], None, (12, 10)), ([-1, 3, -1, -1], 7, (7, 7))]
-)
+@pytest.mark.parametrize(("shape", "size", "sides"), [([-1, 3, 12, 10], None, (12, 10)), ([-1, 3, -1, -1], 7, (7, 7))])
 def test_pixels_are_sent_where_the_model_takes_pixels(shape, size, sides):
     asked = pictures(40)
     with Peer(given={"name": "pixels", "datatype": "FP32", "shape": shape}) as peer:

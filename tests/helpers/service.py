@@ -51,9 +51,10 @@ ENCODED = {"name": "image", "datatype": "BYTES", "shape": [-1, 1]}
 
 class Peer:
     """`rate` of the requests go wrong, in every way of `FAULTS`; those in `script` do first, in that order. `poisoned` is
-    the status for a request with the image `poison`, `status` one for all. `given` is what its KServe model takes, `listed`
-    the names in its list of models, `embeds` what it makes of an image instead of the truth. `asked` counts images it answered for rightly; `log` has (moment, images) a
-    request; after `stop_after` requests it answers nobody."""
+    the status for a request with the image `poison`, `status` one for all. `given` is what its KServe model takes and
+    `output` what it calls its answer, `listed` the names in its list of models, `embeds` what it makes of an image's bytes
+    instead of the truth. `asked` counts images it answered for rightly; `log` has (moment, images) a request; after
+    `stop_after` requests it answers nobody."""
 
     def __init__(
         self,
