@@ -18,9 +18,18 @@ from bird.teachers.base import FeatureKind, Teacher
 from bird.teachers.claims import PixelScale, require_kind, require_side, require_takers
 from bird.teachers.models import Options, clip, flava, hugging_face, own_run, torchvision_model
 from bird.teachers.onnx import OnnxTeacher
-from bird.teachers.service import Service, open_service
+from bird.teachers.service import TAKES, Service, open_service
 
-__all__ = ["TEACHERS", "Service", "Teacher", "TeacherKind", "expand_layers", "load_teacher", "open_service"]
+__all__ = [
+    "TEACHERS",
+    "Service",
+    "Teacher",
+    "TeacherKind",
+    "expand_layers",
+    "load_teacher",
+    "open_service",
+    "takes_of",
+]
 
 
 def _onnx(name: str, spec: str, options: Options) -> Teacher:
@@ -92,6 +101,11 @@ def expand_layers(teacher: Teacher | Service, requested: Sequence[str]) -> tuple
     return tuple(found)
 
 
+def takes_of(spec: str) -> frozenset[str]:
+    """The options that the teacher `spec` names heeds; of an address, those of a service. Raises UsageError."""
+    return TAKES if "://" in spec else _known(spec).takes
+
+
 def load_teacher(
     spec: str,
     *,
@@ -113,6 +127,25 @@ def load_teacher(
     Raises UsageError for an unknown name or an option that the teacher cannot honour, TeacherError for weights that are
     missing, damaged or do not fit.
     """
+    found = _known(spec)
+    asked: dict[str, object] = {
+        "weights": weights,
+        "precision": None if precision == "fp32" else precision,
+        "image_size": image_size,
+    }
+    asked |= {"kind": kind, "output": output, "mean": mean, "std": std, "range": range_}
+    require_takers(spec, asked, found.takes)
+    scale = PixelScale(mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0), *(range_ or (0.0, 1.0)))
+    options = Options(weights, choose_device(device), precision, image_size, kind=kind, output=output, scale=scale)
+    teacher = found.load(spec, found.spec or spec.partition(":")[2], options)
+    if image_size is not None:
+        _, height, width = teacher.preprocess(np.zeros((8, 8, 3), np.uint8)).shape
+        require_side(spec, (height, width), image_size)
+    require_kind(spec, teacher.feature_kind, kind)
+    return teacher
+
+
+def _known(spec: str) -> TeacherKind:
     name, colon, rest = spec.partition(":")
     found = TEACHERS.get(f"{name}{colon}")
     if found is None or (found.spec is None and not rest):
@@ -123,18 +156,4 @@ def load_teacher(
             wanted=f"one of {', '.join(TEACHERS)}",
             fix=f"did you mean {close[0]}?" if close else "see `bird list teachers`",
         )
-    asked: dict[str, object] = {
-        "weights": weights,
-        "precision": None if precision == "fp32" else precision,
-        "image_size": image_size,
-    }
-    asked |= {"kind": kind, "output": output, "mean": mean, "std": std, "range": range_}
-    require_takers(spec, asked, found.takes)
-    scale = PixelScale(mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0), *(range_ or (0.0, 1.0)))
-    options = Options(weights, choose_device(device), precision, image_size, kind=kind, output=output, scale=scale)
-    teacher = found.load(spec, found.spec or rest, options)
-    if image_size is not None:
-        _, height, width = teacher.preprocess(np.zeros((8, 8, 3), np.uint8)).shape
-        require_side(spec, (height, width), image_size)
-    require_kind(spec, teacher.feature_kind, kind)
-    return teacher
+    return found

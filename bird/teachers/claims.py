@@ -47,18 +47,18 @@ class PixelScale:
 
     def __post_init__(self) -> None:
         span = self.high - self.low
-        bounds = f"a range of {self.low:g} to {self.high:g}"
+        bounds = f"{self.low:g} to {self.high:g}"
         if not span > 0:
             raise _wrong("--range", f"{self.low:g},{self.high:g}", "LOW,HIGH with LOW below HIGH", "write it so")
         plain = (0.0, 0.0, 0.0)
         small = self.high > 2 and max(self.mean) <= 1
         if self.mean != plain and (small or not all(self.low <= value <= self.high for value in self.mean)):
             raise _wrong(
-                "--mean", _text(self.mean), f"a mean within {bounds}", "give all in the same units, or --range"
+                "--mean", _text(self.mean), f"a mean in units of {bounds}", "give all in the same units, or --range"
             )
         if self.std != (1.0, 1.0, 1.0) and not all(0.01 * span <= value <= span for value in self.std):
             raise _wrong(
-                "--std", _text(self.std), f"deviations within {bounds}", "give all in the same units, or --range"
+                "--std", _text(self.std), f"deviations in units of {bounds}", "give all in the same units, or --range"
             )
 
     def of_unit(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -68,8 +68,8 @@ class PixelScale:
 
     def canonical(self) -> dict[str, Any]:
         """As JSON values, as given; the usual range is left out."""
-        given: dict[str, Any] = {"mean": [*self.mean], "std": [*self.std]}
-        return given if (self.low, self.high) == (0.0, 1.0) else {**given, "range": [self.low, self.high]}
+        given: dict[str, Any] = {"mean": [*map(float, self.mean)], "std": [*map(float, self.std)]}
+        return given if (self.low, self.high) == (0.0, 1.0) else {**given, "range": [float(self.low), float(self.high)]}
 
     def __str__(self) -> str:
         said = f"RGB in [{self.low:g}, {self.high:g}]"

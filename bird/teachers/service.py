@@ -65,6 +65,7 @@ class Service:
         self._require_pictures()
         self.feature_kind: FeatureKind = kind_of(self.canaries, kind, "projection", self._error)
         self.layers = {PENULTIMATE: LayerSpec((self.dim,), self.feature_kind)}
+        self.notes: Mapping[str, str] = {"vector": f"{self.dim} numbers, taken as {self.feature_kind}"}
         self.preprocessing: Mapping[str, Json] = {**protocol.sent, "protocol": protocol.name, "canaries": 1}
 
     @property

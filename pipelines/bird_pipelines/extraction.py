@@ -21,7 +21,7 @@ import torch
 from bird.datasets import open_dataset
 from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells
 from bird.errors import DataError, TeacherError
-from bird.teachers import Service, Teacher, expand_layers, load_teacher, open_service
+from bird.teachers import Service, Teacher, expand_layers
 from bird_cache.errors import StorageError
 from bird_cache.folders import Folder, open_folder
 from bird_cache.manifest import Manifest, Plan, Receipt, Store
@@ -31,6 +31,7 @@ from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer
 from bird_pipelines.ahead import in_order
+from bird_pipelines.asking import open_teacher
 from bird_pipelines.config import PrecomputeConfig
 from bird_pipelines.decoding import Decoded, decode, plan_jobs
 from bird_pipelines.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
@@ -162,31 +163,12 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
     return open_cache(config.out).info() | {"prepared": dict(table.notes), "left_out": unusable}
 
 
-def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
-    """The teacher that is asked: a service where its name is an address."""
-    if "://" in config.teacher:
-        return open_service(
-            config.teacher,
-            image_size=config.image_size,
-            kind=config.kind,
-            key_env=config.api_key_env,
-            per_minute=config.requests_per_minute,
-        )
-    return load_teacher(
-        config.teacher,
-        weights=config.weights,
-        device=config.device,
-        precision=config.precision,
-        image_size=config.image_size,
-    )
-
-
 def estimate(teacher: Teacher | Service, data: Dataset, table: SampleTable, price: float | None) -> dict[str, Any]:
     """What would be asked of the teacher; of a service also bytes, time and cost. Reads the data set, asks nothing."""
     asking: dict[str, Any] = {"images": len(table)}
     if isinstance(teacher, Service):
         asking = teacher.estimate(len(table), sum(len(data.read(id)) for id in table.ids.tolist()), price)
-    return {"teacher": teacher.name, "dim": teacher.dim, "kind": teacher.feature_kind, **asking}
+    return {"teacher": teacher.name, "dim": teacher.dim, "kind": teacher.feature_kind, **teacher.notes, **asking}
 
 
 class Batches:

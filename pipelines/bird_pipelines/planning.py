@@ -59,7 +59,7 @@ def make_plan(
         images=store == "webdataset",
         class_names=dataset.class_names,
         group_names=dataset.group_names,
-        notes={"teacher": teacher.name, "batch_size": str(batch_size)},
+        notes={"teacher": teacher.name, "batch_size": str(batch_size), **teacher.notes},
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Advance", "Interrupted", "progress", "stop_requests"]
+__all__ = ["Advance", "Interrupted", "progress", "say", "stop_requests"]
 
 LINE_SECONDS = 10.0
 Advance = Callable[..., None]
@@ -19,6 +19,11 @@ Advance = Callable[..., None]
 
 class Interrupted(Exception):
     """The work was stopped by Ctrl-C or SIGTERM at a point from which the same command resumes."""
+
+
+def say(line: str) -> None:
+    """A line that a person should read before the work begins, on stderr."""
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
