@@ -6,12 +6,22 @@
     │   ├── ImageError            2   one image that cannot be decoded (recorded and counted, rarely fatal)
     │   └── EmptyCellError        2   a (class, group) cell without samples where a metric needs one
     ├── TeacherError              4   a teacher that cannot be loaded or answers with nonsense
+    │   └── MissingWeightsError   4   weights that are neither here nor to be had
     └── RunError                  1   a run folder that is damaged, unfinished or belongs to another configuration
 
 The cache has a tree of its own (`bird_cache.errors`): the two packages do not import each other.
 """
 
-__all__ = ["BirdError", "DataError", "EmptyCellError", "ImageError", "RunError", "TeacherError", "UsageError"]
+__all__ = [
+    "BirdError",
+    "DataError",
+    "EmptyCellError",
+    "ImageError",
+    "MissingWeightsError",
+    "RunError",
+    "TeacherError",
+    "UsageError",
+]
 
 
 class BirdError(Exception):
@@ -48,6 +58,10 @@ class TeacherError(BirdError):
     """A teacher that cannot be loaded, or whose answers are unusable."""
 
     exit_code = 4
+
+
+class MissingWeightsError(TeacherError):
+    """Weights that are neither on this machine nor to be had from where they are published."""
 
 
 class RunError(BirdError):

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from bird.devices import choose_device
-from bird.errors import UsageError
+from bird.errors import MissingWeightsError, UsageError
 from bird.teachers.base import FeatureKind, Teacher
 from bird.teachers.claims import PixelScale, require_kind, require_side, require_takers
+from bird.teachers.hub import Source, commit_of, explained, open_clip_source, transformers_source
 from bird.teachers.models import Options, clip, flava, hugging_face, own_run, torchvision_model
 from bird.teachers.onnx import OnnxTeacher
 from bird.teachers.service import TAKES, Service, open_service
@@ -46,13 +47,15 @@ def _onnx(name: str, spec: str, options: Options) -> Teacher:
 @dataclasses.dataclass(frozen=True)
 class TeacherKind:
     """One kind of teacher: what it is, where its weights come from, how it is loaded, what `load` is told (None: the
-    part of the name after the colon), and the options that it heeds: another one is refused."""
+    part of the name after the colon), the options that it heeds (another one is refused), and where on the hub its
+    weights are."""
 
     description: str
     weights: str
     load: Callable[[str, str, Options], Teacher]
     spec: str | None = None
     takes: frozenset[str] = frozenset({"weights", "precision", "image_size", "kind"})
+    source: Callable[[str], Source | None] = lambda spec: None
 
 
 ONNX_TAKES = frozenset({"image_size", "kind", "output", "mean", "std", "range"})
@@ -62,14 +65,28 @@ TRANSFORMERS = "downloaded by transformers, or --weights FOLDER (config.json, mo
 
 TEACHERS: dict[str, TeacherKind] = {
     "clip-vit-b32": TeacherKind(
-        "OpenAI CLIP ViT-B/32, projected image embedding, 512", OPEN_CLIP, clip, "ViT-B-32-quickgelu/openai"
+        "OpenAI CLIP ViT-B/32, projected image embedding, 512",
+        OPEN_CLIP,
+        clip,
+        "ViT-B-32-quickgelu/openai",
+        source=open_clip_source,
     ),
     "clip-rn50": TeacherKind(
-        "OpenAI CLIP RN50, projected image embedding, 1024", OPEN_CLIP, clip, "RN50-quickgelu/openai"
+        "OpenAI CLIP RN50, projected image embedding, 1024",
+        OPEN_CLIP,
+        clip,
+        "RN50-quickgelu/openai",
+        source=open_clip_source,
     ),
-    "flava": TeacherKind("FLAVA image encoder, CLS token, 768", TRANSFORMERS, flava, "facebook/flava-full"),
-    "open_clip:": TeacherKind("any open_clip model, open_clip:MODEL/PRETRAINED", OPEN_CLIP, clip),
-    "hf:": TeacherKind("a vision model of transformers, hf:REPO[@REVISION]", TRANSFORMERS, hugging_face),
+    "flava": TeacherKind(
+        "FLAVA image encoder, CLS token, 768", TRANSFORMERS, flava, "facebook/flava-full", source=transformers_source
+    ),
+    "open_clip:": TeacherKind(
+        "any open_clip model, open_clip:MODEL/PRETRAINED", OPEN_CLIP, clip, source=open_clip_source
+    ),
+    "hf:": TeacherKind(
+        "a vision model of transformers, hf:REPO[@REVISION]", TRANSFORMERS, hugging_face, source=transformers_source
+    ),
     "torchvision:": TeacherKind("a torchvision classifier, torchvision:ARCH", STATE_DICT, torchvision_model),
     "run:": TeacherKind(
         "a student of `bird train`, run:DIR",
@@ -137,11 +154,26 @@ def load_teacher(
     require_takers(spec, asked, found.takes)
     scale = PixelScale(mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0), *(range_ or (0.0, 1.0)))
     options = Options(weights, choose_device(device), precision, image_size, kind=kind, output=output, scale=scale)
-    teacher = found.load(spec, found.spec or spec.partition(":")[2], options)
+    teacher = _load(found, spec, options)
     if image_size is not None:
         _, height, width = teacher.preprocess(np.zeros((8, 8, 3), np.uint8)).shape
         require_side(spec, (height, width), image_size)
     require_kind(spec, teacher.feature_kind, kind)
+    return teacher
+
+
+def _load(kind: TeacherKind, spec: str, options: Options) -> Teacher:
+    """The teacher, with a note of the commit that its weights came from; where they could not be had, why not."""
+    told = kind.spec or spec.partition(":")[2]
+    source = kind.source(told) if options.weights is None else None
+    try:
+        teacher = kind.load(spec, told, options)
+    except MissingWeightsError as error:
+        if source is None:
+            raise
+        raise explained(error, source) from error
+    if source is not None and (commit := commit_of(source)):
+        teacher.notes = {**teacher.notes, "revision": f"{source.repository}@{commit}"}
     return teacher
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,8 @@ def compare_with_teacher(
     if live.weights_digest != causes["teacher"]["weights"]:
         raise StaleCacheError(
             where=cache,
-            found=f"teacher.weights = {causes['teacher']['weights']}",
-            wanted=f"teacher.weights = {live.weights_digest}",
+            found=f"teacher.weights = {causes['teacher']['weights']}" + _commit(store.manifest.plan.notes),
+            wanted=f"teacher.weights = {live.weights_digest}" + _commit(live.notes),
             fix="compare with the teacher that the cache was made with",
         )
     there, here = flatten(causes["preprocessing"]), flatten(dict(live.preprocessing))
@@ -116,6 +116,11 @@ def compare_with_teacher(
         scale = float(np.linalg.norm(vector)) * float(np.linalg.norm(cached[position]))
         cosines[position] = float(vector @ cached[position]) / max(scale, 1e-30)
     return _by_cell(store, rows, cosines)
+
+
+def _commit(notes: Mapping[str, str]) -> str:
+    """Where on the hub weights came from, in brackets; nothing where nobody knows."""
+    return f" ({notes['revision']})" if "revision" in notes else ""
 
 
 def spread(store: FeatureStore, count: int) -> np.ndarray:

@@ -35,7 +35,7 @@ from bird_pipelines.asking import open_teacher
 from bird_pipelines.config import PrecomputeConfig
 from bird_pipelines.decoding import Decoded, decode, plan_jobs
 from bird_pipelines.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
-from bird_pipelines.planning import BOXES, LAYER, make_plan, samples_of
+from bird_pipelines.planning import BOXES, LAYER, make_plan, require_revision, samples_of
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
 from bird_pipelines.update import Earlier
 
@@ -106,6 +106,8 @@ def open_for(out: str | Path, plan: Plan, samples: Samples) -> Iterator[FeatureW
     """The writer of a new or unfinished cache; or, where a finished one lacks some of the layers, of those alone."""
     folder = open_folder(out)
     there = read_manifest(folder)[1] if find_layout(folder) is not None else None
+    if there is not None:
+        require_revision(there.plan, plan, str(out))
     missing = {name: spec for name, spec in plan.layers.items() if there is not None and name not in there.layers()}
     if there is None or not there.complete:
         with open_writer(out, plan, samples) as writer:

@@ -10,11 +10,12 @@ import numpy as np
 from bird.datasets.base import Dataset, SampleTable
 from bird.teachers import Service, Teacher
 from bird.views import BOX, view_policy
+from bird_cache.errors import StaleCacheError
 from bird_cache.manifest import Layer, Plan, Store
 from bird_cache.numbers import Dtype
 from bird_cache.samples import PENDING, Samples
 
-__all__ = ["BOXES", "LAYER", "dataset_causes", "make_plan", "samples_of", "shard_and_chunk_rows"]
+__all__ = ["BOXES", "LAYER", "dataset_causes", "make_plan", "require_revision", "samples_of", "shard_and_chunk_rows"]
 
 LAYER, BOXES = "penultimate", "boxes"
 LARGEST_SHARD: dict[Store, int] = {"zarr": 65_536, "webdataset": 8192}  # rows; a tar is made in memory, with its images
@@ -61,6 +62,25 @@ def make_plan(
         group_names=dataset.group_names,
         notes={"teacher": teacher.name, "batch_size": str(batch_size), **teacher.notes},
     )
+
+
+def require_revision(there: Plan, now: Plan, where: str) -> None:
+    """Raise StaleCacheError, with both commits, where the hub has other weights under the teacher's name than when the cache
+    `there` was begun."""
+    before, after = there.notes.get("revision"), now.notes.get("revision")
+    weights = [_weights(plan) for plan in (there, now)]
+    if before and after and before != after and weights[0] != weights[1]:
+        raise StaleCacheError(
+            where=where,
+            found=f"vectors by the weights of {before}",
+            wanted=f"those of {after}, which the hub has now",
+            fix="ask for the earlier ones (hf:REPO@COMMIT, or --weights FILE), or write to another folder with --out",
+        )
+
+
+def _weights(plan: Plan) -> object:
+    teacher = plan.causes.get("teacher")
+    return teacher.get("weights") if isinstance(teacher, dict) else None
 
 
 def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:
