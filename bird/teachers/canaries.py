@@ -19,7 +19,7 @@ SIDE = 64
 HEADER, TRAILER = 33, 12  # bytes of a PNG before its first chunk of choice, and of its last chunk
 FILLER = 8192  # bytes before the pixels, and as many behind them: what a text embedder reads first, last, and most
 ROOM = 512  # bytes for the pixels, so that all files are equally long
-ALIKE = 1e-5  # of a vector's length: float32 says no more
+ALIKE = 1e-6  # of a vector's length: float32 says no more
 
 
 def canary_images() -> list[bytes]:
@@ -49,10 +49,12 @@ def byte_share(vectors: NDArray[np.float32]) -> float:
     pictures: `vectors` (4, 2, d) are those of `twin_images`.
 
     0 for a model of images, a few hundredths with the noise of half precision; 2 and more for the text embedders that
-    were measured (docs/decisions/0014).
+    were measured (docs/decisions/0014); infinite where two pictures have one vector.
     """
+    if alike(vectors[:, 0]) or alike(vectors[:, 1]):
+        return float("inf")
     twins = np.linalg.norm(vectors[:, 0] - vectors[:, 1], axis=1).mean()
-    return float(twins / max(min(_nearest(vectors[:, file]) for file in (0, 1)), 1e-30))
+    return float(twins / min(_nearest(vectors[:, file]) for file in (0, 1)))
 
 
 def alike(vectors: NDArray[np.float32]) -> bool:

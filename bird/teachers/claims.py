@@ -15,18 +15,8 @@ from bird.teachers.layers import FeatureKind
 
 __all__ = ["PixelScale", "kind_of", "names_class_scores", "require_kind", "require_side", "require_takers"]
 
-CLASS_SCORES = {
-    "logit",
-    "logits",
-    "score",
-    "scores",
-    "prob",
-    "probs",
-    "probability",
-    "probabilities",
-    "softmax",
-    "classes",
-}
+CLASS_SCORES = {"logit", "logits", "score", "scores", "prob", "probs", "probability", "probabilities", "softmax"}
+CLASS_SCORES |= {"classes", "classifier", "classification", "prediction", "predictions", "preds"}
 UNIT = 1e-3  # of a length, or of a sum, that is 1
 Refuse = Callable[[str, str, str], BirdError]
 
