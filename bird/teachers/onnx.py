@@ -80,7 +80,7 @@ class OnnxTeacher(Teacher):
             **({"asked": ALONE} if self._alone else {}),
         }
         self.notes = {
-            "pixels": f"{scale}, the whole image resized to {width} x {height}; the graph does not say what it wants: "
+            "assumed": f"{scale}, the whole image resized to {width} x {height}; the graph does not say what it wants: "
             "--range, --mean, --std and (where the graph leaves it open) --image-size do",
             "vector": f"output {self._output}, {self.dim} numbers, taken as {self.feature_kind}",
             **(

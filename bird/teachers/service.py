@@ -290,25 +290,18 @@ def open_service(
             "http+openai://HOST/MODEL, http+kserve://HOST/MODEL or http://HOST/PATH?model=MODEL, without a password"
         )
         raise UsageError(where="--teacher", found="an address that does not fit", wanted=wanted, fix="write it so")
-    headers = {}
-    if key_env is not None:
-        if not os.environ.get(key_env):
-            raise UsageError(
-                where="--api-key-env", found=f"no variable {key_env}", wanted="the key in it", fix="set it"
-            )
-        headers["Authorization"] = f"Bearer {os.environ[key_env]}"
+    headers = {} if key_env is None else {"Authorization": f"Bearer {_key(key_env)}"}
     client = httpx2.Client(timeout=timeout, headers=headers, follow_redirects=False, trust_env=False)
     base = f"{scheme}://{address.netloc}{path}"
+    output = output or parse_qs(address.query).get("output", [None])[0]
     try:
-        protocol: Protocol
-        if how == "kserve":
-            output = output or parse_qs(address.query).get("output", [None])[0]
-            described = _description(client, f"{base}/v2/models/{model}", attempts, longest_wait)
-            protocol = KServe(model, described, output, image_size, kind)
-        else:
+        described = (
+            _description(client, f"{base}/v2/models/{model}", attempts, longest_wait) if how == "kserve" else None
+        )
+        if described is None:
             require_takers(f"openai:{model}", {"output": output}, TAKES - {"output", "image_size"})
             _require_listed(client, base, model, attempts, longest_wait)
-            protocol = OpenAI(model)
+        protocol = OpenAI(model) if described is None else KServe(model, described, output, image_size, kind)
         if protocol.sides is None:
             require_takers(f"{protocol.name}:{model}", {"image_size": image_size}, TAKES - {"image_size"})
         else:
@@ -326,6 +319,13 @@ def open_service(
         attempts=attempts,
         longest_wait=longest_wait,
     )
+
+
+def _key(variable: str) -> str:
+    """The key in an environment variable. Raises UsageError."""
+    if key := os.environ.get(variable):
+        return key
+    raise UsageError(where="--api-key-env", found=f"no variable {variable}", wanted="the key in it", fix="set it")
 
 
 def _description(client: Any, address: str, attempts: int, longest_wait: float) -> dict[str, Any]:

@@ -141,8 +141,8 @@ def test_pixels_are_scaled_as_asked(tmp_path, options, wanted):
     np.testing.assert_allclose(pixels, wanted(image.astype(np.float64)), atol=1e-4)
     assert (dict(teacher.preprocessing) == dict(teacher_of(path).preprocessing)) == (options == {})
     low, high = options.get("range_", (0, 1))
-    assert teacher.notes["pixels"].startswith(f"RGB in [{low}, {high}]")
-    assert "--range" in teacher.notes["pixels"], "what is assumed is said"
+    assert teacher.notes["assumed"].startswith(f"RGB in [{low}, {high}]")
+    assert "--range" in teacher.notes["assumed"], "what is assumed is said"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def graph(tmp_path_factory):
 def test_flags_toml_and_python_are_one(graph, tmp_path):
     flags = [word for name, value in SEEN.items() for word in (f"--{name.replace('_', '-')}", value)]
     done = bird("precompute", "--teacher", f"onnx:{graph}", *FLAGS, *flags, "--out", tmp_path / "flags")
-    assert "onnx:tiny, pixels: RGB in [0, 255] less mean 123.7,116.3,103.5" in done.stderr, "said, not buried"
+    assert "onnx:tiny, assumed: RGB in [0, 255] less mean 123.7,116.3,103.5" in done.stderr, "said, not buried"
     assert "onnx:tiny, vector: output features, 16 numbers, taken as penultimate" in done.stderr
     file = tmp_path / "precompute.toml"
     told = {**SEEN, **DATA, "range": [0, 255], "mean": [123.7, 116.3, 103.5]}
@@ -51,7 +51,7 @@ def test_what_is_assumed_is_recorded_and_shown(graph, tmp_path):
     order = ("precompute", "--teacher", f"onnx:{graph}", *FLAGS, "--output", "unit", "--out", tmp_path / "cache")
     plan = bird_json(*order, "--dry-run")
     assert (plan["images"], plan["kind"]) == (40, "projection_l2")
-    assert plan["pixels"].startswith("RGB in [0, 1], the whole image resized to 128 x 128")
+    assert plan["assumed"].startswith("RGB in [0, 1], the whole image resized to 128 x 128")
     bird(*order)
     shown = " ".join(bird("cache", "info", tmp_path / "cache").stdout.split())
     assert "RGB in [0, 1], the whole image resized to 128 x 128" in shown
