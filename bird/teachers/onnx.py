@@ -105,7 +105,7 @@ class OnnxTeacher(Teacher):
         each = 1 if self._alone else self._batch or len(pixels)
         parts = [self._run(outputs, pixels[start : start + each]) for start in range(0, len(pixels), each)]
         return {
-            layer: torch.from_numpy(np.concatenate(values).reshape(len(pixels), *self.layers[layer].shape))
+            layer: torch.from_numpy(_joined(values).reshape(len(pixels), *self.layers[layer].shape))
             for layer, values in zip(layers, zip(*parts, strict=True), strict=True)
         }
 
@@ -197,3 +197,8 @@ class OnnxTeacher(Teacher):
 
     def _refuse(self, found: str, wanted: str, fix: str) -> TeacherError:
         return TeacherError(where=self._where, found=found, wanted=wanted, fix=fix)
+
+
+def _joined(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The rows of all parts; of one, without a copy."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -234,8 +234,10 @@ class Service:
         vectors = self._vectors_of([*firsts, *seconds])
         twins = np.stack([vectors[: len(firsts)], vectors[len(firsts) :]], axis=1)
         if (share := byte_share(twins)) > PICTURES:
-            found = "vectors that follow the bytes of an image file, not its picture: two files of one picture are "
-            found += f"{min(share, 1e3):.2g} times as far apart as two pictures, or more"
+            apart = (
+                f"are {share:.2g} times as far apart as two pictures" if share < 1e3 else "differ, two pictures do not"
+            )
+            found = f"vectors that follow the bytes of an image file, not its picture: two files of one picture {apart}"
             raise self._error(found, "a model of images", BLIND)
         cosine = _cosines(twins[:, 0], twins[:, 1])
         if not (cosine >= SAME).all():
