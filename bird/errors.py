@@ -7,6 +7,7 @@
     │   ├── ImageError            2   one image that cannot be decoded (recorded and counted, rarely fatal)
     │   └── EmptyCellError        2   a (class, group) cell without samples where a metric needs one
     ├── TeacherError              4   a teacher that cannot be loaded or answers with nonsense
+    │   └── MissingWeightsError   4   weights that are neither here nor to be had
     ├── RunError                  1   a run folder that is damaged, unfinished or belongs to another configuration
     └── OutOfMemoryError          1   a device whose memory does not hold the work
 
@@ -23,6 +24,7 @@ __all__ = [
     "DataError",
     "EmptyCellError",
     "ImageError",
+    "MissingWeightsError",
     "OutOfMemoryError",
     "RunError",
     "StudentError",
@@ -71,6 +73,10 @@ class TeacherError(BirdError):
     """A teacher that cannot be loaded, or whose answers are unusable."""
 
     exit_code = 4
+
+
+class MissingWeightsError(TeacherError):
+    """Weights that are neither on this machine nor to be had from where they are published."""
 
 
 class RunError(BirdError):

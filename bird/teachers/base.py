@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, final
 
 import numpy as np
@@ -42,6 +43,7 @@ class Teacher(ABC):
     `layers` is what it can be asked for: "penultimate" always, the others as `bird.teachers.layers` describes them.
     `on_cpu`: it computes where images are decoded, too, so that several threads had better answer at once. Both methods
     below are called from several threads.
+    `notes` says in words what a reader wants to know of it: assumptions, where the weights came from.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Teacher(ABC):
     preprocessing: Mapping[str, Json]
     layers: Mapping[str, LayerSpec]
     on_cpu: bool
+    notes: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def preprocess(

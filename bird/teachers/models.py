@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from bird.errors import TeacherError, UsageError, nearest
 from bird.students import IMAGENET_MEAN, IMAGENET_STD, Student, load_student
 from bird.teachers.base import PENULTIMATE, Teacher, TorchTeacher, View
+from bird.teachers.claims import PixelScale
 from bird.teachers.files import fill, first_line, missing_weights, offline_if_unreachable, read_state
-from bird.teachers.layers import Tap, stage_taps, token_taps
+from bird.teachers.layers import FeatureKind, Tap, stage_taps, token_taps
 
 __all__ = ["Options", "clip", "flava", "hugging_face", "own_run", "torchvision_model"]
 
@@ -24,8 +25,19 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 class Options:
     """What the person asked for beside the teacher's name."""
 
-    def __init__(self, weights: Path | None, device: torch.device, precision: str, image_size: int | None) -> None:
+    def __init__(
+        self,
+        weights: Path | None,
+        device: torch.device,
+        precision: str,
+        image_size: int | None,
+        *,
+        kind: FeatureKind | None = None,
+        output: str | None = None,
+        scale: PixelScale | None = None,
+    ) -> None:
         self.weights, self.device, self.precision, self.image_size = weights, device, precision, image_size
+        self.kind, self.output, self.scale = kind, output, scale
 
 
 def clip(name: str, spec: str, options: Options) -> Teacher:

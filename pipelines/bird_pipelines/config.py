@@ -6,9 +6,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from bird.errors import UsageError, nearest, unknown_name
 
@@ -21,6 +21,14 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 }
 # Values that hold for every data set, by the name that `--preset` gives them.
 NAMED_PRESETS: Mapping[str, Mapping[str, float]] = {"paper": {"at_beta": 1e6}}
+
+
+def _numbers(value: object) -> object:
+    """ "0.5, 0.5" as a list; what is none of text is left alone, for a list of TOML or Python."""
+    return [each.strip() for each in value.split(",")] if isinstance(value, str) else value
+
+
+Three = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
 
 
 class PrecomputeConfig(BaseModel):
@@ -50,14 +58,23 @@ class PrecomputeConfig(BaseModel):
     store: Literal["zarr", "webdataset"] = "zarr"
     layers: str = Field(default="penultimate", description="names, by commas")
     views: int = Field(default=0, ge=0)
-    kind: Literal["penultimate", "projection", "projection_l2", "logits"] | None = Field(
-        default=None, description="of a service, as the next three"
-    )
+    kind: Literal["penultimate", "projection", "projection_l2", "logits"] | None = None
+    output: str | None = Field(default=None, description="of a graph, as the next three")
+    mean: Three | None = None
+    std: Three | None = None
+    range: Annotated[tuple[float, float], BeforeValidator(_numbers)] | None = None
     api_key_env: str | None = None
     requests_per_minute: float | None = Field(default=None, ge=0.1)
     price_per_1000: float | None = Field(default=None, ge=0)
     dry_run: bool = False
     slice: str = Field(default="1/1", description="I/N: every Nth shard, from the Ith")
+
+    def asked(self) -> dict[str, Any]:
+        """What is asked of the teacher beside its name; None: nothing."""
+        precision = None if self.precision == "fp32" else self.precision
+        names = ("weights", "image_size", "kind", "output", "mean", "std", "range")
+        paid = ("api_key_env", "requests_per_minute", "price_per_1000")
+        return {"precision": precision, **{name: getattr(self, name) for name in (*names, *paid)}}
 
     @property
     def part(self) -> tuple[int, int]:
@@ -139,14 +156,15 @@ AD_SHORT = 20  # epochs up to which the student of AD moves in every one
 PLACE = ("cache", "data_root", "out", "device", "workers", "checkpoint_seconds", "memory_gb", "profile", "recompute")
 
 
-def resolve_precompute(flags: Mapping[str, Any]) -> PrecomputeConfig:
-    """The order for a cache: defaults, then `flags` that are not None. Raises UsageError naming every option that is unknown
-    or out of range."""
-    values = {name.removesuffix("_"): value for name, value in flags.items() if value is not None}
+def resolve_precompute(flags: Mapping[str, Any], file: Path | None = None) -> PrecomputeConfig:
+    """The order for a cache: defaults, then the TOML `file`, then `flags` that are not None. Raises UsageError naming every
+    option that is unknown or out of range."""
+    values = {} if file is None else _read(file, "bird precompute")
+    values |= {name.removesuffix("_"): value for name, value in flags.items() if value is not None}
     try:
         return PrecomputeConfig.model_validate(values)
     except ValidationError as error:
-        raise _wrong(error, "bird precompute", PrecomputeConfig) from None
+        raise _wrong(error, "bird precompute", PrecomputeConfig, file) from None
 
 
 def _wrong(error: ValidationError, command: str, model: type[BaseModel], file: Path | None = None) -> UsageError:
@@ -225,7 +243,7 @@ def _require_known(config: RunConfig) -> None:
             raise unknown_name(f"--{what}", name, known, f"see `bird list {what}s`")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, command: str = "bird distill") -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -236,5 +254,5 @@ def _read(file: Path) -> dict[str, Any]:
         where=f"--config {file}",
         found=found,
         wanted="a TOML file of options",
-        fix="one NAME = VALUE a line, names as in `bird distill --help`",
+        fix=f"one NAME = VALUE a line, names as in `{command} --help`",
     )

@@ -22,7 +22,7 @@ from bird.datasets import open_dataset
 from bird.datasets.base import Dataset, SampleTable, empty_cells, prepare
 from bird.devices import enough_memory
 from bird.errors import DataError, TeacherError
-from bird.teachers import Service, Teacher, expand_layers, load_teacher, open_service
+from bird.teachers import Service, Teacher, expand_layers
 from bird_cache.errors import StorageError
 from bird_cache.folders import Folder, open_folder
 from bird_cache.manifest import Manifest, Plan, Receipt, Store
@@ -32,10 +32,19 @@ from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer
 from bird_pipelines.ahead import in_order
+from bird_pipelines.asking import open_teacher
 from bird_pipelines.config import PrecomputeConfig
 from bird_pipelines.decoding import Decoded, decode, plan_jobs
 from bird_pipelines.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
-from bird_pipelines.planning import BOXES, LAYER, make_plan, require_cells, samples_of, warn_of_cells
+from bird_pipelines.planning import (
+    BOXES,
+    LAYER,
+    make_plan,
+    require_cells,
+    require_revision,
+    samples_of,
+    warn_of_cells,
+)
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
 from bird_pipelines.update import Earlier
 
@@ -106,6 +115,8 @@ def open_for(out: str | Path, plan: Plan, samples: Samples) -> Iterator[FeatureW
     """The writer of a new or unfinished cache; or, where a finished one lacks some of the layers, of those alone."""
     folder = open_folder(out)
     there = read_manifest(folder)[1] if find_layout(folder) is not None else None
+    if there is not None:
+        require_revision(there.plan, plan, str(out))
     missing = {name: spec for name, spec in plan.layers.items() if there is not None and name not in there.layers()}
     if there is None or not there.complete:
         with open_writer(out, plan, samples) as writer:
@@ -169,31 +180,12 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
     return store.info() | {"prepared": dict(table.notes), "left_out": unusable}
 
 
-def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
-    """The teacher that is asked: a service where its name is an address."""
-    if "://" in config.teacher:
-        return open_service(
-            config.teacher,
-            image_size=config.image_size,
-            kind=config.kind,
-            key_env=config.api_key_env,
-            per_minute=config.requests_per_minute,
-        )
-    return load_teacher(
-        config.teacher,
-        weights=config.weights,
-        device=config.device,
-        precision=config.precision,
-        image_size=config.image_size,
-    )
-
-
 def estimate(teacher: Teacher | Service, data: Dataset, table: SampleTable, price: float | None) -> dict[str, Any]:
     """What would be asked of the teacher; of a service also bytes, time and cost. Reads the data set, asks nothing."""
     asking: dict[str, Any] = {"images": len(table)}
     if isinstance(teacher, Service):
         asking = teacher.estimate(len(table), sum(len(data.read(id)) for id in table.ids.tolist()), price)
-    return {"teacher": teacher.name, "dim": teacher.dim, "kind": teacher.feature_kind, **asking}
+    return {"teacher": teacher.name, "dim": teacher.dim, "kind": teacher.feature_kind, **teacher.notes, **asking}
 
 
 class Batches:

@@ -10,6 +10,7 @@ import numpy as np
 from bird.datasets.base import Dataset, SampleTable, empty_cells, require_test_cells
 from bird.teachers import Service, Teacher
 from bird.views import BOX, view_policy
+from bird_cache.errors import StaleCacheError
 from bird_cache.manifest import Layer, Plan, Store
 from bird_cache.numbers import Dtype
 from bird_cache.samples import PENDING, Samples
@@ -22,6 +23,7 @@ __all__ = [
     "dataset_causes",
     "make_plan",
     "require_cells",
+    "require_revision",
     "samples_of",
     "shard_and_chunk_rows",
     "warn_of_cells",
@@ -70,7 +72,7 @@ def make_plan(
         images=store == "webdataset",
         class_names=dataset.class_names,
         group_names=dataset.group_names,
-        notes={"teacher": teacher.name, "batch_size": str(batch_size)},
+        notes={"teacher": teacher.name, "batch_size": str(batch_size), **teacher.notes},
     )
 
 
@@ -85,6 +87,25 @@ def warn_of_cells(empty: Mapping[str, Sequence[str]], why: str = "") -> None:
     """Tell on stderr of cells without a sample, by split and name."""
     for split, cells in empty.items():
         tell(f"warning: no {split} sample of {few(cells)}{why}; methods that need one, such as bird, refuse this cache")
+
+
+def require_revision(there: Plan, now: Plan, where: str) -> None:
+    """Raise StaleCacheError, with both commits, where the hub has other weights under the teacher's name than when the cache
+    `there` was begun."""
+    before, after = there.notes.get("revision"), now.notes.get("revision")
+    weights = [_weights(plan) for plan in (there, now)]
+    if before and after and before != after and weights[0] != weights[1]:
+        raise StaleCacheError(
+            where=where,
+            found=f"vectors by the weights of {before}",
+            wanted=f"those of {after}, which the hub has now",
+            fix="ask for the earlier ones (hf:REPO@COMMIT, or --weights FILE), or write to another folder with --out",
+        )
+
+
+def _weights(plan: Plan) -> object:
+    teacher = plan.causes.get("teacher")
+    return teacher.get("weights") if isinstance(teacher, dict) else None
 
 
 def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:

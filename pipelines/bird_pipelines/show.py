@@ -64,6 +64,7 @@ def cache(info: dict[str, Any]) -> None:
         "state": state,
         "fingerprint": info["fingerprint"],
         "teacher": info["notes"].get("teacher", "unknown"),
+        **{name: said for name, said in info["notes"].items() if name not in ("teacher", "batch_size")},
         "rows": f"{info['rows']:,} = {info['written']:,} written + {info['failed']:,} failed",
         "splits": ", ".join(f"{split} {count:,}" for split, count in info["splits"].items()),
         "layers": layers,
