@@ -49,7 +49,7 @@ def byte_share(vectors: NDArray[np.float32]) -> float:
     pictures: `vectors` (4, 2, d) are those of `twin_images`.
 
     0 for a model of images, a few hundredths with the noise of half precision; 2 and more for the text embedders that
-    were measured (docs/decisions/0014); infinite where two pictures have one vector.
+    were measured (docs/decisions/0016); infinite where two pictures have one vector.
     """
     if alike(vectors[:, 0]) or alike(vectors[:, 1]):
         return float("inf")
