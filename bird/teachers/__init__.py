@@ -12,10 +12,15 @@ from pathlib import Path
 
 from bird.devices import choose_device
 from bird.errors import UsageError
-from bird.teachers.base import Teacher
-from bird.teachers.models import Options, clip, flava, hugging_face, own_run, torchvision_model
+from bird.teachers.base import Options, Teacher
+from bird.teachers.hugging_face import flava, hugging_face
 from bird.teachers.onnx import OnnxTeacher
+from bird.teachers.open_clip import clip
+from bird.teachers.own import own_run
+from bird.teachers.proof import ask_again
 from bird.teachers.service import Service, open_service
+from bird.teachers.timm import timm_model
+from bird.teachers.torchvision import torchvision_model
 
 __all__ = ["TEACHERS", "Service", "Teacher", "TeacherKind", "expand_layers", "load_teacher", "open_service"]
 
@@ -45,6 +50,7 @@ class TeacherKind:
 OPEN_CLIP = "downloaded by open_clip, or --weights FILE (a state dict)"
 STATE_DICT = "--weights FILE (a state dict)"
 TRANSFORMERS = "downloaded by transformers, or --weights FOLDER (config.json, model.safetensors)"
+TIMM = "downloaded by timm, or --weights FILE (a state dict)"
 
 TEACHERS: dict[str, TeacherKind] = {
     "clip-vit-b32": TeacherKind(
@@ -54,9 +60,12 @@ TEACHERS: dict[str, TeacherKind] = {
         "OpenAI CLIP RN50, projected image embedding, 1024", OPEN_CLIP, clip, "RN50-quickgelu/openai"
     ),
     "flava": TeacherKind("FLAVA image encoder, CLS token, 768", TRANSFORMERS, flava, "facebook/flava-full"),
-    "open_clip:": TeacherKind("any open_clip model, open_clip:MODEL/PRETRAINED", OPEN_CLIP, clip),
-    "hf:": TeacherKind("a vision model of transformers, hf:REPO[@REVISION]", TRANSFORMERS, hugging_face),
-    "torchvision:": TeacherKind("a torchvision classifier, torchvision:ARCH", STATE_DICT, torchvision_model),
+    "open_clip:": TeacherKind(
+        "any open_clip model, open_clip:MODEL/TAG, hf-hub:REPO or local-dir:DIR", OPEN_CLIP, clip
+    ),
+    "hf:": TeacherKind("an image model of transformers, hf:REPO[@REVISION]", TRANSFORMERS, hugging_face),
+    "timm:": TeacherKind("a timm model, timm:NAME[.TAG]", TIMM, timm_model),
+    "torchvision:": TeacherKind("a torchvision classifier, torchvision:ARCH[/WEIGHTS]", STATE_DICT, torchvision_model),
     "run:": TeacherKind("a student of `bird train`, run:DIR", "in the run folder", own_run),
     "onnx:": TeacherKind("a black box, onnx:FILE", "in the file", _onnx),
 }
@@ -93,8 +102,9 @@ def load_teacher(
     """The teacher that `spec` names, ready to use.
 
     `weights` is a local file or folder instead of a download; `precision` is fp32, bf16 or fp16 (autocast); `image_size`
-    is the input side in pixels where the model leaves it open. Raises UsageError for an unknown name, TeacherError for
-    weights that are missing, damaged or do not fit.
+    is the input side in pixels where the model leaves it open. What it gives is compared with its own library's
+    (`bird.teachers.proof`), and it is asked again for the same. Raises UsageError for an unknown name, TeacherError for
+    weights that are missing, damaged or do not fit, and for another vector than the library's.
     """
     name, colon, rest = spec.partition(":")
     kind = TEACHERS.get(f"{name}{colon}")
@@ -106,4 +116,6 @@ def load_teacher(
             wanted=f"one of {', '.join(TEACHERS)}",
             fix=f"did you mean {close[0]}?" if close else "see `bird list teachers`",
         )
-    return kind.load(spec, kind.spec or rest, Options(weights, choose_device(device), precision, image_size))
+    teacher = kind.load(spec, kind.spec or rest, Options(weights, choose_device(device), precision, image_size))
+    ask_again(teacher, precision)
+    return teacher

@@ -31,6 +31,7 @@ from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer
 from bird_pipelines.ahead import in_order
+from bird_pipelines.catalogue import describe_teacher
 from bird_pipelines.config import PrecomputeConfig
 from bird_pipelines.decoding import Decoded, decode, plan_jobs
 from bird_pipelines.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
@@ -73,6 +74,8 @@ def precompute(
     if isinstance(teacher, Service):
         refuse_views(views)
         adopt_canaries(teacher, open_folder(out))
+    elif views:
+        teacher.preprocess(np.zeros((8, 8, 3), np.uint8), np.array([0, 0, 8, 8, 0], np.int32))  # can it see a box?
     plan = make_plan(
         teacher,
         dataset,
@@ -183,10 +186,10 @@ def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
 
 def estimate(teacher: Teacher | Service, data: Dataset, table: SampleTable, price: float | None) -> dict[str, Any]:
     """What would be asked of the teacher; of a service also bytes, time and cost. Reads the data set, asks nothing."""
-    asking: dict[str, Any] = {"images": len(table)}
     if isinstance(teacher, Service):
         asking = teacher.estimate(len(table), sum(len(data.read(id)) for id in table.ids.tolist()), price)
-    return {"teacher": teacher.name, "dim": teacher.dim, "kind": teacher.feature_kind, **asking}
+        return {"teacher": teacher.name, "dim": teacher.dim, "kind": teacher.feature_kind, **asking}
+    return {**describe_teacher(teacher), "images": len(table)}
 
 
 class Batches:
@@ -210,7 +213,7 @@ class Batches:
         if isinstance(self.teacher, Service) or not len(batch.rows):
             return batch, {}
         answers = teach(self.teacher, self.plan, batch)
-        return batch._replace(pixels=torch.empty(0)), answers
+        return batch._replace(pixels=[]), answers
 
 
 def run_jobs(
@@ -280,10 +283,14 @@ def workers_of(batches: Batches, count: int) -> Iterator[ThreadPoolExecutor]:
 def teach(teacher: Teacher, plan: Plan, batch: Decoded) -> dict[str, np.ndarray]:
     """What the teacher says of a batch: each layer (rows * views, *shape). Raises TeacherError."""
     asked = [name for name in plan.layers if name != BOXES]
-    answers = {name: tensor.numpy() for name, tensor in teacher.answer(batch.pixels, asked).items()}
-    for name, values in answers.items():
-        if values.shape != (wanted := (len(batch.rows) * plan.views, *plan.layers[name].shape)):
-            raise wrong_shape(teacher, values.shape, wanted)
+    parts = [teacher.answer(views.pixels, asked) for views in batch.pixels]
+    order = np.argsort([place for views in batch.pixels for place in views.places])
+    answers = {}
+    for name in asked:
+        values = [part[name].numpy() for part in parts]
+        answers[name] = values[0] if len(values) == 1 else np.concatenate(values)[order]
+        if answers[name].shape != (wanted := (len(batch.rows) * plan.views, *plan.layers[name].shape)):
+            raise wrong_shape(teacher, answers[name].shape, wanted)
     return answers
 
 

@@ -14,7 +14,16 @@ from bird_cache.manifest import Layer, Plan, Store
 from bird_cache.numbers import Dtype
 from bird_cache.samples import PENDING, Samples
 
-__all__ = ["BOXES", "LAYER", "dataset_causes", "make_plan", "samples_of", "shard_and_chunk_rows"]
+__all__ = [
+    "BOXES",
+    "LAYER",
+    "dataset_causes",
+    "make_plan",
+    "notes_of",
+    "samples_of",
+    "shard_and_chunk_rows",
+    "teacher_causes",
+]
 
 LAYER, BOXES = "penultimate", "boxes"
 LARGEST_SHARD: dict[Store, int] = {"zarr": 65_536, "webdataset": 8192}  # rows; a tar is made in memory, with its images
@@ -42,7 +51,7 @@ def make_plan(
         specs[BOXES] = Layer(shape=(BOX,), dtype="int32", kind="boxes")
     return Plan(
         causes={
-            "teacher": {"weights": teacher.weights_digest, "dim": teacher.dim, "kind": teacher.feature_kind},
+            "teacher": teacher_causes(teacher),
             "preprocessing": dict(teacher.preprocessing),
             "precision": precision,
             "dtype": dtype,
@@ -59,8 +68,20 @@ def make_plan(
         images=store == "webdataset",
         class_names=dataset.class_names,
         group_names=dataset.group_names,
-        notes={"teacher": teacher.name, "batch_size": str(batch_size)},
+        notes={"teacher": teacher.name, "batch_size": str(batch_size), **notes_of(teacher)},
     )
+
+
+def teacher_causes(teacher: Teacher | Service) -> dict[str, Any]:
+    """What identifies a teacher: its weights, and the architecture that they fill, where it is known."""
+    config = dict(teacher.config) if isinstance(teacher, Teacher) else {}
+    causes = {"weights": teacher.weights_digest, "dim": teacher.dim, "kind": teacher.feature_kind}
+    return causes | ({"config": config} if config else {})
+
+
+def notes_of(teacher: Teacher | Service) -> dict[str, str]:
+    """What was compared with the teacher's own library, and which versions: no vector follows from them."""
+    return dict(teacher.notes) if isinstance(teacher, Teacher) else {}
 
 
 def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:

@@ -20,6 +20,8 @@ __all__ = [
     "verification",
 ]
 
+PROOF = ("view", "vector", "assumed", "revision", "libraries")  # what was compared with the teacher's own library
+
 
 def panel(title: str, lines: dict[str, str], colour: str) -> None:
     """One panel on stderr: a title, and lines of name and text."""
@@ -64,6 +66,7 @@ def cache(info: dict[str, Any]) -> None:
         "state": state,
         "fingerprint": info["fingerprint"],
         "teacher": info["notes"].get("teacher", "unknown"),
+        **{name: info["notes"][name] for name in PROOF if name in info["notes"]},
         "rows": f"{info['rows']:,} = {info['written']:,} written + {info['failed']:,} failed",
         "splits": ", ".join(f"{split} {count:,}" for split, count in info["splits"].items()),
         "layers": layers,
@@ -127,6 +130,8 @@ def verification(result: dict[str, Any]) -> None:
     for name, cell in result.get("live", {}).get("cells", {}).items():
         lowest, mean = cell["cosine_min"], cell["cosine_mean"]
         typer.echo(f"  {name}: {cell['rows']} rows computed again, cosine {mean:.6f} on average, {lowest:.6f} at worst")
+    for name, value in result.get("live", {}).get("proof", {}).items():
+        typer.echo(f"  {name}: {value}")
     for finding in result["findings"]:
         typer.echo(f"  {finding}")
 
