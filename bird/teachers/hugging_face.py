@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, final
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from bird.errors import TeacherError
@@ -16,18 +15,15 @@ from bird.teachers.base import PENULTIMATE, Options, Teacher
 from bird.teachers.families import FAMILIES, HEADS, POOLER, READINGS, Family
 from bird.teachers.files import first_line, missing_weights, offline_if_unreachable
 from bird.teachers.layers import Tap, token_taps
+from bird.teachers.processors import Inputs, inputs_of, only_pixels, see_with, view_of_processor
 from bird.teachers.proof import Reference, prove
-from bird.teachers.seeing import View, view_of_transform
 
 __all__ = ["flava", "hugging_face"]
 
 # Of config.json: what no vector depends on, or what the image tower does not read.
 UNREAD = {"_name_or_path", "_commit_hash", "architectures", "auto_map", "dtype", "id2label", "label2id", "label_names"}
 UNREAD |= {"torch_dtype", "transformers_version", "text_config", "text_config_dict", "multimodal_config"}
-FILTERS = {2: "bilinear", 3: "bicubic"}
 EXPORT = "export the vector that you want as an ONNX file (onnx:FILE)"
-
-Inputs = Callable[[Tensor], dict[str, Tensor]]
 
 
 class Read(NamedTuple):
@@ -99,20 +95,20 @@ def _teacher(source: Source, options: Options, default: Callable[[Any], Any] | N
             f"{POOLER}, the library's pooled output: we know no reading of the family {config.model_type}"
         )
     processor = _processor(source, None if default is None else lambda: default(config))
-    inputs = _inputs(config, processor)
+    inputs = inputs_of(config, processor)
     if "ForImageClassification" in architecture:
         read = _classifier(source, architecture, inputs)
     else:
         read = _embedding(source, architecture, family, inputs, options.device)
-    if inputs is not _pixels:
+    if inputs is not only_pixels:
         read = _asked_with(read, inputs)
     return prove(
         source.name,
         read.module,
-        _view(processor),
+        view_of_processor(processor),
         Reference(
             processor=f"transformers' {type(processor).__name__}",
-            see=lambda photo: _see(source, processor, photo),
+            see=lambda photo: see_with(source.name, processor, photo),
             say=read.say,
             rules=_plain(json.loads(processor.to_json_string())),
             libraries=(
@@ -218,40 +214,6 @@ def _hidden_tokens(model: Any, path: str = "") -> dict[str, Tap]:
     return {}
 
 
-# ---- what a model is asked with ---------------------------------------------------------------------------------
-
-
-def _pixels(views: Tensor) -> dict[str, Tensor]:
-    return {"pixel_values": views}
-
-
-def _unpack(views: Tensor) -> dict[str, Tensor]:
-    """NaFlex's patches, mask and grid, as `_pack` put them together."""
-    rows = views[:, 0]
-    values, mask, grid = rows[..., :-3], rows[..., -3], rows[:, 0, -2:]
-    return {"pixel_values": values, "pixel_attention_mask": mask.long(), "spatial_shapes": grid.long()}
-
-
-def _pack(given: Mapping[str, Tensor]) -> Tensor:
-    """(1, 1, patches, width + 3): a view as every other, of one row a patch."""
-    values, mask, grid = (given[name].float() for name in ("pixel_values", "pixel_attention_mask", "spatial_shapes"))
-    return torch.cat([values, mask[..., None], grid[:, None].expand(-1, values.shape[1], -1)], -1)[:, None]
-
-
-def _inputs(config: Any, processor: Any) -> Inputs:
-    if type(processor).__name__.startswith("Siglip2ImageProcessor"):
-        return _unpack
-    if config.model_type != "vit_mae":
-        return _pixels
-
-    def in_order(views: Tensor) -> dict[str, Tensor]:
-        """ViTMAE shuffles its patches by this noise, and hides the last of them: none is hidden (`_model`)."""
-        patches = (views.shape[-2] // config.patch_size) * (views.shape[-1] // config.patch_size)
-        return {"pixel_values": views, "noise": torch.arange(patches, device=views.device).expand(len(views), -1)}
-
-    return in_order
-
-
 @final
 class _Asked(nn.Module):
     """A model that is asked with more than pixels."""
@@ -320,6 +282,12 @@ def _model(source: Source, architecture: str, tower: str, family: Family) -> tup
     needed = sorted(key for key in missing if key.startswith(f"{tower}." if tower else ""))
     if family.without_pooler and needed and all(key.startswith("pooler.") for key in needed):
         model.pooler, needed = None, []
+    if needed and all("pooler." in key for key in needed):
+        raise source.refuse(
+            f"a model whose pooler was not trained ({', '.join(needed[:3])} missing)",
+            "a trained pooler: this family documents no other embedding of an image",
+            EXPORT,
+        )
     if needed:
         raise source.refuse(
             f"{len(needed)} weights missing or of another shape ({', '.join(needed[:3])})",
@@ -346,45 +314,6 @@ def _processor(source: Source, default: Callable[[], Any] | None) -> Any:
             wanted="the processor of the model's images",
             fix="take the whole folder of the model, or write the file",
         ) from None
-
-
-def _see(source: Source, processor: Any, photo: Image.Image) -> Tensor:
-    given = processor(images=photo, return_tensors="pt")
-    if "spatial_shapes" in given:
-        given = {"pixel_values": _pack(given)}
-    pixels = given.get("pixel_values")
-    if not isinstance(pixels, Tensor) or pixels.ndim != 4 or len(pixels) != 1:
-        said = ", ".join(f"{name} {tuple(getattr(value, 'shape', ()))}" for name, value in given.items())
-        raise source.refuse(
-            f"a processor ({type(processor).__name__}) that makes {said} of a photo",
-            "pixel_values (1, 3, height, width): one view of one image",
-            EXPORT,
-        )
-    return pixels[0]
-
-
-def _view(processor: Any) -> View | None:
-    """Our view by the rules that most processors share; those that it leaves out show when both are compared."""
-    if hasattr(processor, "val_transforms"):  # timm's
-        return view_of_transform(processor.val_transforms)
-    has = {name: getattr(processor, f"do_{name}", None) for name in ("resize", "center_crop", "rescale", "normalize")}
-    size, crop = getattr(processor, "size", None), getattr(processor, "crop_size", None) if has["center_crop"] else None
-    resize = size and (size.shortest_edge or (size.height and size.width and (size.height, size.width)))
-    square = crop is None or crop.height == crop.width
-    if not (has["resize"] and has["rescale"] and resize and square and processor.resample in FILTERS):
-        return None
-    if isinstance(resize, int) and crop is None:
-        return None
-    mean, std = (processor.image_mean, processor.image_std) if has["normalize"] else ((0.0,) * 3, (1.0,) * 3)
-    return View(
-        resize,
-        crop and crop.height,
-        "bilinear" if FILTERS[processor.resample] == "bilinear" else "bicubic",
-        "tensor",
-        tuple(mean),
-        tuple(std),
-        "floor" if crop else "round",
-    )
 
 
 def _plain(values: Any) -> Any:

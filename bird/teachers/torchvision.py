@@ -53,8 +53,8 @@ def torchvision_model(name: str, spec: str, options: Options) -> Teacher:
     if "transform_input" in config:
         config["aux_logits"] = any(".fc" in key and key.lower().startswith("aux") for key in state)
     model = models.get_model(architecture, weights=None, **config)
-    head = _head(model)
-    if (weight := state.get(f"{head}.weight")) is not None:  # trained for another number of classes
+    head, last = _head(model, nn.Linear), _head(model, nn.Linear | nn.Conv2d)
+    if (weight := state.get(f"{last}.weight")) is not None:  # trained for another number of classes
         config["num_classes"] = len(weight)
         model = models.get_model(architecture, weights=None, **config)
     fill(model, state, name)
@@ -107,10 +107,9 @@ def _say(model: Any, pixels: Tensor, linear: bool) -> dict[str, Tensor]:
     return logits if linear else {**logits, PENULTIMATE: model.features(pixels).mean((2, 3))}
 
 
-def _head(model: nn.Module) -> str:
-    """The path of the last linear layer; "" for SqueezeNet, which has none."""
-    linear: list[str] = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return linear[-1] if linear else ""
+def _head(model: nn.Module, kind: Any) -> str:
+    """The path of the last layer of a kind; "" for SqueezeNet's linear one, as it has none."""
+    return next((path for path, module in reversed([*model.named_modules()]) if isinstance(module, kind)), "")
 
 
 def _unknown(name: str, found: str, wanted: str, known: list[str]) -> UsageError:
