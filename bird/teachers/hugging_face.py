@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from bird.errors import TeacherError
-from bird.teachers.base import PENULTIMATE, Options, Teacher
+from bird.teachers.base import PENULTIMATE, Json, Options, Teacher, digest_of_state
 from bird.teachers.families import FAMILIES, HEADS, POOLER, READINGS, Family
 from bird.teachers.files import first_line, missing_weights, offline_if_unreachable
 from bird.teachers.layers import Tap, token_taps
@@ -34,6 +36,8 @@ class Read(NamedTuple):
     say: Callable[[Tensor], Mapping[str, Tensor]]
     reading: str
     finish: Callable[[Tensor], Tensor] | None = None
+    beside: Mapping[str, Json] = MappingProxyType({})
+    """what else the layers follow from, beside the part's own weights"""
 
 
 class Source(NamedTuple):
@@ -47,11 +51,25 @@ class Source(NamedTuple):
     def load(self, kind: Any, **more: Any) -> Any:
         """`kind.from_pretrained` of it, from its own files alone."""
         where = {"revision": self.revision, "local_files_only": self.local, "trust_remote_code": False}
-        return kind.from_pretrained(self.path, **where, **more)
+        with _quiet():
+            return kind.from_pretrained(self.path, **where, **more)
 
     def refuse(self, found: str, wanted: str, fix: str) -> TeacherError:
         """The error for what was found in it."""
         return TeacherError(where=f"teacher {self.name}", found=found, wanted=wanted, fix=fix)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers warns of weights that nothing reads, and of those that we refuse by name."""
+    from transformers import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def hugging_face(name: str, spec: str, options: Options) -> Teacher:
@@ -122,7 +140,7 @@ def _teacher(source: Source, options: Options, default: Callable[[Any], Any] | N
         taps=read.taps,
         options=options,
         reading=read.reading,
-        config=_plain(written),
+        config={**_plain(written), **read.beside},
         notes=notes,
     )
 
@@ -162,7 +180,8 @@ def _embedding(source: Source, architecture: str, family: Family, inputs: Inputs
             said["projection"] = whole(**given).image_embeds
         return said
 
-    return Read(tower, taps, say, f"{inside}: {reading}" if family.tower else reading)
+    beside: dict[str, Json] = {} if projection is None else {"projection": digest_of_state(projection.state_dict())}
+    return Read(tower, taps, say, f"{inside}: {reading}" if family.tower else reading, beside=beside)
 
 
 def _classifier(source: Source, architecture: str, inputs: Inputs) -> Read:

@@ -1,6 +1,7 @@
 """The families of timm, open_clip and torchvision (see `helpers.families`), and how one is compared with its library."""
 
 import json
+import re
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -218,7 +219,7 @@ class Row(NamedTuple):
         teacher, note = self.teacher, self.teacher.notes["view"]
         beside = ", ".join(layer for layer in ("projection", "cls", "pooled", "logits") if layer in teacher.layers)
         seen = "our view" if note.startswith("ours") else note.partition(" itself")[0]
-        reading = teacher.preprocessing["reading"].replace(teacher.name.partition(":")[2], "local-dir:DIR")
+        reading = re.sub(r"local-dir:\S+", "local-dir:DIR,", teacher.preprocessing["reading"])
         return f"| {self.name} | `{self.kind}` | {reading} | {teacher.feature_kind} | {beside or 'none'} | {seen} |"
 
 
