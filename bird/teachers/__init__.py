@@ -13,12 +13,17 @@ import numpy as np
 
 from bird.devices import choose_device
 from bird.errors import MissingWeightsError, UsageError, nearest, unknown_name
-from bird.teachers.base import FeatureKind, Teacher
+from bird.teachers.base import FeatureKind, Options, Teacher
 from bird.teachers.claims import PixelScale, require_kind, require_side, require_takers
 from bird.teachers.hub import Source, commit_of, explained, open_clip_source, transformers_source
-from bird.teachers.models import Options, clip, flava, hugging_face, own_run, torchvision_model
+from bird.teachers.hugging_face import flava, hugging_face
 from bird.teachers.onnx import OnnxTeacher
+from bird.teachers.open_clip import clip
+from bird.teachers.own import own_run
+from bird.teachers.proof import ask_again
 from bird.teachers.service import TAKES, Service, open_service
+from bird.teachers.timm import timm_model
+from bird.teachers.torchvision import torchvision_model
 
 __all__ = [
     "TEACHERS",
@@ -61,6 +66,7 @@ ONNX_TAKES = frozenset({"image_size", "kind", "output", "mean", "std", "range"})
 OPEN_CLIP = "downloaded by open_clip, or --weights FILE (a state dict)"
 STATE_DICT = "--weights FILE (a state dict)"
 TRANSFORMERS = "downloaded by transformers, or --weights FOLDER (config.json, model.safetensors)"
+TIMM = "downloaded by timm, or --weights FILE (a state dict)"
 
 TEACHERS: dict[str, TeacherKind] = {
     "clip-vit-b32": TeacherKind(
@@ -81,12 +87,16 @@ TEACHERS: dict[str, TeacherKind] = {
         "FLAVA image encoder, CLS token, 768", TRANSFORMERS, flava, "facebook/flava-full", source=transformers_source
     ),
     "open_clip:": TeacherKind(
-        "any open_clip model, open_clip:MODEL/PRETRAINED", OPEN_CLIP, clip, source=open_clip_source
+        "any open_clip model, open_clip:MODEL/TAG, hf-hub:REPO or local-dir:DIR",
+        OPEN_CLIP,
+        clip,
+        source=open_clip_source,
     ),
     "hf:": TeacherKind(
-        "a vision model of transformers, hf:REPO[@REVISION]", TRANSFORMERS, hugging_face, source=transformers_source
+        "an image model of transformers, hf:REPO[@REVISION]", TRANSFORMERS, hugging_face, source=transformers_source
     ),
-    "torchvision:": TeacherKind("a torchvision classifier, torchvision:ARCH", STATE_DICT, torchvision_model),
+    "timm:": TeacherKind("a timm model, timm:NAME[.TAG]", TIMM, timm_model),
+    "torchvision:": TeacherKind("a torchvision classifier, torchvision:ARCH[/WEIGHTS]", STATE_DICT, torchvision_model),
     "run:": TeacherKind(
         "a student of `bird train`, run:DIR",
         "in the run folder",
@@ -134,9 +144,10 @@ def load_teacher(
 
     `weights` is a local file or folder instead of a download; `precision` is fp32, bf16 or fp16 (autocast); `image_size`
     is the input side in pixels where the model leaves it open; `kind` is what its vectors are; `output` names an output
-    of a graph, `range_`, `mean` and `std` say what it wants its pixels to be (`bird.teachers.claims.PixelScale`).
+    of a graph, `range_`, `mean` and `std` say what it wants its pixels to be (`bird.teachers.claims.PixelScale`). What it
+    gives is compared with its own library's (`bird.teachers.proof`), and it is asked again for the same.
     Raises UsageError for an unknown name or an option that the teacher cannot honour, TeacherError for weights that are
-    missing, damaged or do not fit.
+    missing, damaged or do not fit, and for another vector than the library's.
     """
     found = _known(spec)
     asked: dict[str, object] = {
@@ -150,9 +161,10 @@ def load_teacher(
     options = Options(weights, choose_device(device), precision, image_size, kind=kind, output=output, scale=scale)
     teacher = _load(found, spec, options)
     if image_size is not None:
-        _, height, width = teacher.preprocess(np.zeros((8, 8, 3), np.uint8)).shape
+        _, height, width = teacher.preprocess(np.zeros((64, 64, 3), np.uint8)).shape
         require_side(spec, (height, width), image_size)
     require_kind(spec, teacher.feature_kind, kind)
+    ask_again(teacher, precision)
     return teacher
 
 

@@ -72,9 +72,11 @@ def compare_with_teacher(
     cache: str, teacher: str, sample: int, *, data_root: Path | None, **asked: Any
 ) -> dict[str, Any]:
     """Compute `sample` rows again, spread over the (class, group) cells, and compare them with the cached ones: cosine per
-    cell, and `findings` for every cell below .999. `asked` is what `bird precompute` was asked of the teacher.
+    cell, and `findings` for every cell below .999; `proof` is how the teacher compares with its own library today.
+    `asked` is what `bird precompute` was asked of the teacher.
 
-    Raises UsageError for a service, StaleCacheError where the teacher's weights are not those that the cache was made with.
+    Raises UsageError for a service, StaleCacheError, naming every field, where the teacher's weights, configuration, view or
+    reading are not those that the cache was made with.
     """
     from bird.teachers import Service
     from bird_pipelines.asking import open_teacher
@@ -82,6 +84,7 @@ def compare_with_teacher(
 
     store = open_cache(cache)
     causes: Any = store.manifest.plan.causes
+    config = causes["teacher"].get("config")  # older caches have none
     named = {"teacher": teacher, "dataset": "the cache's", "out": cache, "precision": causes.get("precision", "fp32")}
     live = open_teacher(resolve_precompute({**named, **asked}))
     if isinstance(live, Service):
@@ -98,13 +101,16 @@ def compare_with_teacher(
             wanted=f"teacher.weights = {live.weights_digest}" + _commit(live.notes),
             fix="compare with the teacher that the cache was made with",
         )
-    there, here = flatten(causes["preprocessing"]), flatten(dict(live.preprocessing))
+    made = {"preprocessing": causes["preprocessing"]} | ({"teacher.config": config} if config else {})
+    now = {"preprocessing": dict(live.preprocessing), "teacher.config": dict(live.config)}
+    there, here = (flatten({name: each[name] for name in made}) for each in (made, now))
     if other := [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]:
         raise StaleCacheError(
             where=cache,
-            found="; ".join(f"preprocessing.{name} = {here.get(name)} now" for name in other),
-            wanted="; ".join(f"preprocessing.{name} = {there.get(name)}" for name in other),
-            fix="compare with the options that the cache was made with, such as --image-size or --mean",
+            found="; ".join(f"{name} = {here.get(name)} now" for name in other),
+            wanted="; ".join(f"{name} = {there.get(name)}" for name in other),
+            fix="compare with the options that the cache was made with, such as --image-size or --mean; where a later "
+            "version of this program reads the teacher in another way, write the cache again",
         )
     dataset, rows = dataset_of(store, data_root), spread(store, sample)
     cached = store.vectors(LAYER, rows)
@@ -115,7 +121,15 @@ def compare_with_teacher(
         vector = (answer[LAYER] if isinstance(answer, dict) else answer)[0].double().numpy()
         scale = float(np.linalg.norm(vector)) * float(np.linalg.norm(cached[position]))
         cosines[position] = float(vector @ cached[position]) / max(scale, 1e-30)
-    return _by_cell(store, rows, cosines)
+    return _by_cell(store, rows, cosines) | {"proof": _proof(store.manifest.plan.notes, dict(live.notes))}
+
+
+def _proof(then: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """What was compared with the teacher's own library now, and what it was then where that is another."""
+    return {
+        name: value if then.get(name, value) == value else f"{value} (when the cache was made: {then[name]})"
+        for name, value in now.items()
+    }
 
 
 def _commit(notes: Mapping[str, str]) -> str:

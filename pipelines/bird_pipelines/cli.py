@@ -284,9 +284,16 @@ def doctor(json_: Json = False) -> None:
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="teachers, students, methods or datasets.")],
+    name: Annotated[str | None, typer.Argument(help="One teacher: which vector it gives. It is loaded.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Local weights of that teacher.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=8, help="As in the precompute command.")] = None,
+    device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """What there is to choose from."""
-    from bird_pipelines.catalogue import catalogue
+    """What there is to choose from; of one teacher, which vector it gives."""
+    from bird_pipelines.catalogue import catalogue, one_teacher
 
-    output(catalogue(what), json_, lambda info: show.table(what, info))
+    if what == "teachers" and name is not None:
+        output(one_teacher(name, weights, image_size, device), json_, show.parts_of)
+    else:
+        output(catalogue(what, name), json_, lambda info: show.table(what, info))

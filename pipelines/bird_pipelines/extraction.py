@@ -33,6 +33,7 @@ from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer
 from bird_pipelines.ahead import in_order
 from bird_pipelines.asking import open_teacher
+from bird_pipelines.catalogue import describe_teacher
 from bird_pipelines.config import PrecomputeConfig
 from bird_pipelines.decoding import Decoded, decode, plan_jobs
 from bird_pipelines.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
@@ -83,6 +84,8 @@ def precompute(
     if isinstance(teacher, Service):
         refuse_views(views)
         adopt_canaries(teacher, open_folder(out))
+    elif views:
+        teacher.preprocess(np.zeros((8, 8, 3), np.uint8), np.array([0, 0, 8, 8, 0], np.int32))  # can it see a box?
     plan = make_plan(
         teacher,
         dataset,
@@ -182,10 +185,10 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
 
 def estimate(teacher: Teacher | Service, data: Dataset, table: SampleTable, price: float | None) -> dict[str, Any]:
     """What would be asked of the teacher; of a service also bytes, time and cost. Reads the data set, asks nothing."""
-    asking: dict[str, Any] = {"images": len(table)}
     if isinstance(teacher, Service):
         asking = teacher.estimate(len(table), sum(len(data.read(id)) for id in table.ids.tolist()), price)
-    return {"teacher": teacher.name, "dim": teacher.dim, "kind": teacher.feature_kind, **teacher.notes, **asking}
+        return {"teacher": teacher.name, "dim": teacher.dim, "kind": teacher.feature_kind, **teacher.notes, **asking}
+    return {**describe_teacher(teacher), "images": len(table)}
 
 
 class Batches:
@@ -212,7 +215,7 @@ class Batches:
         where = f"teacher {self.teacher.name}, --batch-size {size}"
         with enough_memory(where, "lower --batch-size, or use --precision bf16"):
             answers = teach(self.teacher, self.plan, batch)
-        return batch._replace(pixels=torch.empty(0)), answers
+        return batch._replace(pixels=[]), answers
 
 
 def run_jobs(
@@ -282,10 +285,14 @@ def workers_of(batches: Batches, count: int) -> Iterator[ThreadPoolExecutor]:
 def teach(teacher: Teacher, plan: Plan, batch: Decoded) -> dict[str, np.ndarray]:
     """What the teacher says of a batch: each layer (rows * views, *shape). Raises TeacherError."""
     asked = [name for name in plan.layers if name != BOXES]
-    answers = {name: tensor.numpy() for name, tensor in teacher.answer(batch.pixels, asked).items()}
-    for name, values in answers.items():
-        if values.shape != (wanted := (len(batch.rows) * plan.views, *plan.layers[name].shape)):
-            raise wrong_shape(teacher, values.shape, wanted)
+    parts = [teacher.answer(views.pixels, asked) for views in batch.pixels]
+    order = np.argsort([place for views in batch.pixels for place in views.places])
+    answers = {}
+    for name in asked:
+        values = [part[name].numpy() for part in parts]
+        answers[name] = values[0] if len(values) == 1 else np.concatenate(values)[order]
+        if answers[name].shape != (wanted := (len(batch.rows) * plan.views, *plan.layers[name].shape)):
+            raise wrong_shape(teacher, answers[name].shape, wanted)
     return answers
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "require_revision",
     "samples_of",
     "shard_and_chunk_rows",
+    "teacher_causes",
     "warn_of_cells",
 ]
 
@@ -55,7 +56,7 @@ def make_plan(
         specs[BOXES] = Layer(shape=(BOX,), dtype="int32", kind="boxes")
     return Plan(
         causes={
-            "teacher": {"weights": teacher.weights_digest, "dim": teacher.dim, "kind": teacher.feature_kind},
+            "teacher": teacher_causes(teacher),
             "preprocessing": dict(teacher.preprocessing),
             "precision": precision,
             "dtype": dtype,
@@ -74,6 +75,13 @@ def make_plan(
         group_names=dataset.group_names,
         notes={"teacher": teacher.name, "batch_size": str(batch_size), **teacher.notes},
     )
+
+
+def teacher_causes(teacher: Teacher | Service) -> dict[str, Any]:
+    """What identifies a teacher: its weights, and the architecture that they fill, where it is known."""
+    config = dict(teacher.config) if isinstance(teacher, Teacher) else {}
+    causes = {"weights": teacher.weights_digest, "dim": teacher.dim, "kind": teacher.feature_kind}
+    return causes | ({"config": config} if config else {})
 
 
 def require_cells(dataset: Dataset, table: SampleTable) -> None:

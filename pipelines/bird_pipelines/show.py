@@ -145,6 +145,8 @@ def verification(result: dict[str, Any]) -> None:
     for name, cell in result.get("live", {}).get("cells", {}).items():
         lowest, mean = cell["cosine_min"], cell["cosine_mean"]
         typer.echo(f"  {name}: {cell['rows']} rows computed again, cosine {mean:.6f} on average, {lowest:.6f} at worst")
+    for name, value in result.get("live", {}).get("proof", {}).items():
+        typer.echo(f"  {name}: {value}")
     for finding in result["findings"]:
         typer.echo(f"  {finding}")
 
