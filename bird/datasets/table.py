@@ -21,7 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from bird.datasets.base import SPLITS, Dataset, Listing, SampleTable
-from bird.errors import DataError, UsageError
+from bird.errors import DataError, UsageError, nearest
 
 __all__ = ["TableDataset", "read_parquet"]
 
@@ -150,11 +150,16 @@ def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str]) -> No
     lacking = [name for name in needed if name not in names]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if lacking or twice:
+        meant = [f"{close[0]!r} to {name}" for name in lacking if (close := nearest(name, set(names) - set(needed)))]
         raise DataError(
             where=str(file),
             found=f"columns {', '.join(map(repr, names)) or 'none'}",
             wanted=f"columns {', '.join(needed)}, each once",
-            fix=f"add {', '.join(lacking)}" if lacking else f"rename one {', '.join(twice)}",
+            fix=f"rename {', '.join(meant)}?"
+            if meant
+            else f"add {', '.join(lacking)}"
+            if lacking
+            else f"rename one {', '.join(twice)}",
         )
 
 
@@ -162,11 +167,14 @@ def _find_table(root: Path, table: str) -> Path:
     names = [table] if table else [n for n in ("samples.csv", "samples.parquet") if (root / n).is_file()]
     kinds = (".csv", ".parquet")
     if len(names) != 1 or not names[0].endswith(kinds) or not (root / names[0]).is_file():
+        close = (
+            nearest(table, sorted(each.name for each in root.iterdir() if each.name.endswith(kinds))) if table else []
+        )
         raise DataError(
             where=f"data set table, {root}",
             found=" and ".join(names) if len(names) > 1 else f"no table {table}".rstrip(),
             wanted="one samples.csv or samples.parquet, or the setting table (a .csv or .parquet file there)",
-            fix="write the table, or name it with the setting table",
+            fix=f"did you mean {close[0]}?" if close else "write the table, or name it with the setting table",
         )
     _resolved(root / names[0], root, names)
     return root / PurePosixPath(names[0])

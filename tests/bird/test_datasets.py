@@ -774,6 +774,14 @@ def test_a_column_of_one_value_is_refused_by_its_name_and_value(tmp_path: Path, 
         open_dataset("table", tmp_path)
 
 
+def test_a_slip_in_a_tables_name_or_columns_is_told(tmp_path: Path) -> None:
+    write_table(tmp_path, table_of_images(tmp_path, 8), "path,lable,group")
+    with pytest.raises(DataError, match=r"rename 'lable' to label\?"):
+        open_dataset("table", tmp_path)
+    with pytest.raises(DataError, match=r"did you mean samples.csv\?"):
+        open_dataset("table", tmp_path, table="sample.csv")
+
+
 def test_empty_cells_are_named_by_split(tmp_path: Path) -> None:
     parts = [("train", "train", "meta", "test")[number // 4 % 4] for number in range(80)]
     rows = [(*row, part) for row, part in zip(table_of_images(tmp_path, 80), parts, strict=True)]
