@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bird.devices import choose_device
-from bird.errors import UsageError
+from bird.errors import BirdError, TeacherError, UsageError
 from bird.teachers.base import Options, Teacher
+from bird.teachers.files import first_line
 from bird.teachers.hugging_face import flava, hugging_face
 from bird.teachers.onnx import OnnxTeacher
 from bird.teachers.open_clip import clip
@@ -116,6 +117,17 @@ def load_teacher(
             wanted=f"one of {', '.join(TEACHERS)}",
             fix=f"did you mean {close[0]}?" if close else "see `bird list teachers`",
         )
-    teacher = kind.load(spec, kind.spec or rest, Options(weights, choose_device(device), precision, image_size))
-    ask_again(teacher, precision)
+    options = Options(weights, choose_device(device), precision, image_size)
+    try:
+        teacher = kind.load(spec, kind.spec or rest, options)
+        ask_again(teacher, precision)
+    except (BirdError, MemoryError):
+        raise
+    except Exception as error:  # libraries of many hands
+        raise TeacherError(
+            where=f"teacher {spec}",
+            found=f"a failure while it was loaded ({type(error).__name__}: {first_line(error)})",
+            wanted="a model of images that its library can load",
+            fix="see where with --debug; or export the vector that you want as an ONNX file (onnx:FILE)",
+        ) from error
     return teacher
