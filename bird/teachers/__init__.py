@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from bird.devices import choose_device
-from bird.errors import MissingWeightsError, UsageError, nearest, unknown_name
+from bird.errors import BirdError, MissingWeightsError, TeacherError, UsageError, nearest, unknown_name
 from bird.teachers.base import FeatureKind, Options, Teacher
 from bird.teachers.claims import PixelScale, require_kind, require_side, require_takers
+from bird.teachers.files import first_line
 from bird.teachers.hub import Source, commit_of, explained, open_clip_source, transformers_source
 from bird.teachers.hugging_face import flava, hugging_face
 from bird.teachers.onnx import OnnxTeacher
@@ -164,7 +165,6 @@ def load_teacher(
         _, height, width = teacher.preprocess(np.zeros((64, 64, 3), np.uint8)).shape
         require_side(spec, (height, width), image_size)
     require_kind(spec, teacher.feature_kind, kind)
-    ask_again(teacher, precision)
     return teacher
 
 
@@ -174,10 +174,20 @@ def _load(kind: TeacherKind, spec: str, options: Options) -> Teacher:
     source = kind.source(told) if options.weights is None else None
     try:
         teacher = kind.load(spec, told, options)
+        ask_again(teacher, options.precision)
     except MissingWeightsError as error:
         if source is None:
             raise
         raise explained(error, source) from error
+    except (BirdError, MemoryError):
+        raise
+    except Exception as error:  # libraries of many hands
+        raise TeacherError(
+            where=f"teacher {spec}",
+            found=f"a failure while it was loaded ({type(error).__name__}: {first_line(error)})",
+            wanted="a model of images that its library can load",
+            fix="see where with --debug; or export the vector that you want as an ONNX file (onnx:FILE)",
+        ) from error
     if source is not None and (commit := commit_of(source)):
         teacher.notes = {**teacher.notes, "revision": f"{source.repository}@{commit}"}
     return teacher

@@ -152,7 +152,7 @@ def _embedding(source: Source, architecture: str, family: Family, inputs: Inputs
     """The documented embedding of a model without a classifier, or of the image tower of two."""
     inside = family.tower or ("vision_model" if architecture.endswith("WithProjection") else "")
     whole, missing = _model(source, architecture, inside, family)
-    tower, reading = whole.get_submodule(inside), family.reading
+    tower, reading = getattr(whole, inside) if inside else whole, family.reading
     if family.without_pooler and getattr(tower, "pooler", None) is None and not getattr(tower, "use_head", False):
         reading = family.without_pooler
     read, projection = READINGS[reading], getattr(whole, family.projection, None) if family.projection else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -46,8 +45,7 @@ def view_of_processor(processor: Any) -> View | None:
         return view_of_transform(processor.val_transforms)
     has = {name: getattr(processor, f"do_{name}", None) for name in ("resize", "center_crop", "rescale", "normalize")}
     size, crop = getattr(processor, "size", None), getattr(processor, "crop_size", None) if has["center_crop"] else None
-    resize = size and (size.shortest_edge or (size.height and size.width and (size.height, size.width)))
-    square = crop is None or crop.height == crop.width
+    resize, square = _resize(size), crop is None or _side(crop, "height") == _side(crop, "width")
     if crop is None and isinstance(resize, int) and (share := getattr(processor, "crop_pct", None)) is not None:
         resize, crop = _by_share(resize, share)
     if not (has["resize"] and has["rescale"] and resize and square and processor.resample in FILTERS):
@@ -57,7 +55,7 @@ def view_of_processor(processor: Any) -> View | None:
     mean, std = (processor.image_mean, processor.image_std) if has["normalize"] else ((0.0,) * 3, (1.0,) * 3)
     return View(
         resize,
-        crop and crop.height,
+        crop and _side(crop, "height"),
         "bilinear" if FILTERS[processor.resample] == "bilinear" else "bicubic",
         "tensor",
         tuple(mean),
@@ -66,9 +64,20 @@ def view_of_processor(processor: Any) -> View | None:
     )
 
 
+def _side(size: Any, name: str) -> Any:
+    """A side of a size that a processor may lack, or keep as a plain dict."""
+    return size.get(name) if isinstance(size, Mapping) else getattr(size, name, None)
+
+
+def _resize(size: Any) -> Any:
+    """The short edge's side, or height and width; None for any other rule."""
+    both = _side(size, "height"), _side(size, "width")
+    return _side(size, "shortest_edge") or (both if all(both) else None)
+
+
 def _by_share(side: int, share: float) -> tuple[Any, Any]:
     """ConvNeXt's rule: below 384 pixels the middle of a larger image, from there on the whole of it."""
-    return (int(side / share), SimpleNamespace(height=side, width=side)) if side < 384 else ((side, side), None)
+    return (int(side / share), {"height": side, "width": side}) if side < 384 else ((side, side), None)
 
 
 def only_pixels(views: Tensor) -> dict[str, Tensor]:

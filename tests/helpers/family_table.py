@@ -312,12 +312,10 @@ FAMILIES = {
     ),
     "open_clip, tag of QuickGELU": clip("bird-vit", "openai", quick_gelu=True),
     # torchvision
-    "torchvision ResNet": torchvision("resnet18"),
     "torchvision ShuffleNet": torchvision("shufflenet_v2_x0_5"),
     "torchvision MobileNetV2, V2 weights": torchvision("mobilenet_v2", "IMAGENET1K_V2"),
     "torchvision RegNet, V2 weights": torchvision("regnet_y_400mf", "IMAGENET1K_V2"),
     "torchvision EfficientNet, V1 weights": torchvision("efficientnet_b1", "IMAGENET1K_V1"),
-    "torchvision EfficientNet, V2 weights": torchvision("efficientnet_b1", "IMAGENET1K_V2"),
     "torchvision SqueezeNet": torchvision("squeezenet1_1", features=True),
     "torchvision GoogLeNet": torchvision("googlenet"),
     "torchvision Inception v3": torchvision("inception_v3"),
