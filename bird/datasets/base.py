@@ -10,16 +10,20 @@ Everything here is deterministic: what is kept is decided by hashes of the sampl
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from bird.datasets.finding import beside
 from bird.errors import DataError
 
 __all__ = [
@@ -32,6 +36,7 @@ __all__ = [
     "prepare",
     "require_test_cells",
     "subset",
+    "whole_subjects",
 ]
 
 SPLITS = ("train", "meta", "test")
@@ -58,9 +63,13 @@ class Listing:
     groups: Ints
     splits: Strings
     problems: tuple[Problem, ...] = ()
+    copies: tuple[Problem, ...] = ()
+    """samples that were left out because another one is the same: no fault of the files"""
 
     @staticmethod
-    def of(rows: Iterable[tuple[str, int, int, str]], problems: Sequence[Problem] = ()) -> Listing:
+    def of(
+        rows: Iterable[tuple[str, int, int, str]], problems: Sequence[Problem] = (), copies: Sequence[Problem] = ()
+    ) -> Listing:
         """From (id, label, group, split) rows. Raises DataError for a repeated id."""
         rows = list(rows)
         ids, labels, groups, splits = ([*column] for column in zip(*rows, strict=True)) if rows else ([], [], [], [])
@@ -73,7 +82,7 @@ class Listing:
                 fix="rename or remove the copies",
             )
         numbers = np.array(labels, np.int64), np.array(groups, np.int64)
-        return Listing(_strings(ids), *numbers, _strings(splits), tuple(problems))
+        return Listing(_strings(ids), *numbers, _strings(splits), tuple(problems), tuple(copies))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +129,10 @@ class Dataset(ABC):
     settings: Mapping[str, str | int | float | bool]
     max_pixels: int | None = None
     """what an image file may hold, None for 64 million; more is refused from its header"""
+    remarks: tuple[str, ...] = ()
+    """sentences on what was read in another way than it is written, or not at all"""
+    subjects: Mapping[str, str] | None = None
+    """id -> who is in the image, where the data set knows: a subject is never in two splits"""
 
     @abstractmethod
     def listing(self) -> Listing:
@@ -132,6 +145,10 @@ class Dataset(ABC):
     @abstractmethod
     def decode(self, id: str, data: bytes) -> NDArray[np.uint8]:
         """RGB pixels (height, width, 3) of one sample from its source bytes. Raises ImageError."""
+
+    def file(self, id: str) -> Path | None:
+        """The file of one sample, for messages; None where it has none of its own."""
+        return None
 
     def digest(self, id: str, data: bytes) -> str:
         """Content hash of one sample; a data set that alters pixels after decoding mixes in what it does."""
@@ -181,7 +198,13 @@ def prepare(
         table = table.take(subset(table, limit))
     if "meta" not in table.splits:
         table = dataclasses.replace(table, splits=carve_meta(table, meta_fraction, meta_at_least, split_seed))
+        if dataset.subjects is not None:
+            table = dataclasses.replace(table, splits=whole_subjects(table, table.splits, dataset.subjects, "meta"))
     table, notes["copies_dropped_across_splits"] = _one_side_only(table)
+    train = table.digests[table.splits == "train"].tolist()
+    notes["copies_that_count_twice_in_train"] = len(train) - len(set(train))
+    if found.copies:
+        notes["copies_by_name"] = len(found.copies)
     rank = {name: position for position, name in enumerate(SPLITS)}
     order = np.argsort([rank[split] for split in table.splits], kind="stable")
     return dataclasses.replace(table.take(order), notes=notes)
@@ -232,6 +255,47 @@ def carve_meta(table: SampleTable, fraction: float, at_least: int, seed: int) ->
     return splits
 
 
+def whole_subjects(table: SampleTable, splits: Strings, subjects: Mapping[str, str], split: str) -> Strings:
+    """The splits with `split` drawn from train once more, so that all samples of a subject are on one side.
+
+    Its size in each (class, group) cell stays about the same: subjects are taken in the order of their hashes, each if at
+    least half of its samples fill a need. A cell that gets none this way gets the smallest subject that leaves some for
+    train.
+    """
+    cells = list(zip(table.labels.tolist(), table.groups.tolist(), strict=True))
+    need = Counter(cells[row] for row in np.flatnonzero(splits == split).tolist())
+    left = Counter(cells[row] for row in np.flatnonzero((splits == split) | (splits == "train")).tolist())
+    rows: dict[str, list[int]] = {}
+    for row in np.flatnonzero((splits == split) | (splits == "train")).tolist():
+        rows.setdefault(subjects[table.ids[row]], []).append(row)
+    order = sorted(rows, key=lambda subject: xxhash.xxh3_64_intdigest(subject.encode()))
+    out, empty = splits.copy(), set(need)
+    for mine in rows.values():
+        out[mine] = "train"
+
+    def take(subject: str) -> None:
+        out[rows[subject]] = split
+        for cell in (cells[row] for row in rows[subject]):
+            need[cell] -= 1
+            left[cell] -= 1
+            empty.discard(cell)
+
+    def leaves_some(own: Counter[tuple[int, int]]) -> bool:
+        return all(left[cell] > count for cell, count in own.items())
+
+    for subject in order:
+        own = Counter(cells[row] for row in rows[subject])
+        useful = sum(min(max(need[cell], 0), count) for cell, count in own.items())
+        if 2 * useful >= own.total() and leaves_some(own):
+            take(subject)
+    for cell in sorted(empty):
+        for subject in sorted(order, key=lambda subject: len(rows[subject])):
+            own = Counter(cells[row] for row in rows[subject])
+            if cell in empty and own[cell] and out[rows[subject][0]] == "train" and leaves_some(own):
+                take(subject)
+    return out
+
+
 def _rank(table: SampleTable, row: int, seed: int) -> tuple[int, str]:
     """Pseudo-random but content-addressed order; byte-identical samples are neighbours."""
     return xxhash.xxh3_64_intdigest(table.digests[row].encode(), seed), table.ids[row]
@@ -260,7 +324,7 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
     total = len(table) + len(table.problems)
     where = f"data set {dataset.name}"
     if len(table) == 0:
-        reason = f"; first: {table.problems[0].id}: {table.problems[0].reason}" if table.problems else ""
+        reason = f"; first: {_first(dataset, table.problems[:1])}" if table.problems else ""
         raise DataError(
             where=where,
             found=f"no usable sample{reason}",
@@ -283,13 +347,23 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
         per_cell = ", ".join(
             f"class {c} group {g}: {n}" if c >= 0 else f"unknown cell: {n}" for (c, g), n in sorted(groups.items())
         )
-        first = "; ".join(f"{problem.id}: {problem.reason}" for problem in table.problems[:3])
+        share = math.ceil(1000 * len(table.problems) / total) / 1000
         raise DataError(
             where=where,
-            found=f"{len(table.problems)} of {total} samples unusable ({per_cell}); first: {first}",
+            found=f"{len(table.problems)} of {total} samples unusable ({per_cell}); first: "
+            + _first(dataset, table.problems[:3]),
             wanted=f"at most {max_problem_share:.1%}",
-            fix="complete the data set, or allow more with --max-failed",
+            fix=f"complete the data set, or allow more with --max-failed {share:g}",
         )
+
+
+def _first(dataset: Dataset, problems: Sequence[Problem]) -> str:
+    """The problems in words; of the first missing file also the full path, and what lies there instead."""
+    lines = [f"{problem.id}: {problem.reason}" for problem in problems]
+    missing = [problem for problem in problems if problem.reason == f"unreadable: {os.strerror(errno.ENOENT)}"]
+    if missing and (path := dataset.file(missing[0].id)) is not None:
+        lines.append(f"{path} is not there; {beside(path)}")
+    return "; ".join(lines)
 
 
 def require_test_cells(dataset: Dataset, table: SampleTable) -> None:
