@@ -152,6 +152,8 @@ class Receipt(Record):
     files: dict[str, FileRecord]
     failed: dict[int, str]
     audit: dict[str, CellAudit]
+    doubtful: dict[int, str] = {}
+    """rows with a vector whose image carries little: nearly black, nearly constant"""
 
 
 class Summary(Record):

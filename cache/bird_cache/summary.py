@@ -34,6 +34,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         "rows": plan.rows,
         "written": written,
         "failed": failed,
+        "doubtful": doubtful_by_cell(store),
         "groups": {name: {"rows": cell.rows, "failed": cell.failed} for name, cell in named.items()},
         "layers": {
             name: {"shape": [plan.rows, plan.views, *layer.shape], "dtype": layer.dtype, "kind": layer.kind}
@@ -50,6 +51,23 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         "causes": plan.causes,
         "notes": plan.notes,
     }
+
+
+def doubtful_by_cell(store: FeatureStore) -> dict[str, dict[str, int]]:
+    """How many images carry little, by what they are and by (class, group)."""
+    plan, found = (
+        store.manifest.plan,
+        {row: what for each in store.receipts.values() for row, what in each.doubtful.items()},
+    )
+    counts: dict[str, dict[str, int]] = {}
+    if found:
+        rows = np.array(sorted(found))
+        labels, groups = store.samples.labels[rows].tolist(), store.samples.groups[rows].tolist()
+        for row, label, group in zip(rows.tolist(), labels, groups, strict=True):
+            cell = name_of_cell(plan.class_names, plan.group_names, f"{label},{group}")
+            mine = counts.setdefault(found[row], {})
+            mine[cell] = mine.get(cell, 0) + 1
+    return counts
 
 
 def _norms(cell: CellAudit) -> dict[str, float | None]:

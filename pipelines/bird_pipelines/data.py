@@ -29,6 +29,7 @@ from bird_cache.samples import OK
 from bird_cache.store import FeatureStore, open_cache
 from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.features import Features, features_of, moments_of, pick
+from bird_pipelines.progress import tell
 from bird_pipelines.stages import Stages
 
 __all__ = ["Images", "RunData", "hold_out", "load_data"]
@@ -247,6 +248,7 @@ def load_data(config: RunConfig) -> RunData:
     dataset = open_dataset(config.dataset, config.data_root, **config.dataset_settings)
     table = prepare(dataset, limit=config.limit, workers=config.workers)
     require_test_cells(dataset, table)
+    tell(dataset.remarks)
     images = Images(dataset, table, dataset.image_size, config.workers)
     failures = images.failures()
     if len(failures) > 0.01 * len(table):

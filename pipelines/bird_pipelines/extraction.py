@@ -36,7 +36,7 @@ from bird_pipelines.config import PrecomputeConfig
 from bird_pipelines.decoding import Decoded, decode, plan_jobs
 from bird_pipelines.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
 from bird_pipelines.planning import BOXES, LAYER, make_plan, samples_of
-from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
+from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests, tell
 from bird_pipelines.update import Earlier
 
 __all__ = ["need_room", "precompute", "precompute_command"]
@@ -140,6 +140,7 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         workers=workers,
     )
     require_test_cells(data, table)
+    tell(data.remarks)
     if config.dry_run:
         return estimate(teacher, data, table, config.price_per_1000)
     precompute(
@@ -160,7 +161,8 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         update=config.update,
     )
     unusable = {problem.id: problem.reason for problem in table.problems}
-    return open_cache(config.out).info() | {"prepared": dict(table.notes), "left_out": unusable}
+    info = open_cache(config.out).info() | {"prepared": dict(table.notes), "left_out": unusable}
+    return info | {"remarks": [*data.remarks]}
 
 
 def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
@@ -233,6 +235,7 @@ def run_jobs(
     parts: list[dict[str, np.ndarray]] = []
     paid = Paid(batches.teacher, writer.folder) if isinstance(batches.teacher, Service) else None
     sources: dict[int, bytes] = {}
+    doubtful: dict[int, str] = {}
     writes: deque[Future[Receipt]] = deque()
     with workers_of(batches, workers) as pool, ThreadPoolExecutor(1, "write") as writers:
         for batch, answers in in_order(pool, batches, jobs, workers + 1):
@@ -248,13 +251,14 @@ def run_jobs(
                 refuse_too_many(plan, samples, failures, max_failed)
             parts.append(with_earlier(answers, plan, batch, earlier))
             sources |= batch.sources
+            doubtful |= batch.doubtful
             if job.last:
                 start, end = plan.bounds(job.shard)
                 lost = {row: reason for row, reason in failures.items() if start <= row < end}
                 arrays = {name: np.concatenate([each[name] for each in parts]) for name in plan.layers}
                 commit = writer.write_shard if paid is None else paid.committing(writer)
-                writes.append(writers.submit(commit, job.shard, arrays, lost, sources.get))
-                parts, sources = [], {}
+                writes.append(writers.submit(commit, job.shard, arrays, lost, sources.get, doubtful))
+                parts, sources, doubtful = [], {}, {}
             while len(writes) > (0 if job is jobs[-1] else WRITES_IN_FLIGHT):
                 writes.popleft().result()
             advance(job.stop - job.start)

@@ -29,7 +29,7 @@ from bird_cache.writer import open_writer
 from bird_pipelines.caches import image_reader
 from bird_pipelines.extraction import need_room
 from bird_pipelines.planning import dataset_causes, samples_of, shard_and_chunk_rows
-from bird_pipelines.progress import Interrupted, progress, stop_requests
+from bird_pipelines.progress import Interrupted, progress, stop_requests, tell
 
 __all__ = ["export", "import_vectors"]
 
@@ -126,6 +126,7 @@ def import_vectors(
     data = open_dataset(dataset, data_root, **(settings or {}))
     table = prepare(data, limit=limit, keep_conflicts=keep_conflicts, max_problem_share=max_failed)
     require_test_cells(data, table)
+    tell(data.remarks)
     place = find_rows(table.ids, given[LAYER], MATCHES[match], vectors)
     refuse_gaps(data, table, place, max_failed)
     refuse_unusable(table, given[LAYER], place, kind, vectors)

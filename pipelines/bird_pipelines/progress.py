@@ -6,11 +6,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Advance", "Interrupted", "progress", "stop_requests"]
+__all__ = ["Advance", "Interrupted", "progress", "stop_requests", "tell"]
 
 LINE_SECONDS = 10.0
 Advance = Callable[..., None]
@@ -26,6 +26,12 @@ def progress(what: str, unit: str, total: int, done: int = 0) -> Iterator[Advanc
     """A bar with rate and time left if stdout is a terminal, else a line every ten seconds. Both go to stderr."""
     with (_bar if sys.stdout.isatty() else _lines)(what, unit, total, done) as advance:
         yield advance
+
+
+def tell(remarks: Iterable[str]) -> None:
+    """A line on stderr for each thing that a person should know before the work begins."""
+    for remark in remarks:
+        print(f"note: {remark}", file=sys.stderr, flush=True)
 
 
 @contextmanager

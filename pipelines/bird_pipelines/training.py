@@ -289,7 +289,8 @@ class Trainer:
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
         out, data, student = self.config.out, self.data, self.learner.student
-        for name, content in student_files(student, data.fingerprint).items():
+        files = student_files(student, data.fingerprint, data.class_names, data.group_names)
+        for name, content in files.items():
             replace(out / name, content)
         for split in self.config.scored():
             try:
