@@ -109,7 +109,8 @@ def cache(info: dict[str, Any]) -> None:
     if info.get("prepared"):
         table("data set", info["prepared"])
     for what, by_cell in info.get("doubtful", {}).items():
-        table(f"{what} images: {sum(by_cell.values()):,} of {info['rows']:,} rows", by_cell)
+        typer.echo(f"{what} images: {sum(by_cell.values()):,} of {info['rows']:,} rows")
+        table("", by_cell)
     if "nearly black" in info.get("doubtful", {}):
         typer.echo(
             "nearly black: no pixel reaches 32 of 255. 16-bit images of fewer bits need --setting white_level=4095"
