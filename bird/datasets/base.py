@@ -10,9 +10,7 @@ Everything here is deterministic: what is kept is decided by hashes of the sampl
 from __future__ import annotations
 
 import dataclasses
-import errno
 import math
-import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +21,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from bird.datasets.finding import beside
+from bird.datasets.accounting import Lost, Problem, count_problems, count_rows, first_of
+from bird.datasets.subjects import whole_subjects
 from bird.errors import DataError
 
 __all__ = [
@@ -36,22 +35,12 @@ __all__ = [
     "prepare",
     "require_test_cells",
     "subset",
-    "whole_subjects",
 ]
 
 SPLITS = ("train", "meta", "test")
+COPY_BY_NAME = "copy by its file name"
 Strings = NDArray[np.object_]
 Ints = NDArray[np.int64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One sample that was left out: which, why, and, where known, of which class and group (-1: unknown)."""
-
-    id: str
-    reason: str
-    label: int = -1
-    group: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +52,17 @@ class Listing:
     groups: Ints
     splits: Strings
     problems: tuple[Problem, ...] = ()
-    copies: tuple[Problem, ...] = ()
-    """samples that were left out because another one is the same: no fault of the files"""
+    left_out: tuple[Problem, ...] = ()
+    """samples that are left out for no fault of their files: a further file of the same face, a part that is not used"""
+    compared: tuple[str, ...] = ()
+    """ids of left-out samples whose byte-identical copies carry no usable label"""
 
     @staticmethod
     def of(
-        rows: Iterable[tuple[str, int, int, str]], problems: Sequence[Problem] = (), copies: Sequence[Problem] = ()
+        rows: Iterable[tuple[str, int, int, str]],
+        problems: Sequence[Problem] = (),
+        left_out: Sequence[Problem] = (),
+        compared: Sequence[str] = (),
     ) -> Listing:
         """From (id, label, group, split) rows. Raises DataError for a repeated id."""
         rows = list(rows)
@@ -82,7 +76,7 @@ class Listing:
                 fix="rename or remove the copies",
             )
         numbers = np.array(labels, np.int64), np.array(groups, np.int64)
-        return Listing(_strings(ids), *numbers, _strings(splits), tuple(problems), tuple(copies))
+        return Listing(_strings(ids), *numbers, _strings(splits), tuple(problems), tuple(left_out), tuple(compared))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +93,8 @@ class SampleTable:
     digests: Strings
     problems: tuple[Problem, ...] = ()
     notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    left_out: Mapping[Lost, int] = dataclasses.field(default_factory=dict)
+    """everything that was listed and is not in the table"""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -131,6 +127,8 @@ class Dataset(ABC):
     """what an image file may hold, None for 64 million; more is refused from its header"""
     remarks: tuple[str, ...] = ()
     """sentences on what was read in another way than it is written, or not at all"""
+    filtered: str = "left out by the split settings"
+    """why `assign_splits` leaves rows out"""
     subjects: Mapping[str, str] | None = None
     """id -> who is in the image, where the data set knows: a subject is never in two splits"""
 
@@ -183,9 +181,13 @@ def prepare(
     table = _with_digests(dataset, found, workers)
     _check(dataset, found, table, max_problem_share)
     notes = {"listed": len(found.ids), "unusable": len(table.problems)}
-    table, copies = _drop_conflicts(table, keep_conflicts)
+    elsewhere = Listing.of((id, -1, -1, "") for id in found.compared)
+    foreign = set(_with_digests(dataset, elsewhere, workers).digests.tolist())
+    table, copies = _drop_conflicts(table, keep_conflicts, foreign)
     notes |= copies
+    lost = count_problems((*table.problems, *found.left_out))
     splits = dataset.assign_splits(table)
+    lost += count_rows(table, splits == "", dataset.filtered)
     table = dataclasses.replace(table, splits=splits).take(splits != "")
     if len(table) == 0:
         raise DataError(
@@ -195,19 +197,23 @@ def prepare(
             fix="look at the split settings and at the conflicting copies",
         )
     if limit is not None:
-        table = table.take(subset(table, limit))
+        chosen = subset(table, limit)
+        lost += count_rows(table, ~np.isin(np.arange(len(table)), chosen), "not in --limit")
+        table = table.take(chosen)
     if "meta" not in table.splits:
         table = dataclasses.replace(table, splits=carve_meta(table, meta_fraction, meta_at_least, split_seed))
         if dataset.subjects is not None:
             table = dataclasses.replace(table, splits=whole_subjects(table, table.splits, dataset.subjects, "meta"))
-    table, notes["copies_dropped_across_splits"] = _one_side_only(table)
+    keep = _one_side_only(table)
+    lost += count_rows(table, ~keep, "copy across splits")
+    table, notes["copies_dropped_across_splits"] = table.take(keep), int((~keep).sum())
     train = table.digests[table.splits == "train"].tolist()
     notes["copies_that_count_twice_in_train"] = len(train) - len(set(train))
-    if found.copies:
-        notes["copies_by_name"] = len(found.copies)
+    if by_name := sum(problem.kind == COPY_BY_NAME for problem in found.left_out):
+        notes["copies_by_name"] = by_name
     rank = {name: position for position, name in enumerate(SPLITS)}
     order = np.argsort([rank[split] for split in table.splits], kind="stable")
-    return dataclasses.replace(table.take(order), notes=notes)
+    return dataclasses.replace(table.take(order), notes=notes, left_out=dict(sorted(lost.items())))
 
 
 def subset(table: SampleTable, limit: int) -> Ints:
@@ -255,47 +261,6 @@ def carve_meta(table: SampleTable, fraction: float, at_least: int, seed: int) ->
     return splits
 
 
-def whole_subjects(table: SampleTable, splits: Strings, subjects: Mapping[str, str], split: str) -> Strings:
-    """The splits with `split` drawn from train once more, so that all samples of a subject are on one side.
-
-    Its size in each (class, group) cell stays about the same: subjects are taken in the order of their hashes, each if at
-    least half of its samples fill a need. A cell that gets none this way gets the smallest subject that leaves some for
-    train.
-    """
-    cells = list(zip(table.labels.tolist(), table.groups.tolist(), strict=True))
-    need = Counter(cells[row] for row in np.flatnonzero(splits == split).tolist())
-    left = Counter(cells[row] for row in np.flatnonzero((splits == split) | (splits == "train")).tolist())
-    rows: dict[str, list[int]] = {}
-    for row in np.flatnonzero((splits == split) | (splits == "train")).tolist():
-        rows.setdefault(subjects[table.ids[row]], []).append(row)
-    order = sorted(rows, key=lambda subject: xxhash.xxh3_64_intdigest(subject.encode()))
-    out, empty = splits.copy(), set(need)
-    for mine in rows.values():
-        out[mine] = "train"
-
-    def take(subject: str) -> None:
-        out[rows[subject]] = split
-        for cell in (cells[row] for row in rows[subject]):
-            need[cell] -= 1
-            left[cell] -= 1
-            empty.discard(cell)
-
-    def leaves_some(own: Counter[tuple[int, int]]) -> bool:
-        return all(left[cell] > count for cell, count in own.items())
-
-    for subject in order:
-        own = Counter(cells[row] for row in rows[subject])
-        useful = sum(min(max(need[cell], 0), count) for cell, count in own.items())
-        if 2 * useful >= own.total() and leaves_some(own):
-            take(subject)
-    for cell in sorted(empty):
-        for subject in sorted(order, key=lambda subject: len(rows[subject])):
-            own = Counter(cells[row] for row in rows[subject])
-            if cell in empty and own[cell] and out[rows[subject][0]] == "train" and leaves_some(own):
-                take(subject)
-    return out
-
-
 def _rank(table: SampleTable, row: int, seed: int) -> tuple[int, str]:
     """Pseudo-random but content-addressed order; byte-identical samples are neighbours."""
     return xxhash.xxh3_64_intdigest(table.digests[row].encode(), seed), table.ids[row]
@@ -306,13 +271,16 @@ def _with_digests(dataset: Dataset, found: Listing, workers: int) -> SampleTable
         try:
             return dataset.digest(id, dataset.read(id))
         except OSError as error:
-            return Problem(id, f"unreadable: {error.strerror or error}")
+            kind = "missing file" if isinstance(error, FileNotFoundError) else "unreadable file"
+            return Problem(id, f"unreadable: {error.strerror or error}", kind=kind)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         results = list(pool.map(one, found.ids, chunksize=64))
     good = np.array([isinstance(result, str) for result in results], dtype=bool)
     problems = [
-        dataclasses.replace(result, label=int(found.labels[row]), group=int(found.groups[row]))
+        dataclasses.replace(
+            result, label=int(found.labels[row]), group=int(found.groups[row]), split=str(found.splits[row])
+        )
         for row, result in enumerate(results)
         if isinstance(result, Problem)
     ]
@@ -324,7 +292,7 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
     total = len(table) + len(table.problems)
     where = f"data set {dataset.name}"
     if len(table) == 0:
-        reason = f"; first: {_first(dataset, table.problems[:1])}" if table.problems else ""
+        reason = f"; first: {first_of(dataset, table.problems[:1])}" if table.problems else ""
         raise DataError(
             where=where,
             found=f"no usable sample{reason}",
@@ -351,19 +319,10 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
         raise DataError(
             where=where,
             found=f"{len(table.problems)} of {total} samples unusable ({per_cell}); first: "
-            + _first(dataset, table.problems[:3]),
+            + first_of(dataset, table.problems[:3]),
             wanted=f"at most {max_problem_share:.1%}",
             fix=f"complete the data set, or allow more with --max-failed {share:g}",
         )
-
-
-def _first(dataset: Dataset, problems: Sequence[Problem]) -> str:
-    """The problems in words; of the first missing file also the full path, and what lies there instead."""
-    lines = [f"{problem.id}: {problem.reason}" for problem in problems]
-    missing = [problem for problem in problems if problem.reason == f"unreadable: {os.strerror(errno.ENOENT)}"]
-    if missing and (path := dataset.file(missing[0].id)) is not None:
-        lines.append(f"{path} is not there; {beside(path)}")
-    return "; ".join(lines)
 
 
 def require_test_cells(dataset: Dataset, table: SampleTable) -> None:
@@ -381,24 +340,33 @@ def require_test_cells(dataset: Dataset, table: SampleTable) -> None:
         )
 
 
-def _drop_conflicts(table: SampleTable, keep: bool) -> tuple[SampleTable, dict[str, int]]:
-    """Byte-identical samples that disagree on label or group carry no usable label: none of them is kept."""
+def _drop_conflicts(table: SampleTable, keep: bool, foreign: set[str]) -> tuple[SampleTable, dict[str, int]]:
+    """Byte-identical samples that disagree on label or group carry no usable label: none of them is kept. `foreign` are the
+    digests of left-out samples, which carry other labels."""
     copies: dict[str, list[int]] = {}
     for row, digest in enumerate(table.digests):
         copies.setdefault(digest, []).append(row)
-    groups = [rows for rows in copies.values() if len(rows) > 1]
-    conflicts = [rows for rows in groups if len({(int(table.labels[row]), int(table.groups[row])) for row in rows}) > 1]
+    groups = [rows for digest, rows in copies.items() if len(rows) > 1 or digest in foreign]
+    conflicts = [
+        rows
+        for rows in groups
+        if table.digests[rows[0]] in foreign
+        or len({(int(table.labels[row]), int(table.groups[row])) for row in rows}) > 1
+    ]
     drop = np.zeros(len(table), dtype=bool)
     problems = list(table.problems)
     for rows in [] if keep else conflicts:
         drop[rows] = True
         others = " = ".join(table.ids[row] for row in rows)
+        others += " = a sample that is left out" if table.digests[rows[0]] in foreign else ""
         problems += [
             Problem(
                 table.ids[row],
                 f"identical images, different labels: {others}",
                 int(table.labels[row]),
                 int(table.groups[row]),
+                str(table.splits[row]),
+                "conflicting copy",
             )
             for row in rows
         ]
@@ -410,16 +378,15 @@ def _drop_conflicts(table: SampleTable, keep: bool) -> tuple[SampleTable, dict[s
     return dataclasses.replace(table.take(~drop), problems=tuple(problems)), notes
 
 
-def _one_side_only(table: SampleTable) -> tuple[SampleTable, int]:
-    """Byte-identical samples stay on one side: test keeps its copy before meta, meta before train."""
+def _one_side_only(table: SampleTable) -> NDArray[np.bool_]:
+    """The rows to keep, so that byte-identical samples are on one side: test has its copy before meta, meta before train."""
     side: dict[str, str] = {}
     for split in ("test", "meta", "train"):
         for digest in table.digests[table.splits == split]:
             side.setdefault(digest, split)
-    keep = np.array(
+    return np.array(
         [side[digest] == split for digest, split in zip(table.digests, table.splits, strict=True)], dtype=bool
     )
-    return table.take(keep), int((~keep).sum())
 
 
 def _strings(values: Iterable[object]) -> Strings:

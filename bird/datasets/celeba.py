@@ -12,7 +12,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from bird.datasets.base import Dataset, Listing, SampleTable
+from bird.datasets.base import Dataset, Listing, Problem, SampleTable
 from bird.datasets.celeba_lists import (
     LISTS,
     find_images,
@@ -24,6 +24,8 @@ from bird.datasets.celeba_lists import (
 from bird.errors import DataError, UsageError
 
 __all__ = ["CelebA"]
+
+_UNUSED = "validation part, unused"
 
 
 @final
@@ -39,6 +41,7 @@ class CelebA(Dataset):
     name = "celeba"
     image_size = 176
     flip = True
+    filtered = "cut to equal test cells"
 
     def __init__(
         self,
@@ -86,7 +89,10 @@ class CelebA(Dataset):
         splits = {0: "train", 2: "test"} | ({1: "meta"} if validation == "meta" else {})
         rows = [(id, *values[id], splits[part]) for id, part in parts.items() if part in splits]
         self._ids = {row[0] for row in rows}
-        self._listing = Listing.of(rows)
+        unused = [
+            Problem(id, _UNUSED, *values[id], "validation", _UNUSED) for id, part in parts.items() if part not in splits
+        ]
+        self._listing = Listing.of(rows, left_out=unused)
 
     def listing(self) -> Listing:
         """All images of the parts in use, in file order."""

@@ -18,9 +18,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from bird.datasets.base import Dataset, Listing, SampleTable, whole_subjects
+from bird.datasets.base import Dataset, Listing, SampleTable
 from bird.datasets.columns import categories, refuse, refuse_twins, splits_of, texts
 from bird.datasets.finding import Neighbours, link_out, resolve
+from bird.datasets.subjects import whole_subjects
 from bird.errors import DataError, UsageError
 
 __all__ = ["TableDataset", "read_parquet"]

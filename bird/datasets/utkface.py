@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from bird.datasets.base import Dataset, Listing, Problem, SampleTable
+from bird.datasets.base import COPY_BY_NAME, Dataset, Listing, Problem, SampleTable
 from bird.datasets.finding import images_below, printable
 from bird.errors import DataError, UsageError
 
@@ -23,7 +23,7 @@ __all__ = ["TEST_PER_CELL", "UTKFace"]
 
 TEST_PER_CELL = {"paper": 201, "mfd": 100}
 _NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+)\.jpg(\.chip\.jpg)?", re.ASCII)
-_RACE_LEFT_OUT = 4  # "others": not a group of the published set-up
+_RACE_LEFT_OUT, _OTHERS = 4, "race 4 (Others), not a group of the published set-up"
 
 
 @final
@@ -61,23 +61,29 @@ class UTKFace(Dataset):
         paths, self.remarks = images_below(root, "data set utkface")
         rows: list[tuple[str, int, int, str]] = []
         problems: list[Problem] = []
-        copies: list[Problem] = []
+        left_out: list[Problem] = []
+        others: list[str] = []
         first: dict[tuple[str, ...], str] = {}
         for id in paths:
             match = _NAME.fullmatch(id.rsplit("/", 1)[-1])
             if match is None:
-                problems.append(Problem(printable(id), "name is not age_gender_race_timestamp.jpg"))
+                problems.append(Problem(printable(id), "name is not age_gender_race_timestamp.jpg", kind="bad name"))
                 continue
             age = int(match[1])
             label, group = int(age >= 20) + int(age >= 40), int(match[3])
             if printable(id) != id:
-                problems.append(Problem(printable(id), "a folder name that is not UTF-8: rename it", label, group))
+                problems.append(
+                    Problem(printable(id), "a folder name that is not UTF-8: rename it", label, group, kind="bad name")
+                )
             elif (other := first.setdefault(match.group(1, 2, 3, 4), id)) != id:
-                copies.append(Problem(id, f"the same face by its name: {other}", label, group))
-            elif group != _RACE_LEFT_OUT:
+                left_out.append(Problem(id, f"the same face by its name: {other}", label, group, kind=COPY_BY_NAME))
+            elif group == _RACE_LEFT_OUT:
+                left_out.append(Problem(id, _OTHERS, label, kind=_OTHERS))
+                others.append(id)
+            else:
                 rows.append((id, label, group, ""))
-        self._ids = {row[0] for row in rows}
-        self._listing = Listing.of(rows, problems, copies)
+        self._ids = {row[0] for row in rows} | {*others}
+        self._listing = Listing.of(rows, problems, left_out, others)
 
     def listing(self) -> Listing:
         """One image of every name that parses, sorted by path; the other names as problems, further files of the same

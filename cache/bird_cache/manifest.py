@@ -43,6 +43,16 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class LeftOut(Record):
+    """Samples that were listed and got no row: why, of which class and group (-1: unknown) and split ("": none yet)."""
+
+    reason: str
+    label: int
+    group: int
+    split: str
+    rows: int
+
+
 class Layer(Record):
     """One array of the cache: the shape of a row, how it is stored, and what kind of vector it is."""
 
@@ -71,6 +81,8 @@ class Plan(Record):
     group_names: tuple[str, ...]
     notes: dict[str, str] = {}
     """what a reader wants to know but no vector depends on, such as the teacher's name"""
+    left_out: tuple[LeftOut, ...] | None = None
+    """what was listed and is not among the rows; None in caches that do not record it"""
 
     @property
     def fingerprint(self) -> str:

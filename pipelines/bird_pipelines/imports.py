@@ -28,6 +28,7 @@ from bird_cache.summary import name_of_cell
 from bird_cache.writer import open_writer
 from bird_pipelines.caches import image_reader
 from bird_pipelines.extraction import need_room
+from bird_pipelines.left_out import left_out_of
 from bird_pipelines.planning import dataset_causes, samples_of, shard_and_chunk_rows
 from bird_pipelines.progress import Interrupted, progress, stop_requests, tell
 
@@ -201,6 +202,7 @@ def plan_import(
         class_names=data.class_names,
         group_names=data.group_names,
         notes=notes,
+        left_out=left_out_of(table),
     )
 
 

@@ -13,6 +13,7 @@ from bird.views import BOX, view_policy
 from bird_cache.manifest import Layer, Plan, Store
 from bird_cache.numbers import Dtype
 from bird_cache.samples import PENDING, Samples
+from bird_pipelines.left_out import left_out_of
 
 __all__ = ["BOXES", "LAYER", "dataset_causes", "make_plan", "samples_of", "shard_and_chunk_rows"]
 
@@ -60,6 +61,7 @@ def make_plan(
         class_names=dataset.class_names,
         group_names=dataset.group_names,
         notes={"teacher": teacher.name, "batch_size": str(batch_size)},
+        left_out=left_out_of(table),
     )
 
 

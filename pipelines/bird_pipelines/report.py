@@ -255,6 +255,7 @@ def _sources(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
             "fingerprint": info.get("fingerprint"),
             "rows": info["rows"],
             "failed": info.get("failed") or {},
+            "accounted": info.get("accounted"),
         }
         sources[json.dumps(source, sort_keys=True)] = source
     return list(sources.values())

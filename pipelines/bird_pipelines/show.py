@@ -108,6 +108,12 @@ def cache(info: dict[str, Any]) -> None:
     table("class, group", cells)
     if info.get("prepared"):
         table("data set", info["prepared"])
+    if (accounted := info.get("accounted")) and accounted["left_out"]:
+        missing = accounted["listed"] - info["rows"]
+        typer.echo(f"listed {accounted['listed']:,} = {info['rows']:,} rows + {missing:,} left out before the teacher:")
+        for line in accounted["left_out"]:
+            split = f", {line['split']}" if line["split"] else ""
+            typer.echo(f"  {line['reason']}: {line['rows']:,} of {line['cell']}{split}")
     for what, by_cell in info.get("doubtful", {}).items():
         typer.echo(f"{what} images: {sum(by_cell.values()):,} of {info['rows']:,} rows")
         table("", by_cell)

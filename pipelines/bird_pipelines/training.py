@@ -316,6 +316,7 @@ class Trainer:
             "steps": self.step,
             "rows": {split: len(data.rows(split)) for split in ("train", *self.config.scored())},
             "failed": dict(data.failed),
+            "accounted": data.accounted,
             "view_policy": data.view_policy(self.config.augment, staged=self.method.stages is not None),
             "versions": {name: version(name) for name in LIBRARIES},
         }

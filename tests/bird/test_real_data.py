@@ -315,3 +315,56 @@ def test_no_white_level_for_colours_of_16_bits() -> None:
     assert decode_image(png, "colour").shape == (2, 2, 3)
     with pytest.raises(ImageError, match="a colour image of 16 bits"):
         decode_image(png, "colour", white_level=4095)
+
+
+# ---------------------------------------------------------------------------------- every listed sample is accounted for
+
+
+def everything_is_accounted_for(root: Path, name: str, listed: int, **how: object) -> dict[str, int]:
+    found = prepare(open_dataset(name, root), max_problem_share=0.5, meta_at_least=1, **how)  # type: ignore[arg-type]
+    assert len(found) + sum(found.left_out.values()) == listed
+    reasons: dict[str, int] = {}
+    for (reason, *_), rows in found.left_out.items():
+        reasons[reason] = reasons.get(reason, 0) + rows
+    return reasons
+
+
+def test_every_listed_row_of_a_table_is_accounted_for_by_cell(tmp_path: Path) -> None:
+    table(tmp_path, images(tmp_path, 120))
+    (tmp_path / "000.jpg").write_bytes((tmp_path / "001.jpg").read_bytes())
+    for number in range(4, 84, 4):
+        (tmp_path / f"{number:03d}.jpg").unlink()
+    found = prepare(open_dataset("table", tmp_path), max_problem_share=0.5, meta_at_least=1)
+    assert found.left_out[("missing file", 0, 0, "")] == 20
+    reasons = everything_is_accounted_for(tmp_path, "table", 120, limit=60)
+    assert reasons == {"missing file": 20, "conflicting copy": 2, "not in --limit": 38}
+
+
+def test_every_listed_image_of_celeba_is_accounted_for(tmp_path: Path) -> None:
+    write_celeba(tmp_path, ".", ".", "img_align_celeba")
+    list_ = tmp_path / "list_eval_partition.txt"
+    list_.write_text(re.sub(r"(00000\d.jpg) 0", r"\1 1", list_.read_text()))
+    (tmp_path / "img_align_celeba" / "000160.jpg").unlink()
+    reasons = everything_is_accounted_for(tmp_path, "celeba", 160)
+    assert reasons == {"validation part, unused": 9, "missing file": 1, "cut to equal test cells": 3}
+
+
+def test_every_listed_face_of_utkface_is_accounted_for(tmp_path: Path) -> None:
+    faces(tmp_path / "a", 203)
+    faces(tmp_path / "b", 2)
+    (tmp_path / "a" / "25_0_4_3.jpg").write_bytes(jpeg(77777))
+    (tmp_path / "a" / "25_0_4_4.jpg").write_bytes(jpeg(0))  # the image of a face that is labelled otherwise
+    (tmp_path / "a" / "notes.jpg").write_bytes(b"")
+    reasons = everything_is_accounted_for(tmp_path, "utkface", 12 * 203 + 24 + 3)
+    assert reasons == {
+        "copy by its file name": 24,
+        "race 4 (Others), not a group of the published set-up": 2,
+        "conflicting copy": 1,
+        "bad name": 1,
+    }
+
+
+def test_every_image_of_digits_s_is_accounted_for(tmp_path: Path) -> None:
+    dataset = open_dataset("digits-s")
+    found = prepare(dataset, limit=500)
+    assert len(found) + sum(found.left_out.values()) == len(dataset.listing().ids)
