@@ -18,6 +18,8 @@ from bird_cache import files
 from bird_cache.errors import BusyCacheError, StorageError
 from bird_cache.files import publish, replace, write_lock
 from bird_cache.folders import open_folder
+from bird_cache.manifest import LeftOut, Plan, Receipt, open_sealed, seal
+from bird_cache.testing import example_plan
 
 
 def refusing(code: int) -> object:
@@ -119,3 +121,18 @@ def test_the_remedy_fits_the_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "replace", refusing(code))
     with pytest.raises(StorageError, match=remedy):
         replace(tmp_path / "a", b"bytes")
+
+
+def test_fields_that_are_newer_than_a_cache_are_written_only_where_they_say_something() -> None:
+    """So that `verify`, which writes every record once more, still finds an older cache sound."""
+    receipt = Receipt(shard=0, start=0, stop=1, ids="", files={}, failed={}, audit={})
+    assert "doubtful" not in seal(receipt)
+    assert open_sealed(Receipt, seal(receipt)) == receipt
+    told = receipt.model_copy(update={"doubtful": {0: "nearly black"}})
+    assert open_sealed(Receipt, seal(told)) == told
+    plan = example_plan("zarr")
+    assert "left_out" not in plan.model_dump()
+    lost = (LeftOut(reason="missing file", label=0, group=1, split="train", rows=3),)
+    told_plan = plan.model_copy(update={"left_out": lost})
+    assert Plan.model_validate_json(told_plan.model_dump_json()) == told_plan
+    assert told_plan.fingerprint == plan.fingerprint
