@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from bird.errors import OutOfMemoryError, UsageError
+from bird.errors import OutOfMemoryError, UsageError, unknown_name
 
 __all__ = ["choose_device", "enough_memory", "fetch", "send", "threads"]
 
@@ -22,7 +22,7 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(where="--device", found=repr(name), wanted="auto, cpu or cuda", fix="choose one")
+        raise unknown_name("--device", name, ("auto", "cpu", "cuda"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(where="--device", found=repr(name), wanted="a device of this machine", fix="use --device cpu")
     return device

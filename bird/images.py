@@ -11,13 +11,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bird.errors import ImageError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "WHITE", "carries_little", "decode_image"]
+__all__ = ["FORMATS", "MAX_PIXELS", "WHITE", "carries_little", "decode_image", "reads_alike"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 64_000_000
 WHITE = 65535
 DARK, FLAT = 32, 8
 ORIENTATION = 0x0112
+PNG_DEPTH = 24  # where a PNG says how many bits a channel has
 
 
 def decode_image(data: bytes, name: str, max_pixels: int | None = None, white_level: int = WHITE) -> NDArray[np.uint8]:
@@ -63,6 +64,22 @@ def decode_image(data: bytes, name: str, max_pixels: int | None = None, white_le
         raise refuse("bytes of no known image format") from None
     except Exception as error:  # on damaged metadata pillow raises nearly anything: struct.error, TypeError, ...
         raise refuse(f"undecodable bytes ({error})") from error
+
+
+def reads_alike(data: bytes) -> bool:
+    """Whether other readers see the pixels that `decode_image` gives, but for the rounding of a JPEG's decoder: 8 bits of
+    RGB, gray or a palette, upright, opaque, in no colour space but sRGB. Others turn by EXIF or not, lay alpha over white
+    or drop it, cut 16 bits or scale them, and read CMYK in several ways. `data` is an image that can be decoded.
+    """
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    profile = image.info.get("icc_profile") or b"sRGB"
+    return (
+        image.mode in ("RGB", "L", "P", "1")
+        and "transparency" not in image.info
+        and not (image.format == "PNG" and data[PNG_DEPTH] == 16)
+        and image.getexif().get(ORIENTATION, 1) == 1  # of XMP, too
+        and b"sRGB" in profile.replace(b"\0", b"")
+    )
 
 
 def _plain_jpeg(data: bytes, header: Image.Image) -> NDArray[np.uint8] | None:

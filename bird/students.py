@@ -26,7 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from bird.errors import RunError, UsageError
+from bird.errors import RunError, UsageError, unknown_name
 from bird.tiny import TINY, TINY_STAGES, build_tiny
 
 __all__ = [
@@ -228,12 +228,7 @@ def build_student(
     Raises UsageError for an unknown architecture.
     """
     if architecture not in STUDENTS:
-        raise UsageError(
-            where="--student",
-            found=repr(architecture),
-            wanted=f"one of {', '.join(STUDENTS)}",
-            fix="see `bird list students`",
-        )
+        raise unknown_name("--student", architecture, STUDENTS, "see `bird list students`")
     kind = STUDENTS[architecture]
     if kind.input == "features":
         if feature_mean is None or feature_std is None:

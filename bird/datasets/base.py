@@ -2,7 +2,7 @@
 
 `prepare` turns a listing into the sample table that a cache or a training run is planned on:
 
-    listing -> content digests -> drop conflicting copies -> splits -> limit -> carve meta -> no copy on two sides
+    listing -> content digests -> drop conflicting copies -> splits -> carve meta -> no copy on two sides -> limit
 
 Everything here is deterministic: what is kept is decided by hashes of the samples' contents, never by position.
 """
@@ -32,6 +32,7 @@ __all__ = [
     "Problem",
     "SampleTable",
     "carve_meta",
+    "empty_cells",
     "prepare",
     "require_test_cells",
     "subset",
@@ -196,10 +197,6 @@ def prepare(
             wanted="at least one in a split",
             fix="look at the split settings and at the conflicting copies",
         )
-    if limit is not None:
-        chosen = subset(table, limit)
-        lost += count_rows(table, ~np.isin(np.arange(len(table)), chosen), "not in --limit")
-        table = table.take(chosen)
     if "meta" not in table.splits:
         table = dataclasses.replace(table, splits=carve_meta(table, meta_fraction, meta_at_least, split_seed))
         if dataset.subjects is not None:
@@ -207,6 +204,10 @@ def prepare(
     keep = _one_side_only(table)
     lost += count_rows(table, ~keep, "copy across splits")
     table, notes["copies_dropped_across_splits"] = table.take(keep), int((~keep).sum())
+    if limit is not None:  # last: carving from what a limit left would take its least number a cell from very few
+        chosen = subset(table, limit)
+        lost += count_rows(table, ~np.isin(np.arange(len(table)), chosen), "not in --limit")
+        table = table.take(chosen)
     train = table.digests[table.splits == "train"].tolist()
     notes["copies_that_count_twice_in_train"] = len(train) - len(set(train))
     if by_name := sum(problem.kind == COPY_BY_NAME for problem in found.left_out):
@@ -217,35 +218,55 @@ def prepare(
 
 
 def subset(table: SampleTable, limit: int) -> Ints:
-    """Rows of a deterministic subset of `limit` samples with the proportions of (split, class, group), in table order.
+    """Rows of a deterministic subset of `limit` samples with the proportions of split, class and group, in table order.
 
-    Largest remainders decide the counts (a stratum keeps at least one sample where `limit` allows), content hashes
-    decide which samples.
+    What is learned from (train and meta) and test have their shares to the nearest sample, so has each (class, group) cell
+    of either, and so has meta. Where `limit` allows, a cell that a split has keeps a sample. Content hashes decide which.
     """
     if limit >= len(table):
         return np.arange(len(table))
-    strata: dict[tuple[str, int, int], list[int]] = {}
-    for row, key in enumerate(zip(table.splits, table.labels.tolist(), table.groups.tolist(), strict=True)):
-        strata.setdefault(key, []).append(row)
-    strata = dict(
-        sorted(strata.items())
-    )  # equal remainders: the first stratum by name, not by position, gets the sample
-    quota = np.array([limit * len(rows) / len(table) for rows in strata.values()])
-    counts = np.floor(quota).astype(int)
-    if limit >= len(strata):
-        counts = np.maximum(counts, 1)
-    while (missing := limit - int(counts.sum())) != 0:
-        gap = quota - counts
-        if missing > 0:
-            counts[np.argsort(-gap, kind="stable")[:missing]] += 1
-        else:  # the minimum of one overshot: take from where the count exceeds its quota most
-            counts[np.argsort(np.where(counts > 1, gap, np.inf), kind="stable")[0]] -= 1
-    chosen = [
-        row
-        for count, rows in zip(counts.tolist(), strata.values(), strict=True)
-        for row in sorted(rows, key=lambda row: _rank(table, row, 0))[:count]
-    ]
+    cells: dict[tuple[bool, int, int], dict[str, list[int]]] = {}
+    for row, split in enumerate(table.splits.tolist()):
+        cell = cells.setdefault((split == "test", int(table.labels[row]), int(table.groups[row])), {})
+        cell.setdefault(split, []).append(row)
+    # Of equal remainders the first by name, not by position, gets the sample.
+    parts = [parts for _, parts in sorted(cells.items())]
+    rows = np.array([sum(map(len, each.values())) for each in parts])
+    least = np.array([len(each) for each in parts])
+    least = least if limit >= least.sum() else np.full(len(parts), int(limit >= len(parts)))
+    tested = np.array([key[0] for key in sorted(cells)])
+    sides = [side for side in (~tested, tested) if side.any()]
+    share, counts = limit / len(table), np.zeros(len(parts), np.int64)
+    totals = np.array([[rows[side].sum() * share, least[side].sum()] for side in sides])
+    for side, total in zip(sides, _whole(totals[:, 0], limit, totals[:, 1].astype(np.int64)).tolist(), strict=True):
+        counts[side] = _whole(rows[side] * share, total, least[side])
+    of_meta = np.array([len(each.get("meta", [])) for each in parts])
+    alone = of_meta == rows
+    most = np.where(of_meta > 0, np.minimum(of_meta, np.where(alone, counts, np.maximum(counts - 1, 0))), 0)
+    low = np.maximum(np.minimum(most, 1), counts - (rows - of_meta))
+    wanted = int(np.clip(round(share * int(of_meta.sum())), low.sum(), most.sum()))
+    meta = _whole(counts * of_meta / rows, wanted, low, most)
+    chosen: list[int] = []
+    for each, count, kept in zip(parts, counts.tolist(), meta.tolist(), strict=True):
+        for split, members in each.items():
+            size = kept if split == "meta" else count - kept
+            chosen += sorted(members, key=lambda row: _rank(table, row, 0))[:size]
     return np.array(sorted(chosen), np.int64)
+
+
+def _whole(quota: NDArray[np.float64], total: int, least: Ints, most: Ints | None = None) -> Ints:
+    """Whole numbers near the quotas that add up to `total`, none below its `least` or above its `most`: largest
+    remainders."""
+    top = np.full(len(quota), np.iinfo(np.int64).max) if most is None else most
+    counts = np.clip(np.floor(quota + 1e-9).astype(np.int64), least, top)
+    while (missing := total - int(counts.sum())) != 0:
+        gap = (quota - counts).round(9)
+        if missing > 0:
+            free = np.argsort(np.where(counts < top, -gap, np.inf), kind="stable")[: min(missing, (counts < top).sum())]
+            counts[free] += 1
+        else:  # the least overshot: take from where the count exceeds its quota most
+            counts[np.argsort(np.where(counts > least, gap, np.inf), kind="stable")[0]] -= 1
+    return counts
 
 
 def carve_meta(table: SampleTable, fraction: float, at_least: int, seed: int) -> Strings:
@@ -326,18 +347,41 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
 
 
 def require_test_cells(dataset: Dataset, table: SampleTable) -> None:
-    """Raise DataError, naming them, if (class, group) cells have no test sample: a recall without samples does not exist,
-    which is better said before a teacher has run for hours than after."""
-    test = table.take(table.splits == "test")
-    counts = test.cells(len(dataset.class_names), len(dataset.group_names))
-    empty = [f"{dataset.class_names[c]} x {dataset.group_names[g]}" for c, g in np.argwhere(counts == 0)]
-    if empty:
+    """Raise DataError if there are not two classes and two groups, or, naming them, if (class, group) cells have no test
+    sample: a gap or a recall that does not exist is better told before a teacher has run for hours than after."""
+    for kind, names in (("class", dataset.class_names), ("group", dataset.group_names)):
+        if len(names) < 2:
+            raise DataError(
+                where=f"data set {dataset.name}",
+                found=f"one {kind}: {', '.join(map(repr, names))}",
+                wanted="two classes and two groups, or more: less leaves nothing to tell apart",
+                fix=f"add samples of another {kind}",
+            )
+    counts = table.take(table.splits == "test").cells(len(dataset.class_names), len(dataset.group_names))
+    if empty := _without(counts, dataset.class_names, dataset.group_names):
         raise DataError(
             where=f"data set {dataset.name}",
             found=f"no test sample for {', '.join(empty[:10])}",
             wanted="at least one test sample of every class in every group",
             fix="add samples, merge groups, or raise --limit",
         )
+
+
+def empty_cells(
+    table: SampleTable, class_names: Sequence[str], group_names: Sequence[str], splits: Sequence[str] = SPLITS
+) -> dict[str, list[str]]:
+    """The (class, group) cells without a sample, by name, of each split that has samples and such a cell."""
+    found: dict[str, list[str]] = {}
+    for split in splits:
+        rows = table.splits == split
+        empty = _without(table.take(rows).cells(len(class_names), len(group_names)), class_names, group_names)
+        if empty and rows.any():
+            found[split] = empty
+    return found
+
+
+def _without(counts: Ints, class_names: Sequence[str], group_names: Sequence[str]) -> list[str]:
+    return [f"class {class_names[c]} x group {group_names[g]}" for c, g in np.argwhere(counts == 0).tolist()]
 
 
 def _drop_conflicts(table: SampleTable, keep: bool, foreign: set[str]) -> tuple[SampleTable, dict[str, int]]:

@@ -21,7 +21,7 @@ from bird.datasets.celeba_lists import (
     read_partition,
     same_names,
 )
-from bird.errors import DataError, UsageError
+from bird.errors import DataError, UsageError, unknown_name
 
 __all__ = ["CelebA"]
 
@@ -53,12 +53,7 @@ class CelebA(Dataset):
         test_per_cell: int = 0,
     ) -> None:
         if validation not in ("unused", "meta"):
-            raise UsageError(
-                where="data set celeba, setting validation",
-                found=repr(validation),
-                wanted="unused or meta",
-                fix="choose one of these",
-            )
+            raise unknown_name("data set celeba, setting validation", validation, ("unused", "meta"))
         if test_per_cell < 0:
             raise UsageError(
                 where="data set celeba, setting test_per_cell",

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bird.datasets.finding import beside
-from bird.errors import DataError, UsageError
+from bird.errors import DataError, UsageError, unknown_name
 
 __all__ = ["LISTS", "find_images", "find_list", "read_attributes", "read_partition", "same_names"]
 
@@ -115,12 +115,9 @@ def read_attributes(path: Path, target: str, protected: str) -> dict[str, tuple[
 def _check_names(path: Path, line: int, names: Sequence[str], target: str, protected: str) -> None:
     for setting, name in (("target", target), ("protected", protected)):
         if name not in names:
-            raise UsageError(
-                where=f"data set celeba, setting {setting}",
-                found=repr(name),
-                wanted=f"an attribute in line {line} of {path}: {', '.join(names)}",
-                fix="correct the setting",
-            )
+            wanted = f"an attribute in line {line} of {path}: {', '.join(names)}"
+            where = f"data set celeba, setting {setting}"
+            raise unknown_name(where, name, names, "correct the setting", wanted=wanted)
     if target == protected:
         raise UsageError(
             where="data set celeba, setting protected",

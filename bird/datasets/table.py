@@ -22,10 +22,14 @@ from bird.datasets.base import Dataset, Listing, SampleTable
 from bird.datasets.columns import categories, refuse, refuse_twins, splits_of, texts
 from bird.datasets.finding import Neighbours, link_out, resolve
 from bird.datasets.subjects import whole_subjects
-from bird.errors import DataError, UsageError
+from bird.errors import DataError, UsageError, nearest
 
 __all__ = ["TableDataset", "read_parquet"]
 
+_NEEDS_TWO = {
+    "label": "two classes or more: with one there is nothing to learn, and no answer can be wrong",
+    "group": "two groups or more: a gap is between two",
+}
 _NEEDED, _OPTIONAL = ("path", "label", "group"), ("split", "id", "subject")
 _IMAGES = ("image", "img")  # of encoded bytes, or of {bytes, path}, as hubs write them
 WHITE = 65535  # as bird.images has it, which is imported when an image is read
@@ -88,6 +92,7 @@ class TableDataset(Dataset):
             remarks.append(f"columns that are not read: {', '.join(map(repr, unread))}")
         self.remarks = (*remarks, *told, *doubts, *renamed)
         self._listing = Listing.of(list(zip(ids, labels, groups, splits, strict=True)))
+        _need_two(file, len(ids), self.class_names, self.group_names)
 
     def listing(self) -> Listing:
         """All rows of the table, in its order."""
@@ -143,6 +148,17 @@ def _check_settings(test_fraction: float, image_size: int, white_level: int) -> 
         raise refuse("white_level", white_level, f"a pixel value from 1 to {WHITE}, such as 4095 for 12 bits")
 
 
+def _need_two(file: Path, rows: int, class_names: Sequence[str], group_names: Sequence[str]) -> None:
+    for column, names in (("label", class_names), ("group", group_names)):
+        if len(names) == 1:
+            raise DataError(
+                where=f"{file}, column {column}",
+                found=f"one value, {names[0]!r}, in all {rows} rows",
+                wanted=_NEEDS_TWO[column],
+                fix=f"add rows with another {column}",
+            )
+
+
 def _refuse_torn(table: SampleTable, subjects: Any) -> None:
     sides: dict[str, set[str]] = {}
     for id, split in zip(table.ids.tolist() if subjects else [], table.splits.tolist(), strict=False):
@@ -182,11 +198,16 @@ def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str]) -> No
     lacking = [name for name in needed if name not in names]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if lacking or twice:
+        meant = [f"{close[0]!r} to {name}" for name in lacking if (close := nearest(name, set(names) - set(needed)))]
         raise DataError(
             where=str(file),
             found=f"columns {', '.join(map(repr, names)) or 'none'}",
             wanted=f"columns {', '.join(needed)}, each once",
-            fix=f"add {', '.join(lacking)}" if lacking else f"rename one {', '.join(twice)}",
+            fix=f"rename {', '.join(meant)}?"
+            if meant
+            else f"add {', '.join(lacking)}"
+            if lacking
+            else f"rename one {', '.join(twice)}",
         )
 
 
@@ -196,11 +217,12 @@ def _find_table(root: Path, table: str) -> Path:
     if len(names) != 1 or not names[0].endswith(kinds) or not (root / names[0]).is_file():
         others = sorted(path.name for kind in kinds for path in root.glob(f"*{kind}"))
         there = f"; {', '.join(others[:5])} {'is' if len(others) == 1 else 'are'} there" if others else ""
+        close = nearest(table, others) if table else []
         raise DataError(
             where=f"data set table, {root}",
             found=" and ".join(names) if len(names) > 1 else f"no table {table}".rstrip() + there,
             wanted="one samples.csv or samples.parquet, or the setting table (a .csv or .parquet file there)",
-            fix="write the table, or name it with --setting table=FILE",
+            fix=f"did you mean {close[0]}?" if close else "write the table, or name it with --setting table=FILE",
         )
     _refuse_leaving(root / names[0], root, names)
     return root / PurePosixPath(names[0])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bird.datasets.base import COPY_BY_NAME, Dataset, Listing, Problem, SampleTable
 from bird.datasets.finding import images_below, printable
-from bird.errors import DataError, UsageError
+from bird.errors import DataError, UsageError, unknown_name
 
 __all__ = ["TEST_PER_CELL", "UTKFace"]
 
@@ -43,12 +43,7 @@ class UTKFace(Dataset):
 
     def __init__(self, root: Path, *, preset: str = "paper", split_seed: int = 0) -> None:
         if preset not in TEST_PER_CELL:
-            raise UsageError(
-                where="data set utkface, setting preset",
-                found=repr(preset),
-                wanted=f"one of {', '.join(TEST_PER_CELL)}",
-                fix="choose one of these",
-            )
+            raise unknown_name("data set utkface, setting preset", preset, TEST_PER_CELL)
         if split_seed < 0:
             raise UsageError(
                 where="data set utkface, setting split_seed",

@@ -9,25 +9,36 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal, final
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, final
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from bird.devices import fetch, send
-from bird.errors import TeacherError, UsageError
+from bird.errors import TeacherError, UsageError, unknown_name
+from bird.teachers.claims import PixelScale
+from bird.teachers.files import first_line
 from bird.teachers.inference import hasten
 from bird.teachers.layers import FeatureKind, LayerSpec, Tap
-from bird.views import cut
+from bird.teachers.seeing import Json, View, Viewer, Views
 
-__all__ = ["FeatureKind", "Json", "LayerSpec", "Teacher", "TorchTeacher", "View", "digest_of_state"]
+__all__ = [
+    "FeatureKind",
+    "Json",
+    "LayerSpec",
+    "Options",
+    "Teacher",
+    "TorchTeacher",
+    "View",
+    "Views",
+    "digest_of_state",
+]
 
-Json = str | int | float | bool | list[Any] | dict[str, Any] | None
-Views = UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
 PENULTIMATE = "penultimate"
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,13 +46,16 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Teacher(ABC):
     """A frozen feature extractor.
 
-    A view is uint8 until it is where the teacher computes: a quarter of the memory to copy, and one normalisation a batch.
+    Our views are uint8 until they are where the teacher computes: a quarter of the memory to copy, and one normalisation a
+    batch. A library's own processor gives floats.
 
-    `name` is what it was asked for, without local paths; `weights_digest` hashes its weights' values; `preprocessing` is
-    everything that shapes its pixels, in canonical form. The last two enter a cache's fingerprint.
+    `name` is what it was asked for, without local paths; `weights_digest` hashes its weights' values; `config` is the
+    architecture that they fill; `preprocessing` is everything that shapes its pixels, in canonical form, and how the vector
+    is read. The last three enter a cache's fingerprint. `notes` do not: what was compared with its library, which versions.
     `layers` is what it can be asked for: "penultimate" always, the others as `bird.teachers.layers` describes them.
     `on_cpu`: it computes where images are decoded, too, so that several threads had better answer at once. Both methods
     below are called from several threads.
+    `notes` says in words what a reader wants to know of it: assumptions, where the weights came from.
     """
 
     name: str
@@ -51,15 +65,17 @@ class Teacher(ABC):
     preprocessing: Mapping[str, Json]
     layers: Mapping[str, LayerSpec]
     on_cpu: bool
+    config: Mapping[str, Json] = MappingProxyType({})
+    notes: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def preprocess(
         self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
-    ) -> UInt8[Tensor, "3 height width"]:
+    ) -> UInt8[Tensor, "channels height width"] | Float[Tensor, "channels height width"]:
         """The teacher's view of an RGB image (height, width, 3), or of a box of it (`bird.views`)."""
 
     @abstractmethod
-    def normalise(self, views: Views) -> Float[Tensor, "batch 3 height width"]:
+    def normalise(self, views: Views) -> Float[Tensor, "batch channels height width"]:
         """What the network takes of a batch of views, on the views' device; float views are taken as they are."""
 
     @abstractmethod
@@ -73,66 +89,26 @@ class Teacher(ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
-    """Resize, centre crop (`view(image)`), then scale to [0, 1] and normalise (`view.normalise`): the deterministic view of
-    nearly every image model.
+class Options:
+    """What the person asked for beside the teacher's name."""
 
-    `resize` is a side for the short edge, or (height, width) to reach exactly; `resizer` "pillow" resamples as PIL does
-    (CLIP, FLAVA and torchvision's published weights were evaluated so), "tensor" as torch with antialiasing.
-    """
+    weights: Path | None
+    device: torch.device
+    precision: str
+    image_size: int | None
+    kind: FeatureKind | None = None
+    output: str | None = None
+    scale: PixelScale | None = None
 
-    resize: int | tuple[int, int]
-    crop: int | None = None
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    resizer: Literal["pillow", "tensor"] = "tensor"
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width of the view of a square, in pixels."""
-        if self.crop is not None:
-            return self.crop, self.crop
-        return (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
-
-    def __call__(
-        self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
-    ) -> UInt8[Tensor, "3 height width"]:
-        """The view of an RGB image (height, width, 3). Of a box of it, all is seen: resized, not cropped again."""
-        from torchvision.transforms.v2 import InterpolationMode  # seconds to import: not for `bird list`
-        from torchvision.transforms.v2 import functional as F
-
-        size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
-        if box is not None and box.any():
-            image, size = cut(image, box).permute(1, 2, 0).numpy(), list(self.sides)
-        mode = InterpolationMode(self.interpolation)
-        seen: Any
-        if self.resizer == "pillow":
-            seen = F.resize(Image.fromarray(image), size, interpolation=mode)
-        else:
-            tensor = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
-            seen = F.resize(tensor, size, interpolation=mode, antialias=True)
-        if self.crop is not None:
-            seen = F.center_crop(seen, [self.crop, self.crop])
-        return seen if isinstance(seen, Tensor) else torch.from_numpy(np.array(seen)).permute(2, 0, 1)
-
-    def normalise(self, views: Views) -> Float[Tensor, "batch 3 height width"]:
-        """(x / 255 - mean) / std of each channel, on the views' device; float views are left as they are."""
-        if views.is_floating_point():
-            return views
-        out = torch.empty(views.shape, device=views.device)
-        plain = self.mean == (0.0, 0.0, 0.0) and self.std == (1.0, 1.0, 1.0)
-        mean, std = (torch.tensor(values, device=views.device)[:, None, None] for values in (self.mean, self.std))
-        # On the CPU image by image: one fits in a core's cache, a batch does not.
-        for given, unit in zip(views, out, strict=True) if views.is_cpu else [(views, out)]:
-            unit.copy_(given).div_(255.0)
-            if not plain:
-                unit.sub_(mean).div_(std)
-        return out
-
-    def canonical(self) -> dict[str, Json]:
-        """As JSON values."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+    def without_size(self, name: str, whose: str) -> None:
+        """Raise UsageError for an --image-size, where it is `whose` to say."""
+        if self.image_size is not None:
+            raise UsageError(
+                where="--image-size",
+                found=str(self.image_size),
+                wanted=f"none for {name}: the size is {whose}",
+                fix="leave --image-size out",
+            )
 
 
 @final
@@ -143,22 +119,18 @@ class TorchTeacher(Teacher):
         self,
         name: str,
         module: nn.Module,
-        view: View,
+        view: Viewer,
         *,
         taps: Mapping[str, Tap],
         device: torch.device,
         precision: str,
         reading: str = "output",
+        config: Mapping[str, Json] | None = None,
     ) -> None:
         if precision not in PRECISIONS:
-            raise UsageError(
-                where="--precision",
-                found=repr(precision),
-                wanted=f"one of {', '.join(PRECISIONS)}",
-                fix="choose one",
-            )
+            raise unknown_name("--precision", precision, PRECISIONS)
         self.name, self.feature_kind = name, taps[PENULTIMATE].kind
-        self.weights_digest = digest_of_state(module.state_dict())
+        self.weights_digest, self.config = digest_of_state(module.state_dict()), config or {}
         self.preprocessing = {**view.canonical(), "reading": reading}
         self._view, self._taps, self._device, self._dtype = view, taps, device, PRECISIONS[precision]
         self._module = module.eval().requires_grad_(False).to(device)
@@ -171,32 +143,36 @@ class TorchTeacher(Teacher):
                 part.register_forward_pre_hook(partial(self._hear_input, layer))
             else:
                 part.register_forward_hook(partial(self._hear_output, layer))
-        height, width = view.sides
+        noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        pair = torch.stack([view(image) for image in (noise, np.ascontiguousarray(noise[:, ::-1]))])
         try:
-            blank = self.answer(torch.zeros(1, 3, height, width, dtype=torch.uint8), tuple(taps))
-        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
-            said = (str(error) or repr(error)).splitlines()[0][:160]
+            first = self.answer(pair[:1], tuple(taps))
+        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, IndexError) as error:
             raise TeacherError(
                 where=f"teacher {name}",
-                found=f"a failure on one blank {height} x {width} image ({said})",
-                wanted="a model of images alone, that takes this size and answers with a vector",
-                fix="choose another model, or another --image-size",
+                found=f"a failure on one image, seen as {' x '.join(map(str, pair.shape[1:]))} ({first_line(error)})",
+                wanted="a model of images alone that takes this view and answers with a vector",
+                fix="take weights, config and processor of one model; or say --image-size where the teacher leaves it open",
             ) from error
-        self.layers = {layer: LayerSpec(tuple(blank[layer].shape[1:]), tap.kind) for layer, tap in taps.items()}
+        self.layers = {layer: LayerSpec(tuple(first[layer].shape[1:]), tap.kind) for layer, tap in taps.items()}
         (self.dim,) = self.layers[PENULTIMATE].shape
         if self.on_cpu:
-            noise = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-            hasten(self._module, partial(self._exact, noise), self._more_than_cls)
+            hasten(self._module, partial(self._exact, self.normalise(pair)), self._more_than_cls)
 
     def preprocess(
         self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
-    ) -> UInt8[Tensor, "3 height width"]:
+    ) -> UInt8[Tensor, "channels height width"] | Float[Tensor, "channels height width"]:
         """See Teacher.preprocess."""
         return self._view(image, box)
 
-    def normalise(self, views: Views) -> Float[Tensor, "batch 3 height width"]:
+    def normalise(self, views: Views) -> Float[Tensor, "batch channels height width"]:
         """See Teacher.normalise."""
         return self._view.normalise(views)
+
+    def in_full(self, views: Views, layers: Sequence[str]) -> dict[str, Tensor]:
+        """As `answer`, in full precision whatever the teacher computes in: what is compared with its library."""
+        heard = self._hear(self.normalise(views.to(self._device)), layers, None)
+        return {layer: heard[layer].float().cpu() for layer in layers}
 
     def answer(self, views: Views, layers: Sequence[str]) -> dict[str, Tensor]:
         """See Teacher.answer."""

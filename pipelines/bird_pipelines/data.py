@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.datasets import open_dataset
-from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells, subset
+from bird.datasets.base import SPLITS, Dataset, SampleTable, empty_cells, prepare, require_test_cells, subset
 from bird.devices import send
 from bird.errors import DataError, ImageError, UsageError
 from bird.methods import Batch
@@ -32,7 +32,7 @@ from bird_cache.summary import accounted
 from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.features import Features, features_of, moments_of, pick
 from bird_pipelines.left_out import left_out_of
-from bird_pipelines.progress import tell
+from bird_pipelines.progress import tell_remarks
 from bird_pipelines.stages import Stages
 
 __all__ = ["Images", "RunData", "hold_out", "load_data"]
@@ -149,14 +149,18 @@ class RunData:
         """Rows of one split, in order."""
         return np.flatnonzero(self.table.splits == split)
 
-    def cell_counts(self) -> Int[Tensor, "classes groups"]:
-        """How many training samples each (class, group) cell has."""
-        rows, table = self.rows("train"), self.table
+    def cell_counts(self, split: str) -> Int[Tensor, "classes groups"]:
+        """How many samples of a split each (class, group) cell has."""
+        rows, table = self.rows(split), self.table
         counts = torch.zeros(len(self.class_names), len(self.group_names), dtype=torch.int64)
         labels, groups = torch.from_numpy(table.labels[rows]), torch.from_numpy(table.groups[rows])
         return counts.index_put(
             (labels.long(), groups.long()), torch.ones(len(rows), dtype=torch.int64), accumulate=True
         )
+
+    def empty_cells(self) -> dict[str, list[str]]:
+        """The (class, group) cells without a sample by name, for each split that has samples and such a cell."""
+        return empty_cells(self.table, self.class_names, self.group_names, (*SPLITS, CHOOSE))
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the train split's features, each (d,); a constant feature has deviation 1."""
@@ -253,7 +257,7 @@ def load_data(config: RunConfig) -> RunData:
     dataset = open_dataset(config.dataset, config.data_root, **config.dataset_settings)
     table = prepare(dataset, limit=config.limit, workers=config.workers)
     require_test_cells(dataset, table)
-    tell(dataset.remarks)
+    tell_remarks(dataset.remarks)
     images = Images(dataset, table, dataset.image_size, config.workers)
     failures = images.failures()
     if len(failures) > 0.01 * len(table):

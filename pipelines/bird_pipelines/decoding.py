@@ -23,13 +23,20 @@ from bird_pipelines.update import Earlier
 __all__ = ["Decoded", "decode", "plan_jobs"]
 
 
+class Views(NamedTuple):
+    """Views of one shape, and their places among all views of a batch: as a rule that is every one."""
+
+    places: list[int]
+    pixels: Tensor
+
+
 class Decoded(NamedTuple):
     """A decoded batch, and which of its rows (numbered in the whole cache) could not be decoded, and why. `rows` are those
-    to compute; `pixels` hold their views one after the other, `boxes` say which they are (len(rows), views, 5)."""
+    to compute; `pixels` hold their views, `boxes` say which they are (len(rows), views, 5)."""
 
     job: Job
     rows: NDArray[np.int64]
-    pixels: Tensor
+    pixels: list[Views]
     boxes: np.ndarray
     failed: dict[int, str]
     sources: dict[int, bytes]
@@ -89,12 +96,22 @@ def decode(
         except OSError as error:
             failed[row] = f"unreadable: {error.strerror or error}"
     if isinstance(teacher, Service) or not len(rows):
-        return Decoded(job, rows, torch.empty(0), boxes, failed, sources, payloads, doubtful)
+        return Decoded(job, rows, [], boxes, failed, sources, payloads, doubtful)
     blank = torch.zeros_like(views[min(views)][0] if views else teacher.preprocess(np.zeros((64, 64, 3), np.uint8)))
-    pixels = [view for row in rows.tolist() for view in views.get(row, [blank] * plan.views)]
-    # Put together as they lie in memory, channels last: the teacher turns them around when it normalises.
-    together = torch.stack([view.permute(1, 2, 0) for view in pixels]).permute(0, 3, 1, 2)
-    return Decoded(job, rows, together, boxes, failed, sources, {}, doubtful)
+    every_view = [view for row in rows.tolist() for view in views.get(row, [blank] * plan.views)]
+    return Decoded(job, rows, put_together(every_view), boxes, failed, sources, {}, doubtful)
+
+
+def put_together(views: Sequence[Tensor]) -> list[Views]:
+    """Those of one shape in one tensor: a library's processor may keep a photo's proportions."""
+    places: dict[torch.Size, list[int]] = {}
+    for place, view in enumerate(views):
+        places.setdefault(view.shape, []).append(place)
+    # As they lie in memory, channels last: the teacher turns them around when it normalises.
+    return [
+        Views(same, torch.stack([views[place].permute(1, 2, 0) for place in same]).permute(0, 3, 1, 2))
+        for same in places.values()
+    ]
 
 
 def read(dataset: Dataset, samples: Samples, row: int) -> bytes:

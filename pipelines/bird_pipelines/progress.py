@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Advance", "Interrupted", "progress", "stop_requests", "tell"]
+__all__ = ["Advance", "Interrupted", "progress", "stop_requests", "tell", "tell_remarks"]
 
 LINE_SECONDS = 10.0
 Advance = Callable[..., None]
@@ -21,17 +21,22 @@ class Interrupted(Exception):
     """The work was stopped by Ctrl-C or SIGTERM at a point from which the same command resumes."""
 
 
+def tell(line: str) -> None:
+    """A line for who waits, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def tell_remarks(remarks: Iterable[str]) -> None:
+    """A line on stderr for each thing that a person should know before the work begins."""
+    for remark in remarks:
+        tell(f"note: {remark}")
+
+
 @contextmanager
 def progress(what: str, unit: str, total: int, done: int = 0) -> Iterator[Advance]:
     """A bar with rate and time left if stdout is a terminal, else a line every ten seconds. Both go to stderr."""
     with (_bar if sys.stdout.isatty() else _lines)(what, unit, total, done) as advance:
         yield advance
-
-
-def tell(remarks: Iterable[str]) -> None:
-    """A line on stderr for each thing that a person should know before the work begins."""
-    for remark in remarks:
-        print(f"note: {remark}", file=sys.stderr, flush=True)
 
 
 @contextmanager

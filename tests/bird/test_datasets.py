@@ -19,13 +19,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from bird.datasets import DATASETS, open_dataset
-from bird.datasets.base import Dataset, Listing, SampleTable, carve_meta, prepare, subset
+from bird.datasets.base import (
+    Dataset,
+    Listing,
+    SampleTable,
+    carve_meta,
+    empty_cells,
+    prepare,
+    require_test_cells,
+    subset,
+)
 from bird.errors import DataError, UsageError
 
 REAL_CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10"
@@ -747,3 +757,121 @@ def test_no_content_is_on_two_sides(tmp_path: Path, limit: int, meta_fraction: f
     assert not table.problems
     order = [("train", "meta", "test").index(split) for split in table.splits]
     assert order == sorted(order)
+
+
+# ------------------------------------------------------------------------------------- what is said before a teacher runs
+
+
+@pytest.mark.parametrize(
+    ("column", "rows"),
+    [
+        ("label", lambda row: (row[0], "yes", *row[2:])),
+        ("group", lambda row: (*row[:2], "female", *row[3:])),
+        ("label", lambda row: (row[0], 0, *row[2:])),
+    ],
+)
+def test_a_column_of_one_value_is_refused_by_its_name_and_value(tmp_path: Path, column: str, rows: object) -> None:
+    table = [rows(row) for row in table_of_images(tmp_path, 40)]  # type: ignore[operator]
+    write_table(tmp_path, table)
+    value = table[0][1 if column == "label" else 2]
+    with pytest.raises(DataError, match=rf"column {column}: found one value, '{value}', in all 40 rows; wanted two"):
+        open_dataset("table", tmp_path)
+
+
+def test_a_slip_in_a_tables_name_or_columns_is_told(tmp_path: Path) -> None:
+    write_table(tmp_path, table_of_images(tmp_path, 8), "path,lable,group")
+    with pytest.raises(DataError, match=r"rename 'lable' to label\?"):
+        open_dataset("table", tmp_path)
+    with pytest.raises(DataError, match=r"did you mean samples.csv\?"):
+        open_dataset("table", tmp_path, table="sample.csv")
+
+
+def test_empty_cells_are_named_by_split(tmp_path: Path) -> None:
+    parts = [("train", "train", "meta", "test")[number // 4 % 4] for number in range(80)]
+    rows = [(*row, part) for row, part in zip(table_of_images(tmp_path, 80), parts, strict=True)]
+    write_table(tmp_path, rows, "path,label,group,split")
+    dataset = open_dataset("table", tmp_path)
+    table = prepare(dataset)
+    names = dataset.class_names, dataset.group_names
+    assert empty_cells(table, *names) == {}
+    last = (table.labels == 1) & (table.groups == 1)
+    learned = table.take(~(last & (table.splits != "test")))
+    assert empty_cells(learned, *names) == {"train": ["class 1 x group 1"], "meta": ["class 1 x group 1"]}
+    require_test_cells(dataset, learned)
+    with pytest.raises(DataError, match="no test sample for class 1 x group 1"):
+        require_test_cells(dataset, table.take(~(last & (table.splits == "test"))))
+    with pytest.raises(DataError, match="no test sample for class 0 x group 0, class 0 x group 1, class 1 x group 0"):
+        require_test_cells(dataset, table.take(table.splits != "test"))
+
+
+# --------------------------------------------------------------------------------------------------------------- limit
+
+
+@pytest.mark.parametrize("limit", [200, 400, 1400])
+def test_a_limit_keeps_the_proportions_of_the_splits(limit: int) -> None:
+    """Meta is carved before the limit: of so few samples its least number a cell would be a third."""
+    dataset = open_dataset("digits-s", None)
+    whole, part = prepare(dataset), prepare(dataset, limit=limit)
+    assert len(part) == limit
+    split_of = dict(zip(whole.ids, whole.splits, strict=True))
+    assert all(split_of[id] == split for id, split in zip(part.ids, part.splits, strict=True))
+    raised = 0
+    for split in ("train", "meta", "test"):
+        cells, kept = (table.take(table.splits == split).cells(10, 2) for table in (whole, part))
+        assert kept.min() >= 1
+        raised += int(np.maximum(1 - cells * limit / len(whole), 0).sum())
+    for split in ("train", "meta", "test"):
+        wanted, got = (whole.splits == split).mean(), (part.splits == split).mean()
+        assert abs(got - wanted) <= (raised + 1) / limit, split
+
+
+@st.composite
+def three_splits(draw: st.DrawFn) -> SampleTable:
+    cell = st.tuples(st.sampled_from(["train", "train", "meta", "test"]), st.integers(0, 2), st.integers(0, 1))
+    rows = draw(st.lists(cell, min_size=1, max_size=150))
+    columns = [np.array([row[place] for row in rows]) for place in (1, 2)]
+    ids = strings([f"s{row}" for row in range(len(rows))])
+    return SampleTable(
+        ids, *columns, strings([row[0] for row in rows]), strings([f"{row:032x}" for row in range(len(rows))])
+    )
+
+
+@settings(deadline=None, max_examples=300)
+@given(three_splits(), st.integers(1, 160))
+def test_a_subset_keeps_what_is_learned_from_tested_on_and_meta(table: SampleTable, limit: int) -> None:
+    chosen = table.take(subset(table, limit))
+    assert len(chosen) == min(limit, len(table)) == len({*chosen.ids})
+    before, after = strata(table), strata(chosen)
+    share = min(1.0, limit / len(table))
+    if limit >= len(before):
+        assert all(after[key] >= 1 for key in before)
+    if limit >= len(before) and min(count * share for count in before.values()) < 1:
+        return  # what is raised to one sample is paid for by the others
+    for kind in (("train", "meta"), ("test",)):
+        count = sum(split in kind for split in table.splits)
+        assert abs(sum(split in kind for split in chosen.splits) - count * share) < 1
+        for label, group in {(key[1], key[2]) for key in before}:
+            cells = [sum(found[split, label, group] for split in kind) for found in (before, after)]
+            assert abs(cells[1] - cells[0] * share) < 1
+    if limit >= len(before):
+        assert abs((chosen.splits == "meta").sum() - (table.splits == "meta").sum() * share) <= 1
+
+
+def test_a_limit_keeps_a_meta_split_of_the_data_sets_own(tmp_path: Path) -> None:
+    parts = ("meta", "test", "train", "train", "train")
+    rows = [(*row, parts[number // 4 % 5]) for number, row in enumerate(table_of_images(tmp_path, 100))]
+    write_table(tmp_path, rows, "path,label,group,split")
+    dataset = open_dataset("table", tmp_path)
+    assert Counter(prepare(dataset).splits) == {"train": 60, "meta": 20, "test": 20}
+    assert Counter(prepare(dataset, limit=50).splits) == {"train": 30, "meta": 10, "test": 10}
+    few = prepare(dataset, limit=3)
+    split_of = {row[0]: row[3] for row in rows}
+    assert all(split_of[id] == split for id, split in zip(few.ids, few.splits, strict=True)), "nothing is carved anew"
+
+
+def test_the_sample_table_without_a_limit_is_what_it_always_was() -> None:
+    """Caches are found again by it."""
+    table = prepare(open_dataset("digits-s", None))
+    columns = zip(table.ids, table.splits, table.labels, table.groups, strict=True)
+    text = "\n".join(f"{id} {split} {label} {group}" for id, split, label, group in columns)
+    assert xxhash.xxh3_128_hexdigest(text.encode()) == "dd53b594dc10c4f1f1f73eb2864937ba"

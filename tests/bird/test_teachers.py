@@ -346,13 +346,13 @@ def test_a_squashing_model_is_squashed(clip_states, tmp_path, monkeypatch):
 
     values = {key: pretrained.get_pretrained_cfg("ViT-B-16-SigLIP", "webli")[key] for key in OPEN_CLIP_VIEW}
     assert values["resize_mode"] == "squash"
-    monkeypatch.setitem(pretrained._PRETRAINED, "bird-tiny-vit", {"squashed": values})
     weights = save_state(clip_states["bird-tiny-vit"], tmp_path / "w.safetensors")
+    plain = load_teacher("open_clip:bird-tiny-vit/none", weights=weights)
+    monkeypatch.setitem(pretrained._PRETRAINED, "bird-tiny-vit", {"squashed": values})
     teacher = load_teacher("open_clip:bird-tiny-vit/squashed", weights=weights)
     theirs = open_clip.image_transform(32, is_train=False, **values)
     image = photograph()
     torch.testing.assert_close(seen(teacher, image), theirs(Image.fromarray(image)), rtol=0, atol=2e-6)
-    plain = load_teacher("open_clip:bird-tiny-vit/none", weights=weights)
     assert dict(teacher.preprocessing) != dict(plain.preprocessing)
 
 
@@ -423,17 +423,14 @@ def test_hugging_face_does_not_guess_pixels(vit_folder, tmp_path):
     assert "preprocessor_config.json" in message(error)
 
 
-def test_a_model_of_images_and_text_is_refused(vit_folder, tmp_path):
-    from transformers import CLIPConfig, CLIPModel
+def test_a_model_that_wants_text_beside_the_image_is_refused(vit_folder, tmp_path):
+    from transformers import ViltConfig, ViltModel
 
-    layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = CLIPConfig(
-        vision_config={**layers, "image_size": 32, "patch_size": 16}, text_config={**layers, "vocab_size": 64}
-    )
-    CLIPModel(config).save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViltModel(ViltConfig(**sizes, image_size=32, patch_size=16, vocab_size=64)).save_pretrained(tmp_path)
     shutil.copy(vit_folder / "preprocessor_config.json", tmp_path)
     with pytest.raises(TeacherError) as error:
-        load_teacher("hf:someone/clip", weights=tmp_path)
+        load_teacher("hf:someone/vilt", weights=tmp_path)
     assert "images alone" in message(error)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from bird.gate import Gate
+from bird.guard import Guard
 from bird.losses import bias_loss, cross_entropy, feature_mse
 from bird.meta import feedback
 from bird.methods import Regressed
@@ -99,21 +100,19 @@ def by_one_jvp(student, gate, dtype):
     """The gate's gradient as a step takes it."""
     images, meta, teacher, labels, groups = tensors(dtype)
     torch.manual_seed(2)
-    with Tape() as tape:
+    with Tape(student) as tape:
         output = student(images)
     _, (gradient,) = feedback(
         student,
         gate,
         inputs=images,
         output=output,
-        inner_loss=inner_loss(output, gate(teacher), labels),
-        teacher=teacher,
-        distance=lambda h, gated: feature_mse(h.features, gated),
+        inner_loss=lambda h: inner_loss(h, gate(teacher), labels),
         meta_inputs=meta,
         meta_loss=lambda h: bias_loss(h.logits, labels, groups, GROUPS),
-        alpha=ALPHA,
         mu1=MU1,
         tape=tape,
+        guard=Guard(every=1),
     )
     return gradient
 
