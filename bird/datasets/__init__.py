@@ -56,7 +56,8 @@ DATASETS: dict[str, DatasetKind] = {
         description="CelebA faces: Attractive by Male, official partition, test cells of equal size",
         layout=(
             "img_align_celeba/*.jpg, list_attr_celeba.txt and list_eval_partition.txt, directly or in celeba/, from"
-            " the CelebA page of the Chinese University of Hong Kong (torchvision.datasets.CelebA downloads them)"
+            " the CelebA page of the Chinese University of Hong Kong (torchvision.datasets.CelebA downloads them); lists as"
+            " CSV or in Anno/ and Eval/, PNGs, and images in Img/ or img_align_celeba/img_align_celeba/ are read, too"
         ),
         open=CelebA,
     ),
@@ -70,7 +71,10 @@ DATASETS: dict[str, DatasetKind] = {
     ),
     "table": DatasetKind(
         description="your own images: a folder with a CSV or Parquet table of path, label and group",
-        layout="samples.csv or samples.parquet with columns path, label, group and, if wanted, split and id",
+        layout=(
+            "samples.csv or samples.parquet with columns path, label, group and, if wanted, split, id and subject (a subject"
+            " stays in one split); in Parquet the images may be inside, in a column image of bytes or {bytes, path}"
+        ),
         open=TableDataset,
     ),
 }

@@ -57,6 +57,7 @@ app.add_typer(cache_app, name="cache")
 def main() -> None:
     """Run the command line and leave with its exit code: 0 done, 1 failure, 2 usage or input, 3 cache, 4 teacher, 130
     interrupted and resumable."""
+    show.replace_what_the_terminal_lacks()
     debug = "--debug" in sys.argv
     args = [argument for argument in sys.argv[1:] if argument != "--debug"]
     # torch's own forward-mode rules still compile themselves with a function it deprecates
@@ -77,11 +78,7 @@ def main() -> None:
             lines = {"where": error.where, "found": error.found, "wanted": error.wanted, "what to do": error.fix}
             show.panel(type(error).__name__, lines, "red")
             sys.exit(error.exit_code)
-        show.panel(
-            type(error).__name__,
-            {"unexpected": str(error), "what to do": "run it again with --debug and report it"},
-            "red",
-        )
+        show.panel(type(error).__name__, show.surprise(error), "red")
         sys.exit(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -130,6 +131,7 @@ def settings_of(pairs: list[str] | None) -> dict[str, Any]:
 def output(value: dict[str, Any], as_json: bool, show: Any) -> None:
     """What a command found: one JSON object, or as `show` lays it out."""
     if as_json:
-        print(json.dumps(value, ensure_ascii=False))
+        utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        print(json.dumps(value, ensure_ascii=not utf8))
     else:
         show(value)

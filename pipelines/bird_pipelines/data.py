@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +28,11 @@ from bird_cache.errors import StaleCacheError
 from bird_cache.files import digest
 from bird_cache.samples import OK
 from bird_cache.store import FeatureStore, open_cache
+from bird_cache.summary import accounted
 from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.features import Features, features_of, moments_of, pick
+from bird_pipelines.left_out import left_out_of
+from bird_pipelines.progress import tell_remarks
 from bird_pipelines.stages import Stages
 
 __all__ = ["Images", "RunData", "hold_out", "load_data"]
@@ -138,6 +142,8 @@ class RunData:
     teacher: str | None
     failed: Mapping[str, int]
     """samples left out, by "class, group" """
+    accounted: Mapping[str, Any] | None = None
+    """what was listed, and what of it got no row (`bird_cache.summary.accounted`); None where the cache does not say"""
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of one split, in order."""
@@ -251,6 +257,7 @@ def load_data(config: RunConfig) -> RunData:
     dataset = open_dataset(config.dataset, config.data_root, **config.dataset_settings)
     table = prepare(dataset, limit=config.limit, workers=config.workers)
     require_test_cells(dataset, table)
+    tell_remarks(dataset.remarks)
     images = Images(dataset, table, dataset.image_size, config.workers)
     failures = images.failures()
     if len(failures) > 0.01 * len(table):
@@ -278,6 +285,7 @@ def load_data(config: RunConfig) -> RunData:
         fingerprint=None,
         teacher=None,
         failed=_count(table, list(failures), dataset.class_names, dataset.group_names),
+        accounted=accounted(len(table), left_out_of(table), dataset.class_names, dataset.group_names),
     )
 
 
@@ -326,6 +334,7 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
         fingerprint=store.fingerprint,
         teacher=plan.notes.get("teacher"),
         failed=_count(whole, np.flatnonzero(~usable).tolist(), plan.class_names, plan.group_names),
+        accounted=accounted(plan.rows, plan.left_out, plan.class_names, plan.group_names),
     )
 
 

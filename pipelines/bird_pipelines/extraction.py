@@ -46,7 +46,7 @@ from bird_pipelines.planning import (
     samples_of,
     warn_of_cells,
 )
-from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
+from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests, tell_remarks
 from bird_pipelines.update import Earlier
 
 __all__ = ["need_room", "precompute", "precompute_command"]
@@ -154,6 +154,7 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         workers=workers,
     )
     require_cells(data, table)
+    tell_remarks(data.remarks)
     if config.dry_run:
         return estimate(teacher, data, table, config.price_per_1000)
     precompute(
@@ -180,7 +181,8 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         lost = {split: cells for split, cells in empty_cells(kept, *names).items() if cells != planned.get(split)}
         warn_of_cells(lost, ": all its images failed")
     unusable = {problem.id: problem.reason for problem in table.problems}
-    return store.info() | {"prepared": dict(table.notes), "left_out": unusable}
+    info = store.info() | {"prepared": dict(table.notes), "left_out": unusable}
+    return info | {"remarks": [*data.remarks]}
 
 
 def estimate(teacher: Teacher | Service, data: Dataset, table: SampleTable, price: float | None) -> dict[str, Any]:
@@ -234,6 +236,7 @@ def run_jobs(
     parts: list[dict[str, np.ndarray]] = []
     paid = Paid(batches.teacher, writer.folder) if isinstance(batches.teacher, Service) else None
     sources: dict[int, bytes] = {}
+    doubtful: dict[int, str] = {}
     writes: deque[Future[Receipt]] = deque()
     with workers_of(batches, workers) as pool, ThreadPoolExecutor(1, "write") as writers:
         for batch, answers in in_order(pool, batches, jobs, workers + 1):
@@ -249,13 +252,14 @@ def run_jobs(
                 refuse_too_many(plan, samples, failures, max_failed)
             parts.append(with_earlier(answers, plan, batch, earlier))
             sources |= batch.sources
+            doubtful |= batch.doubtful
             if job.last:
                 start, end = plan.bounds(job.shard)
                 lost = {row: reason for row, reason in failures.items() if start <= row < end}
                 arrays = {name: np.concatenate([each[name] for each in parts]) for name in plan.layers}
                 commit = writer.write_shard if paid is None else paid.committing(writer)
-                writes.append(writers.submit(commit, job.shard, arrays, lost, sources.get))
-                parts, sources = [], {}
+                writes.append(writers.submit(commit, job.shard, arrays, lost, sources.get, doubtful))
+                parts, sources, doubtful = [], {}, {}
             while len(writes) > (0 if job is jobs[-1] else WRITES_IN_FLIGHT):
                 writes.popleft().result()
             advance(job.stop - job.start)

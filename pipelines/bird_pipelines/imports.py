@@ -28,8 +28,9 @@ from bird_cache.summary import name_of_cell
 from bird_cache.writer import open_writer
 from bird_pipelines.caches import image_reader
 from bird_pipelines.extraction import need_room
+from bird_pipelines.left_out import left_out_of
 from bird_pipelines.planning import dataset_causes, require_cells, samples_of, shard_and_chunk_rows
-from bird_pipelines.progress import Interrupted, progress, stop_requests
+from bird_pipelines.progress import Interrupted, progress, stop_requests, tell_remarks
 
 __all__ = ["export", "import_vectors"]
 
@@ -126,6 +127,7 @@ def import_vectors(
     data = open_dataset(dataset, data_root, **(settings or {}))
     table = prepare(data, limit=limit, keep_conflicts=keep_conflicts, max_problem_share=max_failed)
     require_cells(data, table)
+    tell_remarks(data.remarks)
     place = find_rows(table.ids, given[LAYER], MATCHES[match], vectors)
     refuse_gaps(data, table, place, max_failed)
     refuse_unusable(table, given[LAYER], place, kind, vectors)
@@ -200,6 +202,7 @@ def plan_import(
         class_names=data.class_names,
         group_names=data.group_names,
         notes=notes,
+        left_out=left_out_of(table),
     )
 
 

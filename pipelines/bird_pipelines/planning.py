@@ -14,6 +14,7 @@ from bird_cache.errors import StaleCacheError
 from bird_cache.manifest import Layer, Plan, Store
 from bird_cache.numbers import Dtype
 from bird_cache.samples import PENDING, Samples
+from bird_pipelines.left_out import left_out_of
 from bird_pipelines.marks import few
 from bird_pipelines.progress import tell
 
@@ -74,6 +75,7 @@ def make_plan(
         class_names=dataset.class_names,
         group_names=dataset.group_names,
         notes={"teacher": teacher.name, "batch_size": str(batch_size), **teacher.notes},
+        left_out=left_out_of(table),
     )
 
 

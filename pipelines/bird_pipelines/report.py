@@ -272,6 +272,7 @@ def _sources(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
             "fingerprint": info.get("fingerprint"),
             "rows": info["rows"],
             "failed": info.get("failed") or {},
+            "accounted": info.get("accounted"),
             "empty": {split: few(cells) for split, cells in (info.get("empty_cells") or {}).items()},
         }
         sources[json.dumps(source, sort_keys=True)] = source

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Any
 
 import typer
@@ -14,7 +16,9 @@ __all__ = [
     "parts",
     "parts_of",
     "repaired",
+    "replace_what_the_terminal_lacks",
     "run",
+    "surprise",
     "table",
     "tuned",
     "verification",
@@ -29,6 +33,34 @@ def panel(title: str, lines: dict[str, str], colour: str) -> None:
 
     text = Text("\n").join(Text.assemble((f"{name}: ", "bold"), value) for name, value in lines.items())
     Console(stderr=True).print(Panel(text, title=title, title_align="left", border_style=colour))
+
+
+def replace_what_the_terminal_lacks() -> None:
+    """A character that stdout's encoding lacks is printed as "?": a finished command never fails by its output."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def surprise(error: Exception) -> dict[str, str]:
+    """The lines of a panel for an error that is none of ours. What a file system refuses has a path and a remedy."""
+    from bird_cache.files import remedy
+
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        name = error.object[max(0, error.start - 60) : error.end + 60]
+        return {
+            "where": ascii(name),
+            "found": "a name that is not UTF-8",
+            "wanted": "paths of files and folders in UTF-8",
+            "what to do": "rename it (convmv does it for whole folders)",
+        }
+    if isinstance(error, OSError) and error.filename is not None:
+        names = [
+            ascii(name) if not str(name).isprintable() else str(name)
+            for name in (error.filename, error.filename2)
+            if name
+        ]
+        return {"where": ", ".join(names), "found": error.strerror or str(error), "what to do": remedy(error)}
+    return {"unexpected": str(error), "what to do": "run it again with --debug and report it"}
 
 
 def table(title: str, values: dict[str, Any]) -> None:
@@ -73,6 +105,19 @@ def cache(info: dict[str, Any]) -> None:
     table("class, group: samples by split", cells_of(info))
     if info.get("prepared"):
         table("data set", info["prepared"])
+    if (accounted := info.get("accounted")) and accounted["left_out"]:
+        missing = accounted["listed"] - info["rows"]
+        typer.echo(f"listed {accounted['listed']:,} = {info['rows']:,} rows + {missing:,} left out before the teacher:")
+        for line in accounted["left_out"]:
+            split = f", {line['split']}" if line["split"] else ""
+            typer.echo(f"  {line['reason']}: {line['rows']:,} of {line['cell']}{split}")
+    for what, by_cell in info.get("doubtful", {}).items():
+        typer.echo(f"{what} images: {sum(by_cell.values()):,} of {info['rows']:,} rows")
+        table("", by_cell)
+    if "nearly black" in info.get("doubtful", {}):
+        typer.echo(
+            "nearly black: no pixel reaches 32 of 255. 16-bit images of fewer bits need --setting white_level=4095"
+        )
     if left_out := info.get("left_out"):
         table(f"left out: {len(left_out):,}, such as", dict(list(left_out.items())[:10]))
 

@@ -292,7 +292,8 @@ class Trainer:
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
         out, data, student = self.config.out, self.data, self.learner.student
-        for name, content in student_files(student, data.fingerprint).items():
+        files = student_files(student, data.fingerprint, data.class_names, data.group_names)
+        for name, content in files.items():
             replace(out / name, content)
         for split in self.config.scored():
             keep = out if split == "test" else None
@@ -320,6 +321,7 @@ class Trainer:
             "rows": {split: len(data.rows(split)) for split in ("train", *self.config.scored())},
             "empty_cells": data.empty_cells(),
             "failed": dict(data.failed),
+            "accounted": data.accounted,
             "view_policy": data.view_policy(self.config.augment, staged=self.method.stages is not None),
             "versions": {name: version(name) for name in LIBRARIES},
         }

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bird.errors import RunError, UsageError
-from bird_cache.files import replace, write_lock
+from bird_cache.files import LOCKS, replace, write_lock
 from bird_cache.manifest import flatten
 from bird_cache.order import raw
 from bird_pipelines import runs
@@ -122,7 +122,7 @@ def claim(base: RunConfig, search: Search) -> None:
                     wanted=f"{field} = {here.get(field)}",
                     fix="choose another --out, or repeat the old settings to resume it",
                 )
-    elif foreign := [entry.name for entry in base.out.iterdir() if entry.name != ".lock"]:
+    elif foreign := [entry.name for entry in base.out.iterdir() if entry.name not in LOCKS]:
         raise RunError(
             where=f"study {base.out}",
             found=f"other files ({foreign[0]})",

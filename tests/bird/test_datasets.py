@@ -40,6 +40,8 @@ from bird.errors import DataError, UsageError
 
 REAL_CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10"
 
+NEWER = {"white_level"}  # settings that older caches do not name: left out where they are the default
+
 
 def strings(values: list[str]) -> NDArray[np.object_]:
     return np.array([*values, None], dtype=object)[:-1]
@@ -62,8 +64,10 @@ def pairs(table: SampleTable) -> list[tuple[str, str, int, int]]:
 
 def reopened(dataset: Dataset, root: Path | None) -> Dataset:
     kept = json.loads(json.dumps(dict(dataset.settings)))
-    assert set(kept) == set(DATASETS[dataset.name].defaults)
-    return open_dataset(dataset.name, root, **kept)
+    assert set(kept) >= set(DATASETS[dataset.name].defaults) - NEWER
+    again = open_dataset(dataset.name, root, **kept)
+    assert dict(again.settings) == kept
+    return again
 
 
 # ---------------------------------------------------------------------------------------------- laws of the table
@@ -592,6 +596,8 @@ def test_utkface_cells_seed_and_names(tmp_path: Path) -> None:
 def test_utkface_copies_stay_on_one_side_and_test_holds_different_images(tmp_path: Path) -> None:
     write_utkface(tmp_path / "a", 101)
     write_utkface(tmp_path / "b", 101)
+    for file in [*(tmp_path / "b").rglob("*.jpg")]:  # another name: the content alone tells that it is a copy
+        file.rename(file.with_name(file.name.replace("_2017", "_2018")))
     table = prepare(open_dataset("utkface", tmp_path, preset="mfd"), meta_at_least=1)
     test = table.take(table.splits == "test")
     assert test.cells(3, 4).tolist() == [[100] * 4] * 3
@@ -650,7 +656,13 @@ BAD_TABLES: dict[str, tuple[str, list[tuple[object, ...]], str]] = {
     "null group": ("path,label,group", [("0.jpg", 0, "")], "1 of 1 rows with no group"),
     "null path": ("path,label,group", [("", 0, 0)], "1 of 1 rows with no path: row 1"),
     "null id": ("path,label,group,id", [("0.jpg", 0, 0, "")], "no id"),
-    "unknown split": ("path,label,group,split", [("0.jpg", 0, 0, "val"), ("1.jpg", 0, 0, "")], r"2 of 2 .*0.jpg' \('val'"),
+    "unknown split": ("path,label,group,split", [("0.jpg", 0, 0, "fold1"), ("1.jpg", 0, 0, "")], r"2 of 2 .*'fold1'"),
+    "numbered split": ("path,label,group,split", [("0.jpg", 0, 0, "0"), ("1.jpg", 0, 0, "1")], "0 is train, 1 is meta"),
+    "nan": ("path,label,group", [(f"{n}.jpg", ("nan", "a", "<NA>")[n], 0) for n in range(3)], "2 of 3 .*'<NA>' .1 rows"),
+    "no group": ("path,label,group", [(f"{n}.jpg", 0, ("NaT", "NULL", "x")[n]) for n in range(3)], "2 of 3 .*no group"),
+    "blanks": ("path,label,group", [(f"{n}.jpg", ("a", "a ", "a ")[n], 0) for n in range(3)], r"'a' \(1 rows\), 'a ' \(2"),
+    "unicode forms": ("path,label,group", [("0.jpg", "\u00e9", 0), ("1.jpg", "e\u0301", 0)], r"'e\\u0301' \(1 rows\)"),
+    "digits": ("path,label,group", [("0.jpg", 0, 0), ("1.jpg", "00", 0), ("2.jpg", 1, 0)], "'00' .1 rows"),
     "duplicate id": ("path,label,group,id", [("0.jpg", 0, 0, "a"), ("1.jpg", 0, 0, "a")], r"2 of 2 .*'a' \(row 1\)"),
     "duplicate path": ("path,label,group", [("0.jpg", 0, 0), ("0.jpg", 0, 1)], "2 of 2"),
     "unicode twins": ("path,label,group", [("caf\u00e9.jpg", 0, 0), ("cafe\u0301.jpg", 0, 0)], "2 of 2"),
@@ -658,8 +670,6 @@ BAD_TABLES: dict[str, tuple[str, list[tuple[object, ...]], str]] = {
     "path upwards": ("path,label,group", [("a/../../x.jpg", 0, 0)], "leaves"),
     "path with NUL": ("path,label,group", [("a\0.jpg", 0, 0)], "leaves|unreadable"),
     "the folder itself": ("path,label,group", [(".", 0, 0)], "leaves"),
-    "link out": ("path,label,group", [("out/secret.jpg", 0, 0)], "leaves"),
-    "link to a file": ("path,label,group", [("out.jpg", 0, 0)], "leaves"),
     "more than ten": ("path,label,group", [(f"{n}.jpg", "", 0) for n in range(12)], "12 of 12 .*'9.jpg'; wanted"),
     "a gap in the labels": ("path,label,group", [("0.jpg", 0, 0), ("1.jpg", 2, 0)], r"label: .* integers 0, 2; .* 0\.\.1"),
     "labels from 1": ("path,label,group", [("0.jpg", 1, 0), ("1.jpg", 2, 0)], r"integers 1, 2"),
@@ -675,23 +685,17 @@ BAD_TABLES: dict[str, tuple[str, list[tuple[object, ...]], str]] = {
 @pytest.mark.parametrize("name", BAD_TABLES)
 def test_table_refusals(tmp_path: Path, name: str, record_property: object) -> None:
     record_property("14 labels, groups, paths", 1)
-    root, outside = tmp_path / "root", tmp_path / "outside"
-    root.mkdir()
-    outside.mkdir()
-    (outside / "secret.jpg").write_bytes(jpeg(1))
-    (root / "out").symlink_to(outside)
-    (root / "out.jpg").symlink_to(outside / "secret.jpg")
     header, rows, found = BAD_TABLES[name]
-    write_table(root, rows, header)
+    write_table(tmp_path, rows, header)
     with pytest.raises(DataError, match=found):
-        open_dataset("table", root)
+        open_dataset("table", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("column", "values", "found"),
     [
         ("label", pa.array([0.5, 1.0]), "column label: found values of type double"),
-        ("group", pa.array([True, False]), "column group: found values of type bool"),
+        ("split", pa.array([True, False]), "column split: found values of type bool"),
         ("path", pa.array([1, 2]), "column path: found values of type int64; wanted strings"),
         ("label", pa.array([None, 1]), "1 of 2 rows with no label"),
         ("label", pa.array([None, None]), "values of type null"),
