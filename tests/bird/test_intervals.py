@@ -26,7 +26,7 @@ CELLS = {
 
 @pytest.mark.parametrize("name", CELLS)
 def test_the_interval_holds_the_true_gap(name):
-    """At least .9 of 60 samples, which a construction that holds it in 95 % misses once in 40; a bootstrap holds 51 to 75 %."""
+    """In at least .9 of 60 samples; the reverse percentile interval of a bootstrap holds it in 51 to 75 % of such cases."""
     recalls, rng, held = CELLS[name], np.random.default_rng(0), []
     gaps = 100 * (recalls.max(1) - recalls.min(1))
     for _ in range(60):
