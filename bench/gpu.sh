@@ -35,7 +35,7 @@ stage() { # name, seconds, command: its output goes to the log, its outcome to O
 }
 : >"$OUT/stages.tsv"
 stage machine 20 "$PYTHON" bench/gpu/machine.py
-stage tests 100 "$PYTHON" bench/gpu/suite.py
+stage tests 160 "$PYTHON" bench/gpu/suite.py
 stage step 120 "$PYTHON" bench/gpu/steps.py
 stage precompute 120 "$PYTHON" bench/gpu/features.py
 stage grid 60 "$PYTHON" bench/gpu/grid_of_table1.py

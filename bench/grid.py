@@ -68,13 +68,14 @@ class Bench:
         self.data, self.kind, self.clock = data, build_method(method, Hyperparameters(), 2), clock
         self.runs = configs(method, folder, SEEDS, precision, device)
         self.single = Trainer(self.runs[0], data)
-        self.single.teacher_logits = data.logits if self.kind.logits else None
+        self.single.teacher_logits = data.logits.to(self.single.device) if self.kind.logits else None
         self.count = models_at_once(data) if self.kind.stackable else 1
         self.count = min(self.count, SEEDS)
         self.stack = None
         if self.kind.stackable:
             source = copy.copy(SOURCES.setdefault(id(data), Source(self.runs[0], data)))
-            source.method, source.logits = self.single.method, data.logits if self.kind.logits else None
+            source.method = self.single.method
+            source.logits = data.logits.to(source.device) if self.kind.logits else None
             self.stack = Stack([Trainer(each, data) for each in self.runs[: self.count]], source)
 
     def steps(self, together, warm, steps):

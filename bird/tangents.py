@@ -208,7 +208,7 @@ def batch_norm(
         y, mean, inverse = torch.native_batch_norm(x, g, b, None, None, True, 0.0, eps)
     else:
         mean, inverse = kept.more
-        y = kept.value if kept.intact() else F.batch_norm(x, mean, inverse.pow(-2), g, b, eps=0.0)
+        y = kept.value if kept.intact() else F.batch_norm(x, mean, inverse.pow(-2).sub_(eps), g, b, eps=eps)
     _, along, total = torch.ops.aten.native_batch_norm_backward(
         dx, x, g, None, None, mean, inverse, True, eps, [False, True, True]
     )
@@ -216,7 +216,7 @@ def batch_norm(
     share = scale * (x.shape[1] / x.numel())
     slope, shift = -share * along, -share * total
     slope, shift = slope if dg is None else slope + dg, shift if db is None else shift + db
-    dy = F.batch_norm(x, mean, inverse.pow(-2), slope, shift, eps=0.0)
+    dy = F.batch_norm(x, mean, inverse.pow(-2).sub_(eps), slope, shift, eps=eps)  # torch 2.11 wants an eps > 0
     return dual(y, dy.addcmul_(dx, scale.view(-1, *[1] * (x.ndim - 2)).to(dx.dtype)))
 
 

@@ -27,7 +27,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         # Another release of a library may warn of other things: that is no failure here.
-        options = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default", f"--junitxml={report}"]
+        options = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default", "--durations=6"]
+        options += ["-o", "junit_family=xunit1", f"--junitxml={report}"]
         done = subprocess.run([sys.executable, "-m", "pytest", *options, "tests/gpu"], check=False)
         cases = [*Xml.parse(report).iter("testcase")] if report.exists() else []
     rows = [
