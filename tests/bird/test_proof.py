@@ -23,6 +23,14 @@ from bird.teachers.seeing import LibraryView, View, view_of_transform
 PLAIN = Options(None, choose_device("cpu"), "fp32", None)
 
 
+@pytest.fixture(autouse=True)
+def own_tags(monkeypatch):
+    """What a test adds to open_clip's table of tags is gone after it."""
+    from open_clip import pretrained
+
+    monkeypatch.setattr(pretrained, "_PRETRAINED", dict(pretrained._PRETRAINED))
+
+
 class Net(nn.Module):
     """Colours of a coarse grid, mixed: a network in which every pixel counts."""
 
