@@ -55,18 +55,18 @@ def data_of(dim):
     )
 
 
-def configs(method, folder, count, precision):
+def configs(method, folder, count, precision, device):
     given = {"dataset": "celeba", "student": "adapter", "method": method, "epochs": EPOCHS, "warmup": WARMUP}
-    given |= {"batch_size": BATCH, "precision": precision}
+    given |= {"batch_size": BATCH, "precision": precision, "device": device}
     return [RunConfig(**given, seed=seed, out=Path(folder) / f"{method}-{seed}") for seed in range(count)]
 
 
 class Bench:
     """One (width, method): the runs one by one, and the same in stacks."""
 
-    def __init__(self, data, method, folder, precision):
-        self.data, self.kind = data, build_method(method, Hyperparameters(), 2)
-        self.runs = configs(method, folder, SEEDS, precision)
+    def __init__(self, data, method, folder, precision, device, clock):
+        self.data, self.kind, self.clock = data, build_method(method, Hyperparameters(), 2), clock
+        self.runs = configs(method, folder, SEEDS, precision, device)
         self.single = Trainer(self.runs[0], data)
         self.single.teacher_logits = data.logits if self.kind.logits else None
         self.count = models_at_once(data) if self.kind.stackable else 1
@@ -90,27 +90,27 @@ class Bench:
             step = lambda rows: self.single.one_step(self.single.material(self.single.step, rows))  # noqa: E731
         for trainer in trainers:
             trainer.epoch = epoch
-        began = time.thread_time()
+        began = self.clock()
         for rows in given:
             step(rows)
-        return (time.thread_time() - began) / len(trainers)
+        return (self.clock() - began) / len(trainers)
 
     def evaluation(self):
-        began = time.thread_time()
+        began = self.clock()
         self.single.meta_score()
-        return time.thread_time() - began
+        return self.clock() - began
 
     def end(self):
         self.single.config.out.mkdir(parents=True, exist_ok=True)
-        began = time.thread_time()
+        began = self.clock()
         self.single.conclude()
-        return time.thread_time() - began
+        return self.clock() - began
 
 
 SOURCES = {}
 
 
-def measure(dim, methods, steps, together, precision):
+def measure(dim, methods, steps, together, precision, device="cpu", clock=time.thread_time):
     """Seconds of one run of each method, extrapolated from `steps` steps of each half."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -122,7 +122,7 @@ def measure(dim, methods, steps, together, precision):
     found = {}
     for method in methods:
         if method not in benches:
-            benches[method] = bench = Bench(data, method, folder.name, precision)
+            benches[method] = bench = Bench(data, method, folder.name, precision, device, clock)
             for warm in (False, True):
                 bench.steps(together, warm, 3)
             bench.shared = EPOCHS * bench.evaluation() + bench.end()

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from bird.caveats import undefined
 from bird.errors import DataError
 from bird.metrics import STATISTICS, confusion, interval_of, recalls, statistics_of
 
@@ -59,7 +60,8 @@ def compare(
     replicates: int = 2000,
     seed: int = 0,
 ) -> dict[str, Comparison]:
-    """accuracy, f1_macro, mean_deo and max_deo of `method` minus `reference`, over the seeds that both have.
+    """accuracy, f1_macro, mean_deo and max_deo of `method` minus `reference`, as far as they exist (`bird.caveats`), over
+    the seeds that both have.
 
     Raises DataError if no seed is shared or, within a seed, the rows are not the same.
     """
@@ -88,7 +90,8 @@ def compare(
         for name, values in _resampled(one, other, (classes, groups), len(replicate), rng).items():
             sums[name] += np.bincount(replicate, values, minlength=replicates)
     found: dict[str, Comparison] = {}
-    for name in STATISTICS:
+    missing = undefined(_joint(method[shared[0]], reference[shared[0]], classes, groups)[0])
+    for name in (name for name in STATISTICS if name not in missing):
         effect = float(np.mean(observed[name]))
         interval = interval_of(name, sums[name] / len(shared), effect, bounds=(-100.0, 100.0))
         found[name] = Comparison(effect, interval, tuple(observed[name]), sign_flip_p(observed[name]))

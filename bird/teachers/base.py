@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bird.devices import fetch, send
-from bird.errors import TeacherError, UsageError
+from bird.errors import TeacherError, UsageError, unknown_name
+from bird.teachers.claims import PixelScale
 from bird.teachers.files import first_line
 from bird.teachers.inference import hasten
 from bird.teachers.layers import FeatureKind, LayerSpec, Tap
@@ -54,6 +55,7 @@ class Teacher(ABC):
     `layers` is what it can be asked for: "penultimate" always, the others as `bird.teachers.layers` describes them.
     `on_cpu`: it computes where images are decoded, too, so that several threads had better answer at once. Both methods
     below are called from several threads.
+    `notes` says in words what a reader wants to know of it: assumptions, where the weights came from.
     """
 
     name: str
@@ -94,6 +96,9 @@ class Options:
     device: torch.device
     precision: str
     image_size: int | None
+    kind: FeatureKind | None = None
+    output: str | None = None
+    scale: PixelScale | None = None
 
     def without_size(self, name: str, whose: str) -> None:
         """Raise UsageError for an --image-size, where it is `whose` to say."""
@@ -123,12 +128,7 @@ class TorchTeacher(Teacher):
         config: Mapping[str, Json] | None = None,
     ) -> None:
         if precision not in PRECISIONS:
-            raise UsageError(
-                where="--precision",
-                found=repr(precision),
-                wanted=f"one of {', '.join(PRECISIONS)}",
-                fix="choose one",
-            )
+            raise unknown_name("--precision", precision, PRECISIONS)
         self.name, self.feature_kind = name, taps[PENULTIMATE].kind
         self.weights_digest, self.config = digest_of_state(module.state_dict()), config or {}
         self.preprocessing = {**view.canonical(), "reading": reading}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bird.errors import UsageError
+from bird.errors import unknown_name
 
 if TYPE_CHECKING:
     from bird.teachers import Teacher
@@ -19,24 +18,12 @@ def catalogue(what: str, name: str | None = None) -> dict[str, str]:
     else."""
     lists = {"teachers": _teachers, "students": _students, "methods": _methods, "datasets": _datasets}
     if what not in lists:
-        close = difflib.get_close_matches(what, lists, n=1)
-        raise UsageError(
-            where="bird list",
-            found=repr(what),
-            wanted=f"one of {', '.join(lists)}",
-            fix=f"did you mean {close[0]}?" if close else "name one of them",
-        )
+        raise unknown_name("bird list", what, lists)
     found = lists[what]()
     if name is None:
         return found
     if name not in found:
-        close = difflib.get_close_matches(name, found, n=1)
-        raise UsageError(
-            where=f"bird list {what}",
-            found=repr(name),
-            wanted=f"one of {', '.join(found)}",
-            fix=f"did you mean {close[0]}?" if close else "name one of them",
-        )
+        raise unknown_name(f"bird list {what}", name, found)
     return {name: found[name]}
 
 

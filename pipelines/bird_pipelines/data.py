@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.datasets import open_dataset
-from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells, subset
+from bird.datasets.base import SPLITS, Dataset, SampleTable, empty_cells, prepare, require_test_cells, subset
 from bird.devices import send
 from bird.errors import DataError, ImageError, UsageError
 from bird.methods import Batch
@@ -27,8 +28,11 @@ from bird_cache.errors import StaleCacheError
 from bird_cache.files import digest
 from bird_cache.samples import OK
 from bird_cache.store import FeatureStore, open_cache
+from bird_cache.summary import accounted
 from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.features import Features, features_of, moments_of, pick
+from bird_pipelines.left_out import left_out_of
+from bird_pipelines.progress import tell_remarks
 from bird_pipelines.stages import Stages
 
 __all__ = ["Images", "RunData", "hold_out", "load_data"]
@@ -52,15 +56,15 @@ class Images:
         """The images of the given rows. Raises ImageError, OSError, and StaleCacheError for an image that is not
         the one whose features were cached."""
         if self._held is None:
-            return self._decode(rows, torch.empty((len(rows), 3, self._size, self._size), dtype=torch.uint8))
+            return self._decode(rows)
         if len(missing := np.unique(rows[~self._ready[rows]])):
-            self._decode(missing, self._held, missing)
+            self._decode(missing, self._held.numpy(), missing)
             self._ready[missing] = True
         return self._held[torch.from_numpy(rows)]
 
     def boxed(self, rows: NDArray[np.int64], boxes: NDArray[np.int32]) -> UInt8[Tensor, "batch 3 size size"]:
         """Stored views of the images of the given rows: decoded anew, cut and resized as the boxes say."""
-        return self._decode(rows, torch.empty((len(rows), 3, self._size, self._size), dtype=torch.uint8), boxes=boxes)
+        return self._decode(rows, boxes=boxes)
 
     def failures(self) -> dict[int, str]:
         """Decode everything once: the rows that cannot be decoded, and why."""
@@ -78,21 +82,23 @@ class Images:
     def _decode(
         self,
         rows: NDArray[np.int64],
-        out: Tensor,
+        into: NDArray[np.uint8] | None = None,
         places: NDArray[np.int64] | None = None,
         boxes: NDArray[np.int32] | None = None,
     ) -> Tensor:
-        """The views of the given rows, put into `out` one after the other, or where `places` says."""
+        """The views of the given rows, one after the other, or `into` an array where `places` says. (An array, since the
+        threads do not know whether their caller is in inference mode.)"""
+        out = np.empty((len(rows), 3, self._size, self._size), np.uint8) if into is None else into
 
         def put(position: int) -> None:
             view = self._one(int(rows[position]), None if boxes is None else boxes[position])
-            out[position if places is None else int(places[position])] = view
+            out[position if places is None else int(places[position])] = view.numpy()
 
         if len(rows) == 1:  # `failures` is in the pool itself
             put(0)
         else:
             list(self._pool.map(put, range(len(rows))))
-        return out
+        return torch.from_numpy(out)
 
     def _one(self, row: int, box: NDArray[np.int32] | None = None) -> Tensor:
         id = self._table.ids[row]
@@ -136,19 +142,25 @@ class RunData:
     teacher: str | None
     failed: Mapping[str, int]
     """samples left out, by "class, group" """
+    accounted: Mapping[str, Any] | None = None
+    """what was listed, and what of it got no row (`bird_cache.summary.accounted`); None where the cache does not say"""
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of one split, in order."""
         return np.flatnonzero(self.table.splits == split)
 
-    def cell_counts(self) -> Int[Tensor, "classes groups"]:
-        """How many training samples each (class, group) cell has."""
-        rows, table = self.rows("train"), self.table
+    def cell_counts(self, split: str) -> Int[Tensor, "classes groups"]:
+        """How many samples of a split each (class, group) cell has."""
+        rows, table = self.rows(split), self.table
         counts = torch.zeros(len(self.class_names), len(self.group_names), dtype=torch.int64)
         labels, groups = torch.from_numpy(table.labels[rows]), torch.from_numpy(table.groups[rows])
         return counts.index_put(
             (labels.long(), groups.long()), torch.ones(len(rows), dtype=torch.int64), accumulate=True
         )
+
+    def empty_cells(self) -> dict[str, list[str]]:
+        """The (class, group) cells without a sample by name, for each split that has samples and such a cell."""
+        return empty_cells(self.table, self.class_names, self.group_names, (*SPLITS, CHOOSE))
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the train split's features, each (d,); a constant feature has deviation 1."""
@@ -245,6 +257,7 @@ def load_data(config: RunConfig) -> RunData:
     dataset = open_dataset(config.dataset, config.data_root, **config.dataset_settings)
     table = prepare(dataset, limit=config.limit, workers=config.workers)
     require_test_cells(dataset, table)
+    tell_remarks(dataset.remarks)
     images = Images(dataset, table, dataset.image_size, config.workers)
     failures = images.failures()
     if len(failures) > 0.01 * len(table):
@@ -272,6 +285,7 @@ def load_data(config: RunConfig) -> RunData:
         fingerprint=None,
         teacher=None,
         failed=_count(table, list(failures), dataset.class_names, dataset.group_names),
+        accounted=accounted(len(table), left_out_of(table), dataset.class_names, dataset.group_names),
     )
 
 
@@ -320,6 +334,7 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
         fingerprint=store.fingerprint,
         teacher=plan.notes.get("teacher"),
         failed=_count(whole, np.flatnonzero(~usable).tolist(), plan.class_names, plan.group_names),
+        accounted=accounted(plan.rows, plan.left_out, plan.class_names, plan.group_names),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bird.datasets.base import Dataset
 from bird.errors import DataError, ImageError
+from bird.images import carries_little
 from bird.teachers import Service, Teacher
 from bird.views import BOX, draw_boxes
 from bird_cache.manifest import Plan
@@ -42,6 +43,8 @@ class Decoded(NamedTuple):
     """the encoded images that could be read, where the store holds them"""
     payloads: dict[int, bytes]
     """what is sent to a service"""
+    doubtful: dict[int, str]
+    """rows whose images carry little, and what they are"""
 
 
 def plan_jobs(plan: Plan, shards: Sequence[int], batch_size: int) -> list[Job]:
@@ -70,6 +73,7 @@ def decode(
     failed: dict[int, str] = {}
     sources: dict[int, bytes] = {}
     payloads: dict[int, bytes] = {}
+    doubtful: dict[int, str] = {}
     for row in (every if plan.images else rows).tolist():
         try:
             data = read(dataset, samples, row)
@@ -78,6 +82,8 @@ def decode(
             if (position := int(np.searchsorted(rows, row))) == len(rows) or rows[position] != row:
                 continue
             image = dataset.decode(samples.ids[row], data)
+            if (little := carries_little(image)) is not None:
+                doubtful[row] = little
             if isinstance(teacher, Service):
                 payloads[row] = payload(samples.ids[row], data, image)
                 continue
@@ -90,10 +96,10 @@ def decode(
         except OSError as error:
             failed[row] = f"unreadable: {error.strerror or error}"
     if isinstance(teacher, Service) or not len(rows):
-        return Decoded(job, rows, [], boxes, failed, sources, payloads)
+        return Decoded(job, rows, [], boxes, failed, sources, payloads, doubtful)
     blank = torch.zeros_like(views[min(views)][0] if views else teacher.preprocess(np.zeros((64, 64, 3), np.uint8)))
     every_view = [view for row in rows.tolist() for view in views.get(row, [blank] * plan.views)]
-    return Decoded(job, rows, put_together(every_view), boxes, failed, sources, {})
+    return Decoded(job, rows, put_together(every_view), boxes, failed, sources, {}, doubtful)
 
 
 def put_together(views: Sequence[Tensor]) -> list[Views]:

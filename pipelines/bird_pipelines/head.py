@@ -22,8 +22,9 @@ from bird_cache.store import open_cache
 from bird_cache.writer import open_part
 from bird_pipelines.config import RunConfig, resolve
 from bird_pipelines.data import LOGITS, RunData, cache_dataset, load_data
-from bird_pipelines.learners import make_learner, make_method
+from bird_pipelines.learners import make_learner
 from bird_pipelines.progress import progress
+from bird_pipelines.requirements import make_method
 from bird_pipelines.scoring import logits_of
 
 __all__ = ["features_only", "fit_head", "fit_teacher_head", "teacher_logits"]

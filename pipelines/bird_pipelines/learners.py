@@ -1,4 +1,4 @@
-"""What a run trains, from its configuration: hyperparameters, method, and learner."""
+"""What a run trains: the student that its configuration describes, with all that its method trains beside it."""
 
 from __future__ import annotations
 
@@ -7,50 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bird.errors import UsageError
-from bird.methods import Hyperparameters, Method, SingleLearner, build_method
+from bird.methods import Method, SingleLearner
 from bird.precision import in_bf16
-from bird.students import STUDENTS, Student, build_student, require_stages
+from bird.students import Student, build_student
 from bird_cache.order import raw
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData
 
-__all__ = ["hyperparameters", "make_learner", "make_method", "seed_of"]
-
-
-def hyperparameters(config: RunConfig) -> Hyperparameters:
-    """The run's, as the methods take them."""
-    return Hyperparameters(
-        alpha=config.alpha,
-        tau=config.tau,
-        lambda_=config.lambda_,
-        mu1=config.mu1,
-        mu2=config.mu2,
-        fitnet_weight=config.fitnet_weight,
-        at_beta=config.at_beta,
-        mfd_weight=config.mfd_weight,
-        ad_weight=config.ad_weight,
-        ad_lr=config.ad_lr,
-        ad_every=max(config.ad_every, 1),
-        dro_step=config.dro_step,
-        average=config.average,
-    )
-
-
-def make_method(config: RunConfig, data: RunData) -> Method:
-    """The run's method. Raises UsageError if it needs a teacher and the run has no cache."""
-    method = build_method(config.method, hyperparameters(config), len(data.group_names))
-    method.recompute = config.recompute
-    if method.stages and config.student in STUDENTS:
-        require_stages(config.student)
-    if data.features is None and (method.features or method.logits or method.stages):
-        raise UsageError(
-            where=f"--method {config.method}",
-            found="no cache",
-            wanted="a teacher's features",
-            fix="use `bird distill --cache CACHE`, or --method baseline",
-        )
-    return method
+__all__ = ["make_learner", "seed_of"]
 
 
 def make_learner(

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bird.devices import choose_device, send, threads
+from bird.devices import choose_device, enough_memory, send, threads
 from bird.errors import UsageError
 from bird.methods import METHODS, Batch, Hyperparameters, build_method
 from bird.precision import in_bf16, require_precision
@@ -32,11 +32,11 @@ from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data
 from bird_pipelines.head import teacher_logits
-from bird_pipelines.learners import hyperparameters
 from bird_pipelines.profiling import Clock
 from bird_pipelines.progress import Interrupted, progress, stop_requests
+from bird_pipelines.requirements import hyperparameters, tell_empty_cells
 from bird_pipelines.sums import Pending
-from bird_pipelines.training import Trainer, distill, outcome
+from bird_pipelines.training import LESS, Trainer, distill, outcome
 
 __all__ = ["distill_many", "groups_of", "models_at_once"]
 
@@ -98,6 +98,8 @@ def stackable(config: RunConfig) -> bool:
 def train_group(group: Sequence[RunConfig], data: RunData) -> None:
     """Train those of the group that are not finished, as many at once as are faster so."""
     require_precision(group[0].precision, choose_device(group[0].device))
+    with threads(1):  # made before the folders are claimed, as in `distill`
+        source = None if all((config.out / "run.json").exists() for config in group) else Source(group[0], data)
     for config in group:
         runs.claim(config, data.fingerprint)
     with ExitStack() as locks:
@@ -105,8 +107,9 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
             locks.enter_context(write_lock(config.out))
         left = [config for config in group if not (config.out / "run.json").exists()]
         most = models_at_once(data)
-        with threads(1):
-            source = Source(left[0], data) if left else None
+        if left:
+            tell_empty_cells(data)
+        with threads(1), enough_memory(f"{len(group)} runs, --batch-size {group[0].batch_size}", LESS):
             for start in range(0, len(left), most):
                 assert source is not None
                 trainers = [Trainer(config, data) for config in left[start : start + most]]
@@ -178,7 +181,7 @@ class Stack:
         self.clock.watch(self.learner)
         hyper = hyper_of([trainer.config for trainer in trainers], source.device)
         self.method = build_method(self.first.config.method, hyper, len(self.first.data.group_names))
-        self.method.prepare(self.first.data.cell_counts())
+        self.method.prepare(self.first.data.cell_counts("train"))
 
     def run(self) -> None:
         """All epochs that are left."""

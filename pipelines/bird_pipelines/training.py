@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bird.devices import choose_device, threads
-from bird.errors import EmptyCellError, UsageError
+from bird.caveats import trivial, undefined
+from bird.devices import choose_device, enough_memory, threads
+from bird.errors import DataError, EmptyCellError
 from bird.methods import Batch, SingleLearner
 from bird.metrics import confusion, mean_deo, recalls
 from bird.precision import require_precision
@@ -32,15 +33,18 @@ from bird_pipelines.ahead import one_ahead
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data
 from bird_pipelines.head import teacher_logits
-from bird_pipelines.learners import make_learner, make_method
+from bird_pipelines.learners import make_learner
+from bird_pipelines.marks import with_caveats
 from bird_pipelines.profiling import PARTS, Clock, Tracer
 from bird_pipelines.progress import Interrupted, progress, stop_requests
+from bird_pipelines.requirements import make_method, require_samples, tell_empty_cells
 from bird_pipelines.scoring import logits_of, score
 from bird_pipelines.sums import Pending
 
 __all__ = ["Material", "Trainer", "distill", "outcome"]
 
 GATE_BINS = 50
+LESS = "lower --batch-size or --meta-per-cell, or add --recompute; what was saved is kept"
 LIBRARIES = ("bird-distill", "torch", "torchvision", "numpy", "zarr")
 
 
@@ -49,26 +53,37 @@ def distill(config: RunConfig) -> dict[str, Any]:
     with its metrics.
 
     Raises RunError if the folder holds another run, the cache's and the data set's errors, UsageError for a method
-    that needs what is not there or a precision that the device has not, Interrupted after saving a checkpoint.
+    that needs what is not there or a precision that the device has not, EmptyCellError for one that needs a sample in
+    every cell; all of them before the folder is touched. Interrupted after saving a checkpoint.
     """
     require_precision(config.precision, choose_device(config.device))
     data = load_data(config)
+    with enough_memory(f"--batch-size {config.batch_size}", LESS):
+        finish(config, data)
+    return outcome(config)
+
+
+def finish(config: RunConfig, data: RunData) -> None:
+    """Do what is left of a run."""
+    # Made before the folder is claimed: one that a misspelt name had claimed would refuse the right one.
+    trainer = None if (config.out / "run.json").exists() else Trainer(config, data)
     runs.claim(config, data.fingerprint)
     with write_lock(config.out):
-        if not (config.out / "run.json").exists():
-            trainer = Trainer(config, data)
+        if trainer is not None and not (config.out / "run.json").exists():
+            tell_empty_cells(data)
             # An adapter's matrices are small: a second thread gained 14 % on an idle machine, and cost a factor of five
             # beside another program, since idle threads spin.
             with threads(1 if data.images is None else torch.get_num_threads()):
                 trainer.run()
                 trainer.conclude()
-    return outcome(config)
 
 
 def outcome(config: RunConfig) -> dict[str, Any]:
     """run.json of a finished run, with its metrics. Raises RunError where there is none."""
+    info = runs.read_json(config.out / "run.json")
     metrics = {split: runs.read_json(config.out / f"metrics-{split}.json") for split in config.scored()}
-    return runs.read_json(config.out / "run.json") | {"out": str(config.out), "metrics": metrics}
+    marked = {split: with_caveats(each, info["class_names"]) for split, each in metrics.items()}
+    return info | {"out": str(config.out), "metrics": marked}
 
 
 class Material(NamedTuple):
@@ -85,20 +100,12 @@ class Trainer:
         self.config, self.data = config, data
         self.device = choose_device(config.device)
         self.method = make_method(config, data)
+        require_samples(config, self.method, data)
         self.moments = data.moments() if self.method.features else None
         channels = data.stages.open(self.method.stages) if self.method.stages and data.stages is not None else []
         self.learner = make_learner(config, data, self.device, self.method, channels)
-        self.method.prepare(data.cell_counts())
-        self.train_rows = data.rows("train")
-        meta = data.rows("meta")
-        if self.method.meta and not len(meta):
-            raise UsageError(
-                where=f"--method {config.method}",
-                found="no sample in the meta split" + ("" if config.limit is None else f" (--limit {config.limit})"),
-                wanted="some, for the meta step",
-                fix="raise --limit" if config.limit is not None else "use a method without a meta step",
-            )
-        table = data.table
+        self.method.prepare(data.cell_counts("train"))
+        self.train_rows, meta, table = data.rows("train"), data.rows("meta"), data.table
         self.meta_rows = StratifiedRows(
             meta, table.labels[meta], table.groups[meta], per_cell=config.meta_per_cell, seed=config.seed
         )
@@ -225,19 +232,20 @@ class Trainer:
         replace(self.config.out / "curve.jsonl", lines.encode())
         self.save()
 
-    def meta_score(self) -> dict[str, float] | None:
-        """Accuracy and mean-DEO on the meta split, x100; None where a cell of it is empty."""
-        rows, table = self.data.rows("meta"), self.data.table
-        predictions = logits_of(self.learner.student, self.data, rows, self.device).argmax(1).numpy()
-        classes, groups = len(self.data.class_names), len(self.data.group_names)
-        counts = confusion(table.labels[rows], table.groups[rows], predictions, classes, groups)
-        try:
-            return {
-                "accuracy": float(100 * (predictions == table.labels[rows]).mean()),
-                "mean_deo": mean_deo(recalls(counts)),
-            }
-        except EmptyCellError:
+    def meta_score(self) -> dict[str, Any] | None:
+        """Accuracy and mean-DEO on the meta split, x100, and why the gap says nothing, if so; None where there is no meta
+        sample. A gap is None where a cell is empty."""
+        rows, table, names = self.data.rows("meta"), self.data.table, self.data.class_names
+        if not len(rows):
             return None
+        predictions = logits_of(self.learner.student, self.data, rows, self.device).argmax(1).numpy()
+        counts = confusion(table.labels[rows], table.groups[rows], predictions, len(names), len(self.data.group_names))
+        accuracy = None if "accuracy" in undefined(counts) else float(100 * (predictions == table.labels[rows]).mean())
+        found = {"accuracy": accuracy, "trivial": trivial(counts, names)}
+        try:
+            return found | {"mean_deo": mean_deo(recalls(counts))}
+        except DataError:
+            return found | {"mean_deo": None}
 
     def save(self) -> None:
         """Everything that cannot be derived, in one checkpoint."""
@@ -284,15 +292,17 @@ class Trainer:
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
         out, data, student = self.config.out, self.data, self.learner.student
-        for name, content in student_files(student, data.fingerprint).items():
+        files = student_files(student, data.fingerprint, data.class_names, data.group_names)
+        for name, content in files.items():
             replace(out / name, content)
         for split in self.config.scored():
-            try:
-                metrics: Mapping[str, Any] = score(
-                    student, data, split, self.device, out if split == "test" else None
-                ).as_json()
-            except EmptyCellError as error:
-                metrics = {"error": str(error)}
+            keep = out if split == "test" else None
+            metrics: Mapping[str, Any] = {"error": f"no sample in the {split} split"}
+            if len(data.rows(split)):
+                try:
+                    metrics = score(student, data, split, self.device, keep).as_json()
+                except EmptyCellError as error:
+                    metrics = {"error": str(error)}
             runs.write_json(out / f"metrics-{split}.json", metrics)
         runs.finish(out, self.summary())
 
@@ -309,7 +319,9 @@ class Trainer:
             "time_shares": self.clock.shares(),
             "steps": self.step,
             "rows": {split: len(data.rows(split)) for split in ("train", *self.config.scored())},
+            "empty_cells": data.empty_cells(),
             "failed": dict(data.failed),
+            "accounted": data.accounted,
             "view_policy": data.view_policy(self.config.augment, staged=self.method.stages is not None),
             "versions": {name: version(name) for name in LIBRARIES},
         }
