@@ -107,7 +107,7 @@ def _source(name: str, repo: str, revision: str | None, options: Options) -> Sou
 def _teacher(source: Source, options: Options, default: Callable[[Any], Any] | None) -> Teacher:
     config, written = _config(source)
     architecture, family = (config.architectures or [""])[0], FAMILIES.get(config.model_type, Family())
-    notes = {"revision": commit} if (commit := getattr(config, "_commit_hash", None)) else {}
+    notes = {}
     if config.model_type not in FAMILIES:
         notes["assumed"] = (
             f"{POOLER}, the library's pooled output: we know no reading of the family {config.model_type}"

@@ -138,8 +138,7 @@ def test_a_vector_that_is_not_the_images_alone_is_refused(net, words):
     view = View(72, 64, mean=(0.45,) * 3, std=(0.25,) * 3)
     with pytest.raises(TeacherError) as error:
         ask_again(
-            TorchTeacher("t", net(), view, taps={PENULTIMATE: Tap("penultimate")}, device=device, precision="fp32"),
-            "fp32",
+            TorchTeacher("t", net(), view, taps={PENULTIMATE: Tap("penultimate")}, device=device, precision="fp32")
         )
     assert words in str(error.value)
 
