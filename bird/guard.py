@@ -5,13 +5,12 @@ For any u the tangent and the gradient of one student must agree:
     < u, Jv > = < J^T u, v >
 
 A step has both sides already: with u = dL_in/dh, J^T u is the gradient of the look-ahead, and the left side is what the
-feedback differentiates by phi. So a check is two sums. What fails it: an operator whose tangent is missing or wrong, random
-numbers that are not torch's, state that is not in a buffer.
+feedback differentiates by phi. So a check is two sums (bird.stack needs the gradient of a look-ahead besides). What fails
+it: an operator whose tangent is missing or wrong, random numbers that are not torch's, state that is not in a buffer.
 
-Rounding parts the two sides, too. Each product u_i Jv_i counts once on the left; if they were wrong by chance, the sides
-would be apart by the root of the sum of their squares, and that is the unit here. Correct students were at most 2e-5 of it
-apart in float32 and .1 with bfloat16 inside; a student seen with other dropout masks is apart by about 1
-(docs/decisions/0011).
+Rounding parts the two sides, too. If each product u_i Jv_i were wrong by its own size, with a sign by chance, the sides
+would be apart by about the root of the sum of their squares, and that is the unit here. docs/decisions/0011 tells how far
+correct and wrong students were apart.
 """
 
 from __future__ import annotations
@@ -122,8 +121,8 @@ class Guard:
                 where=name_of(student),
                 found="no exact derivative along a direction (" + "; ".join(self.reasons) + ")",
                 wanted="one, for the gate's feedback",
-                fix="replace what is named, or give it a forward rule (torch.autograd.Function.jvp); or train without a "
-                "meta batch",
+                fix="replace what is named, or give it a forward rule (torch.autograd.Function.jvp); where it is rounding "
+                "alone, BirdStep(check=0) goes on; or train without a meta batch",
             )
         self.way += 1
         warnings.warn(
@@ -194,5 +193,7 @@ def refuse_wrapped(student: nn.Module) -> None:
 
 
 def name_of(student: nn.Module) -> str:
-    """How messages call it."""
-    return type(getattr(student, "student", student)).__name__
+    """How messages call it: by the class that somebody wrote."""
+    for wrapped in ("student", "_orig_mod"):  # of ours; of torch.compile
+        student = getattr(student, wrapped, student)
+    return type(student).__name__

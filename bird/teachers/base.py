@@ -176,7 +176,7 @@ class TorchTeacher(Teacher):
 
     def answer(self, views: Views, layers: Sequence[str]) -> dict[str, Tensor]:
         """See Teacher.answer."""
-        if self.on_cpu:
+        if self._device.type == "cpu":
             heard = self._hear(self.normalise(views), layers, self._dtype)
             self._check(heard, len(views), layers)
             return {layer: heard[layer].float().contiguous() for layer in layers}

@@ -91,7 +91,6 @@ def flava(name: str, spec: str, options: Options) -> Teacher:
 
 
 def _source(name: str, repo: str, revision: str | None, options: Options) -> Source:
-    options.without_size(name, "its processor's")
     if options.weights is None:
         offline_if_unreachable()
     elif not (options.weights / "config.json").is_file():

@@ -21,7 +21,6 @@ __all__ = ["own_run"]
 
 def own_run(name: str, spec: str, options: Options) -> Teacher:
     """`DIR` of `bird train`: that student's penultimate features."""
-    options.without_size(name, "what the student was trained on")
     try:
         student: Student = load_student(Path(spec))
     except Exception as error:

@@ -3,12 +3,15 @@
 python -m pytest tests/bird/test_architectures.py -m "torture or not torture" -s
 """
 
+import numpy as np
 import pytest
 import torch
 from helpers.architectures import SMALL, TINY, Half, build
 from helpers.strangers import CLASSES, GROUPS, apart, batch_of, by_double_backward
+from torch import nn
 
 from bird import BirdStep, Gate
+from bird.errors import StudentError
 
 COUNT = 6  # one sample of each class and group
 ROUNDED = {"efficientvit_b0": 1e-5}  # a part of it computes in float32 whatever it is given
@@ -54,7 +57,10 @@ def test_the_gradient_is_that_of_double_backward(name):
     assert missing is None or "not implemented" in missing
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+both = pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+
+
+@both
 @everywhere
 def test_the_guard_is_content(name, half):
     """Training moves the student meanwhile."""
@@ -71,3 +77,32 @@ def test_the_guard_is_content(name, half):
     print(f"{name} {'bfloat16' if half else 'float32'}: guard {worst:.1e}")
     assert step.guard.way == 0
     assert 0 < worst < (0.25 if half else 2e-4)
+
+
+class Noisy(nn.Module):
+    """A student with a tenth of its inputs dropped, by numpy."""
+
+    def __init__(self, student):
+        super().__init__()
+        self.student, self.chance = student, np.random.default_rng(0)
+
+    def forward(self, x):
+        return self.student(x * torch.from_numpy(self.chance.random(x.shape) > 0.1).to(x) / 0.9)
+
+
+@both
+@everywhere
+def test_the_guard_finds_other_masks(name, half):
+    student, gate = made(name, torch.float32)
+    step = BirdStep(Noisy(Half(student) if half else student), gate, groups=GROUPS)
+    given = [batches(name, student.width, (seed, seed + 1), torch.float32) for seed in range(0, 16, 2)]
+    found = None
+    for number, each in enumerate(given):
+        try:
+            step(*each)
+        except StudentError as error:
+            found = number, str(error)
+            break
+    print(f"{name} {'bfloat16' if half else 'float32'}: {found and found[0]}")
+    assert found or half
+    assert found is None or "another answer" in found[1]

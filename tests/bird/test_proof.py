@@ -203,7 +203,10 @@ def described(spec, tmp_path):
 def test_every_tag_has_the_activation_and_the_view_of_its_record(tmp_path):
     import open_clip
 
-    for model, tag in open_clip.list_pretrained():
+    published = [
+        (model, tag) for model, tag in open_clip.list_pretrained() if not model.startswith("bird-")
+    ]  # of tests
+    for model, tag in published:
         record, given = open_clip.get_pretrained_cfg(model, tag), described(f"{model}/{tag}", tmp_path)
         plain = bool(open_clip.get_model_config(model).get("quick_gelu"))
         assert bool(given.model.get("quick_gelu")) == bool(record.get("quick_gelu", plain) or plain)
