@@ -21,7 +21,6 @@ from bird.teachers.hugging_face import flava, hugging_face
 from bird.teachers.onnx import OnnxTeacher
 from bird.teachers.open_clip import clip
 from bird.teachers.own import own_run
-from bird.teachers.proof import ask_again
 from bird.teachers.service import TAKES, Service, open_service
 from bird.teachers.timm import timm_model
 from bird.teachers.torchvision import torchvision_model
@@ -174,7 +173,6 @@ def _load(kind: TeacherKind, spec: str, options: Options) -> Teacher:
     source = kind.source(told) if options.weights is None else None
     try:
         teacher = kind.load(spec, told, options)
-        ask_again(teacher, options.precision)
     except MissingWeightsError as error:
         if source is None:
             raise

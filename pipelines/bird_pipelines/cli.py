@@ -118,7 +118,7 @@ def precompute(
         str, stored(help="zarr (vectors beside the data set) or webdataset (tars of images and vectors).")
     ] = "zarr",
     layers: Annotated[
-        str, stored(help="What to store, by commas: penultimate, attention, maps, cls, pooled, logits.")
+        str, stored(help="What to store, by commas: penultimate, projection, attention, maps, cls, pooled, logits.")
     ] = "penultimate",
     views: Annotated[
         int, stored(min=0, help="Random views to store beside the deterministic one, with their crops and flips.")
