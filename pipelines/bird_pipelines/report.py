@@ -269,7 +269,8 @@ def _offsets(run: Run) -> dict[str, Any] | None:
     shown = [lines[place] for place in sorted({0, len(lines) // 2, len(lines) - 1})]
     classes, groups = ([str(each) for each in run.info[kind]] for kind in ("class_names", "group_names"))
     rows = [
-        (name, [[line["offsets"][c][m] for line in shown] for m in range(len(groups))]) for c, name in enumerate(classes)
+        (name, [[line["offsets"][c][m] for line in shown] for m in range(len(groups))])
+        for c, name in enumerate(classes)
     ]
     return {"epochs": [line["epoch"] for line in shown], "groups": groups, "rows": rows}
 
