@@ -249,9 +249,9 @@ def compared(result: dict[str, Any]) -> None:
         less.add_column(column, justify="left" if column in ("method", "score") else "right")
     for method, metrics in result["differences"].items():
         for name, each in metrics.items():
-            low, high = each["interval"]
+            ends = "n/a" if each["interval"] is None else "{:+.2f} to {:+.2f}".format(*each["interval"])
             p = ["too few seeds" if each[kind] is None else f"{each[kind]:.3f}" for kind in ("p", "p_holm")]
-            less.add_row(method, names.get(name, name), f"{each['effect']:+.2f}", f"{low:+.2f} to {high:+.2f}", *p)
+            less.add_row(method, names.get(name, name), f"{each['effect']:+.2f}", ends, *p)
     Console().print(less)
     typer.echo(f"report: {result['report']}")
 
