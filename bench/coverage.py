@@ -1,0 +1,212 @@
+"""How often 95 % intervals of mean-DEO and max-DEO hold the true gap, and how wide they are: simulated runs, known truth.
+
+    python bench/coverage.py                                     # a few cells, a minute
+    python bench/coverage.py --full --samples 500                # every cell of decision 0012, hours
+    python bench/coverage.py --full --samples 500 --rejected     # with the ways that were rejected
+
+A cell of the grid is a number of classes, groups and rows a cell, and a shape of the true gaps. Each cell draws samples
+of its own from --seed, so that a part of the grid repeats those of the whole. --save writes bench/results/NAME.json.
+"""
+
+import argparse
+import itertools
+import math
+import time
+import zlib
+from functools import partial
+from multiprocessing import Pool
+
+import numpy as np
+
+from bird.intervals import GAPS, gap_intervals
+
+SHAPES = ("all 0", "all 10", "all 30", "one class 30", "one group 10", "one group 4", "graded 0 to 30")
+# Not asked for, and harder: half of the groups at each end, where chance adds most to a gap.
+HALVES = ("all 10, halves", "all 30, halves", "one class 30, halves")
+ROWS = ("20", "200", "1600", "unequal")
+OVER = {"mean_deo": np.mean, "max_deo": np.max}
+Z = 1.959964
+
+
+def true_recalls(shape, classes, groups, base):
+    """Recalls (C, M) about `base`: groups evenly spaced over the gap, unless the shape says otherwise."""
+    apart = np.linspace(-0.5, 0.5, groups)
+    if "halves" in shape:
+        apart = np.where(np.arange(groups) < groups / 2, -0.5, 0.5)
+    recalls = np.full((classes, groups), base)
+    size = [int(word) / 100 for word in shape.replace(",", "").split() if word.isdigit()]
+    if shape.startswith("all"):
+        recalls += apart * size[0]
+    elif shape.startswith("one class"):
+        recalls[0] += apart * size[0]
+    elif shape.startswith("one group"):
+        recalls[:, 0] -= size[0]
+    else:
+        recalls += apart * np.linspace(*size, classes)[:, None]
+    return np.clip(recalls, 0, 1)
+
+
+def rows_of(rows, classes, groups):
+    """Rows a cell (C, M); "unequal": 20, 200 and 1600 in turn."""
+    if rows == "unequal":
+        return np.array([20, 200, 1600])[np.add.outer(np.arange(classes), np.arange(groups)) % 3]
+    return np.full((classes, groups), int(rows))
+
+
+def confusion_of(hits, rows):
+    """Counts (C, M, C): what is wrong is taken for the next class."""
+    classes = len(hits)
+    counts = np.zeros((classes, hits.shape[1], max(classes, 2)), np.int64)
+    for label in range(classes):
+        counts[label, :, label] = hits[label]
+        counts[label, :, (label + 1) % classes] += rows[label] - hits[label]
+    return counts
+
+
+def ours(hits, rows, rng):
+    return {name: {"ours": gap} for name, gap in gap_intervals(confusion_of(hits, rows)).items()}
+
+
+def rejected(hits, rows, rng, draws=1000):
+    """The ways that were tried and left: plain bootstraps of the gap, and simultaneous Wilson intervals of the recalls."""
+    shares = hits / rows
+    found = {}
+    drawn = np.ptp(rng.binomial(rows, shares, size=(draws, *rows.shape)) / rows, axis=2)
+    fewer = np.maximum(1, np.rint(rows ** (2 / 3))).astype(int)
+    small = np.ptp(rng.binomial(fewer, shares, size=(draws, *rows.shape)) / fewer, axis=2)
+    root = np.sqrt(fewer.mean() / rows.mean())
+    z = math.sqrt(2) * _inverse_erf(0.95 ** (1 / rows.size))
+    middle, half = (shares + z * z / (2 * rows)) / (1 + z * z / rows), None
+    half = z / (1 + z * z / rows) * np.sqrt(shares * (1 - shares) / rows + z * z / (4 * rows * rows))
+    highest, lowest = middle + half, middle - half
+    for name, over in OVER.items():
+        gap = 100 * over(np.ptp(shares, axis=1))
+        values, few = 100 * over(drawn, axis=1), 100 * over(small, axis=1)
+        low, high = np.percentile(values, [2.5, 97.5])
+        centre, spread = 2 * gap - values.mean(), Z * values.std()
+        far_low, far_high = np.percentile(root * (few - gap), [2.5, 97.5])
+        sure = np.maximum(0, lowest.max(1) - highest.min(1)), highest.max(1) - lowest.min(1)
+        found[name] = {
+            "percentile": (low, high),
+            "reverse percentile (0005)": (min(gap, 2 * gap - high), max(gap, 2 * gap - low)),
+            "normal, bias-corrected": (centre - spread, centre + spread),
+            "m out of n": (gap - far_high, gap - far_low),
+            "simultaneous Wilson": tuple(100 * over(each) for each in sure),
+        }
+        found[name] = {way: (max(0, a), min(100, max(b, 0))) for way, (a, b) in found[name].items()}
+    return found
+
+
+def _inverse_erf(share):
+    low, high = 0.0, 6.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.erf(middle) < share else (low, middle)
+    return low
+
+
+def measure(cell, samples, seed, base, ways):
+    """One cell of the grid: rows by statistic and way."""
+    classes, groups, rows_name, shape = cell
+    rng = np.random.default_rng([seed, zlib.crc32(repr((cell, base)).encode())])
+    recalls, rows = true_recalls(shape, classes, groups, base), rows_of(rows_name, classes, groups)
+    found, seconds = {}, []
+    for _ in range(samples):
+        hits = rng.binomial(rows, recalls)
+        observed = {name: 100 * over(np.ptp(hits / rows, axis=1)) for name, over in OVER.items()}
+        for way in ways:
+            began = time.process_time()
+            intervals = way(hits, rows, rng)
+            if way is ours:
+                seconds.append(time.process_time() - began)
+            for name, each in intervals.items():
+                for label, interval in each.items():
+                    found.setdefault((name, label), []).append((*interval, observed[name]))
+    table = []
+    for (name, label), each in found.items():
+        values, true = np.array(each), 100 * OVER[name](np.ptp(recalls, axis=1))
+        low, high = values[:, 0], values[:, 1]
+        row = {"classes": classes, "groups": groups, "rows": rows_name, "gaps": shape, "gap": name, "way": label}
+        row |= {"true": round(true, 2), "observed": round(values[:, -1].mean(), 2)}
+        if label == "ours":
+            row["beyond chance"] = round(values[:, 2].mean(), 2)
+        row |= {
+            "coverage": round(float(np.mean((low <= true + 1e-6) & (true <= high + 1e-6))), 4),
+            "above": round(float(np.mean(low > true + 1e-6)), 4),
+            "below": round(float(np.mean(high < true - 1e-6)), 4),
+            "width": round(float((high - low).mean()), 3),
+            "CPU ms": round(1000 * float(np.median(seconds)), 1),
+        }
+        table.append(row)
+    for row in table:
+        rivals = [each["width"] for each in table if each["gap"] == row["gap"] and each["coverage"] >= 0.93]
+        row["width / narrowest"] = round(row["width"] / min(rivals), 3) if rivals and min(rivals) else None
+    return table
+
+
+def summary(table):
+    """Lines: the lowest coverage and the largest relative width of our intervals by statistic, and the cells that fail."""
+    lines = []
+    for name in OVER:
+        rows = [row for row in table if row["gap"] == name and row["way"] == "ours"]
+        worst = min(rows, key=lambda row: row["coverage"])
+        lines.append(f"{name}: {len(rows)} cells, coverage {worst['coverage']:.3f} to {max(r['coverage'] for r in rows):.3f}")
+        lines.append(f"  mean coverage {np.mean([row['coverage'] for row in rows]):.3f}, slowest {max(r['CPU ms'] for r in rows)} CPU ms")
+        for row in sorted(rows, key=lambda row: row["coverage"]):
+            if row["coverage"] < 0.93:
+                lines.append(f"  below .93: {describe(row)}")
+        for row in rows:
+            if (row["width / narrowest"] or 0) > 1.5:
+                lines.append(f"  wide: {describe(row)}")
+    return lines
+
+
+def describe(row):
+    return (
+        f"{row['classes']} classes, {row['groups']} groups, {row['rows']} rows, {row['gaps']}: coverage {row['coverage']:.3f}, "
+        f"width {row['width']:.2f} ({row['width / narrowest']} x narrowest)"
+    )
+
+
+def grid(args):
+    shapes = args.shapes or (SHAPES + HALVES if args.full else ("all 0", "all 10", "one class 30"))
+    classes = args.classes or ([2, 3, 10] if args.full else [2, 10])
+    groups = args.groups or ([2, 4, 7] if args.full else [2, 4])
+    rows = args.rows or (ROWS if args.full else ("20", "200"))
+    cells = itertools.product(classes, groups, rows, shapes)
+    return [cell for cell in cells if cell[1] > 2 or "halves" not in cell[3]]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="every cell of decision 0012")
+    parser.add_argument("--classes", type=int, nargs="*")
+    parser.add_argument("--groups", type=int, nargs="*")
+    parser.add_argument("--rows", nargs="*", help="rows a cell, or unequal")
+    parser.add_argument("--shapes", nargs="*", help="such as 'all 10' or 'one class 30'")
+    parser.add_argument("--base", type=float, default=0.7, help="the recall about which gaps lie")
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--rejected", action="store_true", help="the rejected ways as well")
+    parser.add_argument("--save", metavar="NAME", help="write bench/results/NAME.json")
+    args = parser.parse_args()
+    ways = (ours, rejected) if args.rejected else (ours,)
+    one, table = partial(measure, samples=args.samples, seed=args.seed, base=args.base, ways=ways), []
+    with Pool(args.processes) as pool:
+        for found in pool.imap(one, grid(args)):
+            table += found
+            for row in found:
+                if row["way"] == "ours":
+                    print(f"{row['gap']:8s} missed above {row['above']:.3f}, below {row['below']:.3f}; {describe(row)}", flush=True)
+    lines = summary(table)
+    print("\n".join(lines))
+    if args.save:
+        from results import save
+
+        columns = list(table[0])
+        save(args.save, f"Coverage of 95 % intervals, {args.samples} samples a cell", columns, table, lines)
+
+
+if __name__ == "__main__":
+    main()

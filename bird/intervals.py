@@ -1,0 +1,293 @@
+"""Intervals of mean-DEO and max-DEO that hold what they promise, and the gap beyond chance.
+
+An observed gap overstates the true one: chance parts recalls that are equal, and the largest of several differences is
+never negative. A bootstrap adds that chance a second time, so its intervals lie too high. Here each end is found by
+inverting a test instead (Neyman 1937): the interval holds every gap for which recalls exist that
+
+1. have this gap: the recalls nearest to the observed ones (weighted least squares), moved a fixed part of a standard
+   error in the direction that is least favourable to the end in question, and
+2. would show a gap as far out as the observed one in at least 2.5 % of samples with as many rows a cell.
+
+How the least favourable direction looks: for the lower end, groups that crowd at both ends of the range and gaps that
+sit in few classes, because then chance adds most to the observed gap; for the upper end, groups in the middle and equal
+gaps in all classes, because then it adds least. The interval of max-DEO ends above at the highest upper end of a class.
+The gap beyond chance is the gap of those nearest recalls (not moved) that show the observed gap on average.
+
+Simulation draws the counts of each cell by the Cornish-Fisher quantile of the binomial (Cornish & Fisher 1938) from the
+same normal numbers in every test, so that the ends do not depend on chance. Coverage, widths and the ways that were
+rejected: docs/decisions/0012-intervals-by-test-inversion.md and bench/coverage.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+
+__all__ = ["GAPS", "Cells", "Gap", "GapStatistic", "cells_of", "gap_interval", "gap_intervals"]
+
+GapStatistic = Literal["mean_deo", "max_deo"]
+GAPS: tuple[GapStatistic, ...] = ("mean_deo", "max_deo")
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+# From a gap in 0..1 to recalls (M, C) with that gap.
+Family = Callable[[Floats], Floats]
+OVER: dict[GapStatistic, Callable[..., Any]] = {"mean_deo": np.mean, "max_deo": np.max}
+
+# How far recalls are moved in the least favourable direction, in standard errors; chosen by simulation (decision 0012).
+OUTWARD = 0.6  # lower end: groups towards the ends, gaps of classes apart
+INWARD = 0.25  # upper end: groups towards the middle
+TOGETHER = 1.0  # upper end: gaps of classes towards their mean
+STEPS = 12  # halvings of 0..100: to .02 points
+DRAWS = 1000  # of each test; fewer where that would be more numbers than
+NUMBERS = 2_000_000
+ROUNDING = 1e-6
+KNOTS = 512
+
+
+class Gap(NamedTuple):
+    """Interval and bias-corrected estimate ("beyond chance") of a DEO, all x100; low <= beyond_chance <= high.
+
+    The observed DEO may lie above `high`: what lies between is what chance adds at this sample size.
+    """
+
+    low: float
+    high: float
+    beyond_chance: float
+
+
+class Families(NamedTuple):
+    """Recalls by gap: least favourable to the lower end, nearest to the observed ones, least favourable to the upper."""
+
+    lower: Family
+    nearest: Family
+    upper: Family
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Rows and recalls of one run, in 0..1: groups sorted by recall within a class, classes in an order of their own.
+
+    `recalls` (M, C) are shrunk by half a row each way, so that none is 0 or 1; `errors` (M, C) are standard errors. `pulls`, `lows` and `highs` (K, C) hold the path of nearest recalls: where both
+    ends of a class are pulled inwards by `pull`, its recalls are those observed, clipped to [low, high]; a negative pull
+    moves the ends outwards. `path_pulls` and `path_means` give the mean gap at a pull that is common to all classes.
+    """
+
+    rows: Int[Ints, "groups classes"]
+    recalls: Float[Floats, "groups classes"]
+    errors: Float[Floats, "groups classes"]
+    observed: Float[Floats, " classes"]
+    noise: Float[NDArray[np.float32], "groups classes draws"]
+    pulls: Float[Floats, "knots classes"]
+    lows: Float[Floats, "knots classes"]
+    highs: Float[Floats, "knots classes"]
+    path_pulls: Float[Floats, " points"]
+    path_means: Float[Floats, " points"]
+
+    def ends_at_mean(self, mean: float) -> Float[Floats, "2 classes"]:
+        """Lowest and highest recall of each class in the nearest recalls whose mean gap is `mean`."""
+        pull = np.interp(mean, self.path_means[::-1], self.path_pulls[::-1])
+        classes = range(len(self.observed))
+        return np.array(
+            [[np.interp(pull, self.pulls[:, c], ends[:, c]) for c in classes] for ends in (self.lows, self.highs)]
+        )
+
+    def ends_at(self, gaps: Float[Floats, " classes"]) -> Float[Floats, "2 classes"]:
+        """Lowest and highest recall of each class in the nearest recalls with the given gap a class."""
+        known = (self.highs - self.lows)[::-1]
+        return np.array(
+            [
+                [np.interp(gap, known[:, c], ends[::-1, c]) for c, gap in enumerate(gaps)]
+                for ends in (self.lows, self.highs)
+            ]
+        )
+
+    def spread(self, ends: Float[Floats, "2 classes"], by: float) -> Float[Floats, "2 classes"]:
+        """The ends with the classes' gaps moved away from their mean (or, `by` negative, towards it)."""
+        gaps = ends[1] - ends[0]
+        error = np.hypot(self.errors[0], self.errors[-1])
+        gaps = np.clip(gaps + by * np.clip(gaps - gaps.mean(), -error, error), 0, 1)
+        middle = np.clip(ends.mean(0), gaps / 2, 1 - gaps / 2)
+        return np.stack([middle - gaps / 2, middle + gaps / 2])
+
+    def between(self, ends: Float[Floats, "2 classes"], by: float) -> Float[Floats, "groups classes"]:
+        """Recalls clipped to the ends, then moved `by` standard errors towards the nearer end (negative: the middle)."""
+        low, high = ends
+        middle = (low + high) / 2
+        inside, step = np.clip(self.recalls, low, high), by * self.errors
+        upper, lower = np.clip(inside + step, middle, high), np.clip(inside - step, low, middle)
+        found = np.where(inside > middle, upper, lower)
+        found[0], found[-1] = low, high
+        return found
+
+    def draw(self, recalls: Float[Floats, "groups classes"]) -> Float[NDArray[np.float32], "classes draws"]:
+        """Gaps of samples from cells with these recalls."""
+        share = recalls.astype(np.float32)[:, :, None]
+        rows = self.rows.astype(np.float32)[:, :, None]
+        hits = self.noise * np.sqrt(rows * share * (1 - share))
+        hits += rows * share + (1 - 2 * share) * (self.noise * self.noise - 1) / 6
+        np.rint(hits, out=hits)
+        np.clip(hits, 0, rows, out=hits)
+        hits /= rows
+        drawn: NDArray[np.float32] = hits.max(0) - hits.min(0)
+        return drawn
+
+
+def cells_of(confusion: Int[Ints, "classes groups classes"], seed: int = 0, draws: int | None = None) -> Cells:
+    """The cells of a run with counts (C, M, C), at least one row in each, with the numbers that its tests draw from."""
+    counts, correct = confusion.sum(2), np.einsum("cmc->cm", confusion)
+    # An order that names of classes and groups do not change.
+    keys = [sorted(zip(correct[c] / counts[c], counts[c], correct[c], strict=True)) for c in range(len(counts))]
+    ordered = np.array(sorted(keys), dtype=np.float64).transpose(2, 1, 0)
+    rows, hits = ordered[1], ordered[2]
+    groups, classes = rows.shape
+    shares = (hits + 0.5) / (rows + 1)
+    order = np.argsort(shares, axis=0, kind="stable")
+    rows, shares = np.take_along_axis(rows, order, 0), np.take_along_axis(shares, order, 0)
+    pooled = (hits.sum(0) + 0.5) / (rows.sum(0) + 1)
+    # Half of equal recalls, half of the cell's own: a single row beside many is not known as well as they are.
+    errors = np.sqrt((pooled * (1 - pooled) + shares * (1 - shares)) / 2 / rows)
+    pulls, lows, highs = _path(shares, 1 / errors**2)
+    points = np.unique(pulls)
+    points = points[np.unique(np.linspace(0, len(points) - 1, KNOTS).astype(int))]
+    means = np.mean([np.interp(points, pulls[:, c], (highs - lows)[:, c]) for c in range(classes)], axis=0)
+    noise = _noise(groups, classes, draws or max(200, min(DRAWS, NUMBERS // (groups * classes))), seed)
+    observed = np.ptp(ordered[0], axis=0)
+    return Cells(rows.astype(np.int64), shares, errors, observed, noise, pulls, lows, highs, points, means)
+
+
+def _noise(groups: int, classes: int, draws: int, seed: int) -> Float[NDArray[np.float32], "groups classes draws"]:
+    """Normal numbers, of each cell one from each of `draws` equally likely parts (Latin hypercube, McKay et al. 1979)."""
+    normal = NormalDist()
+    parts = np.array([normal.inv_cdf((part + 0.5) / draws) for part in range(draws)], dtype=np.float32)
+    every = np.broadcast_to(parts, (groups, classes, draws))
+    return np.random.default_rng(seed).permuted(every, axis=2)
+
+
+def gap_intervals(
+    confusion: Int[Ints, "classes groups classes"],
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    added: Mapping[GapStatistic, float] | None = None,
+) -> dict[GapStatistic, Gap]:
+    """Interval and gap beyond chance (x100) of mean-DEO and max-DEO of counts (C, M, C) without an empty cell.
+
+    `added` is the half-width (x100) of an error besides that of the rows, by statistic; the squares of both add.
+    """
+    cells = cells_of(confusion, seed)
+    return {name: gap_interval(cells, name, level=level, added=(added or {}).get(name, 0.0)) for name in GAPS}
+
+
+def gap_interval(cells: Cells, statistic: GapStatistic, *, level: float = 0.95, added: float = 0.0) -> Gap:
+    """Interval and gap beyond chance (x100) of one statistic; see `gap_intervals`."""
+    if len(cells.rows) == 1:
+        return Gap(0.0, 0.0, 0.0)
+    tail, over = (1 - level) / 2, OVER[statistic]
+    observed = float(over(cells.observed, axis=0))
+    families = families_of(cells, statistic)
+
+    def shown(family: Family, gap: Floats) -> Floats:
+        return over(cells.draw(family(gap)), axis=0)
+
+    def too_small(gap: Floats) -> NDArray[np.bool_]:
+        return _edge(shown(families.lower, gap), 1 - tail, added / 100) < observed - ROUNDING
+
+    def large_enough(gap: Floats) -> NDArray[np.bool_]:
+        return _edge(shown(families.upper, gap), tail, added / 100) <= observed + ROUNDING
+
+    def below_observed(gap: Floats) -> NDArray[np.bool_]:
+        return shown(families.nearest, gap).mean() < observed
+
+    def of_class(gaps: Floats) -> NDArray[np.bool_]:
+        drawn = cells.draw(cells.between(cells.ends_at(gaps), -INWARD))
+        return _edge(drawn, tail, added / 100) <= cells.observed + ROUNDING
+
+    beyond = gap_of(families.nearest(_last(below_observed)), statistic)
+    low = gap_of(families.lower(_last(too_small)), statistic)
+    if statistic == "mean_deo":
+        high = gap_of(families.upper(_last(large_enough)), statistic)
+    else:  # the largest true gap is that of some class, and that class's own upper end is above it
+        high = float(_last(of_class, len(cells.observed)).max())
+    return Gap(100 * min(low, beyond), 100 * max(high, beyond), 100 * beyond)
+
+
+def families_of(cells: Cells, statistic: GapStatistic, moved: float = 1.0) -> Families:
+    """The recalls that the tests of one statistic draw from, by gap; `moved` scales the least favourable moves."""
+    out, inward, together = OUTWARD * moved, -INWARD * moved, -TOGETHER * moved
+
+    def mean_family(apart: float, by: float) -> Family:
+        return lambda gap: cells.between(cells.spread(cells.ends_at_mean(float(gap)), apart), by)
+
+    if statistic == "mean_deo":
+        return Families(mean_family(out, out), mean_family(0, 0), mean_family(together, inward))
+    nearest, error = cells.recalls[-1] - cells.recalls[0], np.hypot(cells.errors[0], cells.errors[-1])
+    own = _last(
+        lambda gaps: cells.draw(cells.between(cells.ends_at(gaps), 0)).mean(-1) < cells.observed, len(cells.observed)
+    )
+    top = np.arange(len(own)) == own.argmax()
+
+    def max_family(others: Floats, by: float) -> Family:
+        return lambda gap: cells.between(cells.ends_at(np.where(top, gap, np.clip(others, 0, gap))), by)
+
+    return Families(
+        lambda gap: cells.between(cells.ends_at(np.minimum(gap, nearest + out * error)), out),
+        max_family(own, 0),
+        max_family(own - out * error, inward),
+    )
+
+
+def gap_of(recalls: Float[Floats, "groups classes"], statistic: GapStatistic) -> float:
+    """The gap of recalls, in 0..1."""
+    return float(OVER[statistic](np.ptp(recalls, axis=0)))
+
+
+def _edge(drawn: NDArray[np.floating[Any]], share: float, added: float) -> NDArray[np.floating[Any]]:
+    """The quantile `share` of draws (..., R) once an error of half-width `added` joins theirs."""
+    count = drawn.shape[-1]
+    # The draw that a share of 1 - `share` reach (or, below a half, that a share of `share` do not exceed).
+    place = count - int(np.ceil((1 - share) * count)) if share > 0.5 else int(np.ceil(share * count)) - 1
+    edge = np.partition(drawn, place, axis=-1)[..., place]
+    mean = drawn.mean(-1)
+    return mean + np.sign(share - 0.5) * np.hypot(edge - mean, added)
+
+
+def _last(holds: Callable[[Floats], NDArray[np.bool_]], count: int = 0) -> Floats:
+    """The largest gap in 0..1 for which `holds` is true, which it is up to there; `count` of them at a time."""
+    low = np.zeros(count or ())
+    high = np.ones_like(low)
+    never = ~np.asarray(holds(low))
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        yes = holds(middle)
+        low, high = np.where(yes, middle, low), np.where(yes, high, middle)
+    return np.where(never, 0.0, (low + high) / 2)
+
+
+def _path(
+    recalls: Float[Floats, "groups classes"], weights: Float[Floats, "groups classes"]
+) -> tuple[Float[Floats, "knots classes"], Float[Floats, "knots classes"], Float[Floats, "knots classes"]]:
+    """Pulls, lowest and highest recalls (K, C) at which the path of nearest recalls bends; sorted recalls in.
+
+    To lift all recalls below `low` up to it costs a pull of sum of weight x (low - recall), and a pull of the same size
+    lowers those above `high`: these are the recalls nearest to the observed ones, in weighted least squares, among all
+    with a gap of high - low. Both ends are linear between the pulls at which one more group joins them.
+    """
+    up_weight, up_sum = np.cumsum(weights, 0), np.cumsum(weights * recalls, 0)
+    down_weight, down_sum = np.cumsum(weights[::-1], 0), np.cumsum((weights * recalls)[::-1], 0)
+    mean = up_sum[-1] / up_weight[-1]
+    whole = (weights * np.abs(recalls - mean)).sum(0) / 2
+    joins = [recalls * up_weight - up_sum, down_sum - recalls[::-1] * down_weight, whole[None]]
+    limits = -np.stack([(1 - recalls[-1]) * weights[-1], recalls[0] * weights[0]])  # where an end reaches 1 or 0
+    pulls = np.minimum(np.sort(np.concatenate([*joins, limits]), axis=0), whole)
+    low = np.minimum(((up_sum + pulls[:, None]) / up_weight).min(1), mean)
+    high = np.maximum(((down_sum - pulls[:, None]) / down_weight).max(1), mean)
+    outside = pulls < 0
+    low = np.where(outside, np.maximum(0, recalls[0] + pulls / weights[0]), low)
+    high = np.where(outside, np.minimum(1, recalls[-1] - pulls / weights[-1]), high)
+    return pulls, low, high
