@@ -35,9 +35,9 @@ GapStatistic = Literal["mean_deo", "max_deo"]
 GAPS: tuple[GapStatistic, ...] = ("mean_deo", "max_deo")
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-# From a gap in 0..1 to recalls (M, C) with that gap.
+Bools = NDArray[np.bool_]
+# From a gap in 0..1, (1,), to recalls (M, C) with that gap.
 Family = Callable[[Floats], Floats]
-OVER: dict[GapStatistic, Callable[..., Any]] = {"mean_deo": np.mean, "max_deo": np.max}
 
 # How far recalls are moved in the least favourable direction, in standard errors; chosen by simulation (decision 0012).
 OUTWARD = 0.6  # lower end: groups towards the ends, gaps of classes apart
@@ -73,15 +73,19 @@ class Families(NamedTuple):
 class Cells:
     """Rows and recalls of one run, in 0..1: groups sorted by recall within a class, classes in an order of their own.
 
-    `recalls` (M, C) are shrunk by half a row each way, so that none is 0 or 1; `errors` (M, C) are standard errors. `pulls`, `lows` and `highs` (K, C) hold the path of nearest recalls: where both
-    ends of a class are pulled inwards by `pull`, its recalls are those observed, clipped to [low, high]; a negative pull
-    moves the ends outwards. `path_pulls` and `path_means` give the mean gap at a pull that is common to all classes.
+    `places` (M, C) says where a cell stands among the C x M cells of the confusion. `recalls` (M, C) are shrunk by half a
+    row each way, so that none is 0 or 1; `errors` (M, C) are standard errors. `pulls`, `lows` and `highs` (K, C) hold the
+    path of nearest recalls: where both ends of a class are pulled inwards by `pull`, its recalls are those observed,
+    clipped to [low, high]; a negative pull moves the ends outwards. `path_pulls` and `path_means` give the mean gap at a
+    pull that is common to all classes.
     """
 
+    places: Int[Ints, "groups classes"]
     rows: Int[Ints, "groups classes"]
     recalls: Float[Floats, "groups classes"]
     errors: Float[Floats, "groups classes"]
     observed: Float[Floats, " classes"]
+    chance: Float[NDArray[np.float32], "groups classes draws"]
     noise: Float[NDArray[np.float32], "groups classes draws"]
     pulls: Float[Floats, "knots classes"]
     lows: Float[Floats, "knots classes"]
@@ -127,12 +131,16 @@ class Cells:
 
     def draw(self, recalls: Float[Floats, "groups classes"]) -> Float[NDArray[np.float32], "classes draws"]:
         """Gaps of samples from cells with these recalls."""
-        share = recalls.astype(np.float32)[:, :, None]
-        rows = self.rows.astype(np.float32)[:, :, None]
+        share, rows = (each.astype(np.float32)[:, :, None] for each in (recalls, self.rows))
         hits = self.noise * np.sqrt(rows * share * (1 - share))
         hits += rows * share + (1 - 2 * share) * (self.noise * self.noise - 1) / 6
         np.rint(hits, out=hits)
         np.clip(hits, 0, rows, out=hits)
+        none, all_of_them = (1 - share) ** rows, share**rows
+        few = (np.maximum(none, all_of_them) > 1e-4)[:, :, 0]  # here the two ends are exact
+        most, chance = rows[few], self.chance[few]
+        middle = np.clip(hits[few], np.minimum(1, most), np.maximum(most - 1, 0))
+        hits[few] = np.where(chance < none[few], 0, np.where(chance > 1 - all_of_them[few], most, middle))
         hits /= rows
         drawn: NDArray[np.float32] = hits.max(0) - hits.min(0)
         return drawn
@@ -141,32 +149,33 @@ class Cells:
 def cells_of(confusion: Int[Ints, "classes groups classes"], seed: int = 0, draws: int | None = None) -> Cells:
     """The cells of a run with counts (C, M, C), at least one row in each, with the numbers that its tests draw from."""
     counts, correct = confusion.sum(2), np.einsum("cmc->cm", confusion)
+    shares = (correct + 0.5) / (counts + 1)
     # An order that names of classes and groups do not change.
-    keys = [sorted(zip(correct[c] / counts[c], counts[c], correct[c], strict=True)) for c in range(len(counts))]
-    ordered = np.array(sorted(keys), dtype=np.float64).transpose(2, 1, 0)
-    rows, hits = ordered[1], ordered[2]
-    groups, classes = rows.shape
-    shares = (hits + 0.5) / (rows + 1)
-    order = np.argsort(shares, axis=0, kind="stable")
-    rows, shares = np.take_along_axis(rows, order, 0), np.take_along_axis(shares, order, 0)
+    cells = [sorted(zip(shares[c], counts[c], range(counts.shape[1]), strict=True)) for c in range(len(counts))]
+    classes = sorted(range(len(counts)), key=lambda c: [cell[:2] for cell in cells[c]])
+    places = np.array([[c * counts.shape[1] + cell[2] for cell in cells[c]] for c in classes]).T
+    rows, hits, shares = (each.ravel()[places] for each in (counts, correct, shares))
     pooled = (hits.sum(0) + 0.5) / (rows.sum(0) + 1)
     # Half of equal recalls, half of the cell's own: a single row beside many is not known as well as they are.
     errors = np.sqrt((pooled * (1 - pooled) + shares * (1 - shares)) / 2 / rows)
     pulls, lows, highs = _path(shares, 1 / errors**2)
     points = np.unique(pulls)
     points = points[np.unique(np.linspace(0, len(points) - 1, KNOTS).astype(int))]
-    means = np.mean([np.interp(points, pulls[:, c], (highs - lows)[:, c]) for c in range(classes)], axis=0)
-    noise = _noise(groups, classes, draws or max(200, min(DRAWS, NUMBERS // (groups * classes))), seed)
-    observed = np.ptp(ordered[0], axis=0)
-    return Cells(rows.astype(np.int64), shares, errors, observed, noise, pulls, lows, highs, points, means)
+    means = np.mean([np.interp(points, pulls[:, c], (highs - lows)[:, c]) for c in range(len(counts))], axis=0)
+    chance, noise = _chances(rows.shape, draws or max(200, min(DRAWS, NUMBERS // rows.size)), seed)
+    observed = np.ptp(hits / rows, axis=0)
+    return Cells(places, rows, shares, errors, observed, chance, noise, pulls, lows, highs, points, means)
 
 
-def _noise(groups: int, classes: int, draws: int, seed: int) -> Float[NDArray[np.float32], "groups classes draws"]:
-    """Normal numbers, of each cell one from each of `draws` equally likely parts (Latin hypercube, McKay et al. 1979)."""
-    normal = NormalDist()
-    parts = np.array([normal.inv_cdf((part + 0.5) / draws) for part in range(draws)], dtype=np.float32)
-    every = np.broadcast_to(parts, (groups, classes, draws))
-    return np.random.default_rng(seed).permuted(every, axis=2)
+def _chances(shape: tuple[int, ...], draws: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Numbers in 0..1, of each cell one in each of `draws` equal parts (Latin hypercube, McKay et al. 1979), (*, R).
+
+    The second array holds the normal quantiles of the first.
+    """
+    parts = (np.arange(draws) + 0.5) / draws
+    normal = np.array([NormalDist().inv_cdf(part) for part in parts], dtype=np.float32)
+    places = np.random.default_rng(seed).permuted(np.broadcast_to(np.arange(draws), (*shape, draws)), axis=2)
+    return parts.astype(np.float32)[places], normal[places]
 
 
 def gap_intervals(
@@ -188,33 +197,30 @@ def gap_interval(cells: Cells, statistic: GapStatistic, *, level: float = 0.95, 
     """Interval and gap beyond chance (x100) of one statistic; see `gap_intervals`."""
     if len(cells.rows) == 1:
         return Gap(0.0, 0.0, 0.0)
-    tail, over = (1 - level) / 2, OVER[statistic]
-    observed = float(over(cells.observed, axis=0))
+    tail, error = (1 - level) / 2, added / 100
+    observed = float(over_classes(cells.observed, statistic))
     families = families_of(cells, statistic)
 
     def shown(family: Family, gap: Floats) -> Floats:
-        return over(cells.draw(family(gap)), axis=0)
+        return over_classes(cells.draw(family(gap)), statistic)
 
-    def too_small(gap: Floats) -> NDArray[np.bool_]:
-        return _edge(shown(families.lower, gap), 1 - tail, added / 100) < observed - ROUNDING
+    def upper_end(family: Family) -> float:
+        within = _last(lambda gap: _edge(shown(family, gap), tail, error) <= observed + ROUNDING)
+        return gap_of(family(within), statistic)
 
-    def large_enough(gap: Floats) -> NDArray[np.bool_]:
-        return _edge(shown(families.upper, gap), tail, added / 100) <= observed + ROUNDING
-
-    def below_observed(gap: Floats) -> NDArray[np.bool_]:
-        return shown(families.nearest, gap).mean() < observed
-
-    def of_class(gaps: Floats) -> NDArray[np.bool_]:
+    def of_class(gaps: Floats) -> Bools:
         drawn = cells.draw(cells.between(cells.ends_at(gaps), -INWARD))
-        return _edge(drawn, tail, added / 100) <= cells.observed + ROUNDING
+        return _edge(drawn, tail, error) <= cells.observed + ROUNDING
 
-    beyond = gap_of(families.nearest(_last(below_observed)), statistic)
-    low = gap_of(families.lower(_last(too_small)), statistic)
-    if statistic == "mean_deo":
-        high = gap_of(families.upper(_last(large_enough)), statistic)
+    average = _last(lambda gap: shown(families.nearest, gap).mean(keepdims=True) < observed)
+    too_small = _last(lambda gap: _edge(shown(families.lower, gap), 1 - tail, error) < observed - ROUNDING)
+    beyond = gap_of(families.nearest(average), statistic)
+    low = gap_of(families.lower(too_small), statistic)
+    if statistic == "mean_deo":  # the nearest recalls as well: with one row in a cell all of the gap may hide there
+        high = max(upper_end(families.upper), upper_end(families.nearest))
     else:  # the largest true gap is that of some class, and that class's own upper end is above it
         high = float(_last(of_class, len(cells.observed)).max())
-    return Gap(100 * min(low, beyond), 100 * max(high, beyond), 100 * beyond)
+    return Gap(*(round(100 * end, 6) for end in (min(low, beyond), max(high, beyond), beyond)))
 
 
 def families_of(cells: Cells, statistic: GapStatistic, moved: float = 1.0) -> Families:
@@ -222,7 +228,7 @@ def families_of(cells: Cells, statistic: GapStatistic, moved: float = 1.0) -> Fa
     out, inward, together = OUTWARD * moved, -INWARD * moved, -TOGETHER * moved
 
     def mean_family(apart: float, by: float) -> Family:
-        return lambda gap: cells.between(cells.spread(cells.ends_at_mean(float(gap)), apart), by)
+        return lambda gap: cells.between(cells.spread(cells.ends_at_mean(float(gap[0])), apart), by)
 
     if statistic == "mean_deo":
         return Families(mean_family(out, out), mean_family(0, 0), mean_family(together, inward))
@@ -242,26 +248,31 @@ def families_of(cells: Cells, statistic: GapStatistic, moved: float = 1.0) -> Fa
     )
 
 
+def over_classes(gaps: NDArray[np.floating[Any]], statistic: GapStatistic) -> Floats:
+    """Mean or maximum of gaps (C, ...) over the classes."""
+    found: Floats = gaps.mean(0) if statistic == "mean_deo" else gaps.max(0)
+    return found
+
+
 def gap_of(recalls: Float[Floats, "groups classes"], statistic: GapStatistic) -> float:
     """The gap of recalls, in 0..1."""
-    return float(OVER[statistic](np.ptp(recalls, axis=0)))
+    return float(over_classes(np.ptp(recalls, axis=0), statistic))
 
 
-def _edge(drawn: NDArray[np.floating[Any]], share: float, added: float) -> NDArray[np.floating[Any]]:
+def _edge(drawn: NDArray[np.floating[Any]], share: float, added: float) -> Floats:
     """The quantile `share` of draws (..., R) once an error of half-width `added` joins theirs."""
     count = drawn.shape[-1]
     # The draw that a share of 1 - `share` reach (or, below a half, that a share of `share` do not exceed).
     place = count - int(np.ceil((1 - share) * count)) if share > 0.5 else int(np.ceil(share * count)) - 1
-    edge = np.partition(drawn, place, axis=-1)[..., place]
-    mean = drawn.mean(-1)
-    return mean + np.sign(share - 0.5) * np.hypot(edge - mean, added)
+    edge, mean = np.partition(drawn, place, axis=-1)[..., place], drawn.mean(-1)
+    found: Floats = mean + np.sign(share - 0.5) * np.hypot(edge - mean, added)
+    return found
 
 
-def _last(holds: Callable[[Floats], NDArray[np.bool_]], count: int = 0) -> Floats:
-    """The largest gap in 0..1 for which `holds` is true, which it is up to there; `count` of them at a time."""
-    low = np.zeros(count or ())
-    high = np.ones_like(low)
-    never = ~np.asarray(holds(low))
+def _last(holds: Callable[[Floats], Bools], count: int = 1) -> Floats:
+    """The largest gaps (`count`,) in 0..1 for which `holds` is true, which it is up to there; 0 if it never is."""
+    low, high = np.zeros(count), np.ones(count)
+    never = ~holds(low)
     for _ in range(STEPS):
         middle = (low + high) / 2
         yes = holds(middle)
