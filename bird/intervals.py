@@ -36,6 +36,7 @@ GAPS: tuple[GapStatistic, ...] = ("mean_deo", "max_deo")
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Draws = NDArray[np.float32]
 # From a gap in 0..1, (1,), to recalls (M, C) with that gap.
 Family = Callable[[Floats], Floats]
 
@@ -85,8 +86,9 @@ class Cells:
     recalls: Float[Floats, "groups classes"]
     errors: Float[Floats, "groups classes"]
     observed: Float[Floats, " classes"]
-    chance: Float[NDArray[np.float32], "groups classes draws"]
-    noise: Float[NDArray[np.float32], "groups classes draws"]
+    chance: Float[Draws, "groups classes draws"]
+    noise: Float[Draws, "groups classes draws"]
+    skew: Float[Draws, "groups classes draws"]
     pulls: Float[Floats, "knots classes"]
     lows: Float[Floats, "knots classes"]
     highs: Float[Floats, "knots classes"]
@@ -95,21 +97,12 @@ class Cells:
 
     def ends_at_mean(self, mean: float) -> Float[Floats, "2 classes"]:
         """Lowest and highest recall of each class in the nearest recalls whose mean gap is `mean`."""
-        pull = np.interp(mean, self.path_means[::-1], self.path_pulls[::-1])
-        classes = range(len(self.observed))
-        return np.array(
-            [[np.interp(pull, self.pulls[:, c], ends[:, c]) for c in classes] for ends in (self.lows, self.highs)]
-        )
+        pull = np.full(len(self.observed), np.interp(mean, self.path_means[::-1], self.path_pulls[::-1]))
+        return _between_knots(pull, self.pulls, np.stack([self.lows, self.highs]))
 
     def ends_at(self, gaps: Float[Floats, " classes"]) -> Float[Floats, "2 classes"]:
         """Lowest and highest recall of each class in the nearest recalls with the given gap a class."""
-        known = (self.highs - self.lows)[::-1]
-        return np.array(
-            [
-                [np.interp(gap, known[:, c], ends[::-1, c]) for c, gap in enumerate(gaps)]
-                for ends in (self.lows, self.highs)
-            ]
-        )
+        return _between_knots(gaps, (self.highs - self.lows)[::-1], np.stack([self.lows, self.highs])[:, ::-1])
 
     def spread(self, ends: Float[Floats, "2 classes"], by: float) -> Float[Floats, "2 classes"]:
         """The ends with the classes' gaps moved away from their mean (or, `by` negative, towards it)."""
@@ -129,15 +122,15 @@ class Cells:
         found[0], found[-1] = low, high
         return found
 
-    def draw(self, recalls: Float[Floats, "groups classes"]) -> Float[NDArray[np.float32], "classes draws"]:
+    def draw(self, recalls: Float[Floats, "groups classes"]) -> Float[Draws, "classes draws"]:
         """Gaps of samples from cells with these recalls."""
         share, rows = (each.astype(np.float32)[:, :, None] for each in (recalls, self.rows))
         hits = self.noise * np.sqrt(rows * share * (1 - share))
-        hits += rows * share + (1 - 2 * share) * (self.noise * self.noise - 1) / 6
+        hits += (1 - 2 * share) * self.skew
+        hits += rows * share
         np.rint(hits, out=hits)
-        np.clip(hits, 0, rows, out=hits)
         none, all_of_them = (1 - share) ** rows, share**rows
-        few = (np.maximum(none, all_of_them) > 1e-4)[:, :, 0]  # here the two ends are exact
+        few = (np.maximum(none, all_of_them) > 0.005)[:, :, 0]  # elsewhere hardly any draw reaches an end
         most, chance = rows[few], self.chance[few]
         middle = np.clip(hits[few], np.minimum(1, most), np.maximum(most - 1, 0))
         hits[few] = np.where(chance < none[few], 0, np.where(chance > 1 - all_of_them[few], most, middle))
@@ -162,20 +155,22 @@ def cells_of(confusion: Int[Ints, "classes groups classes"], seed: int = 0, draw
     points = np.unique(pulls)
     points = points[np.unique(np.linspace(0, len(points) - 1, KNOTS).astype(int))]
     means = np.mean([np.interp(points, pulls[:, c], (highs - lows)[:, c]) for c in range(len(counts))], axis=0)
-    chance, noise = _chances(rows.shape, draws or max(200, min(DRAWS, NUMBERS // rows.size)), seed)
+    chance, noise, skew = _chances(rows.shape, draws or max(200, min(DRAWS, NUMBERS // rows.size)), seed)
     observed = np.ptp(hits / rows, axis=0)
-    return Cells(places, rows, shares, errors, observed, chance, noise, pulls, lows, highs, points, means)
+    return Cells(places, rows, shares, errors, observed, chance, noise, skew, pulls, lows, highs, points, means)
 
 
-def _chances(shape: tuple[int, ...], draws: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _chances(shape: tuple[int, ...], draws: int, seed: int) -> tuple[Draws, Draws, Draws]:
     """Numbers in 0..1, of each cell one in each of `draws` equal parts (Latin hypercube, McKay et al. 1979), (*, R).
 
-    The second array holds the normal quantiles of the first.
+    The others hold their normal quantiles z and (z^2 - 1) / 6.
     """
     parts = (np.arange(draws) + 0.5) / draws
-    normal = np.array([NormalDist().inv_cdf(part) for part in parts], dtype=np.float32)
-    places = np.random.default_rng(seed).permuted(np.broadcast_to(np.arange(draws), (*shape, draws)), axis=2)
-    return parts.astype(np.float32)[places], normal[places]
+    normal = np.array([NormalDist().inv_cdf(part) for part in parts])
+    every = np.broadcast_to(np.arange(draws), (*shape, draws))
+    places = np.ascontiguousarray(np.random.default_rng(seed).permuted(every, axis=2))
+    chance, noise, skew = (each.astype(np.float32)[places] for each in (parts, normal, (normal**2 - 1) / 6))
+    return chance, noise, skew
 
 
 def gap_intervals(
@@ -204,9 +199,11 @@ def gap_interval(cells: Cells, statistic: GapStatistic, *, level: float = 0.95, 
     def shown(family: Family, gap: Floats) -> Floats:
         return over_classes(cells.draw(family(gap)), statistic)
 
+    def within(family: Family, gap: Floats) -> Bools:
+        return _edge(shown(family, gap), tail, error) <= observed + ROUNDING
+
     def upper_end(family: Family) -> float:
-        within = _last(lambda gap: _edge(shown(family, gap), tail, error) <= observed + ROUNDING)
-        return gap_of(family(within), statistic)
+        return gap_of(family(_last(lambda gap: within(family, gap))), statistic)
 
     def of_class(gaps: Floats) -> Bools:
         drawn = cells.draw(cells.between(cells.ends_at(gaps), -INWARD))
@@ -216,8 +213,10 @@ def gap_interval(cells: Cells, statistic: GapStatistic, *, level: float = 0.95, 
     too_small = _last(lambda gap: _edge(shown(families.lower, gap), 1 - tail, error) < observed - ROUNDING)
     beyond = gap_of(families.nearest(average), statistic)
     low = gap_of(families.lower(too_small), statistic)
-    if statistic == "mean_deo":  # the nearest recalls as well: with one row in a cell all of the gap may hide there
-        high = max(upper_end(families.upper), upper_end(families.nearest))
+    if statistic == "mean_deo":
+        high = upper_end(families.upper)
+        if within(families.nearest, np.array([high])).all():  # with one row in a cell all of the gap may hide there
+            high = max(high, upper_end(families.nearest))
     else:  # the largest true gap is that of some class, and that class's own upper end is above it
         high = float(_last(of_class, len(cells.observed)).max())
     return Gap(*(round(100 * end, 6) for end in (min(low, beyond), max(high, beyond), beyond)))
@@ -278,6 +277,18 @@ def _last(holds: Callable[[Floats], Bools], count: int = 1) -> Floats:
         yes = holds(middle)
         low, high = np.where(yes, middle, low), np.where(yes, high, middle)
     return np.where(never, 0.0, (low + high) / 2)
+
+
+def _between_knots(
+    at: Float[Floats, " classes"], knots: Float[Floats, "knots classes"], values: Float[Floats, "n knots classes"]
+) -> Float[Floats, "n classes"]:
+    """Linear interpolation, class by class: `values` at `at`, where the knots ascend along their first axis."""
+    right = np.clip((knots <= at).sum(0), 1, len(knots) - 1)
+    classes = np.arange(len(at))
+    start, end = knots[right - 1, classes], knots[right, classes]
+    part = np.clip((at - start) / np.where(end > start, end - start, 1), 0, 1)
+    found: Floats = values[:, right - 1, classes] * (1 - part) + values[:, right, classes] * part
+    return found
 
 
 def _path(
