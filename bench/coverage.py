@@ -150,8 +150,12 @@ def summary(table):
     for name in OVER:
         rows = [row for row in table if row["gap"] == name and row["way"] == "ours"]
         worst = min(rows, key=lambda row: row["coverage"])
-        lines.append(f"{name}: {len(rows)} cells, coverage {worst['coverage']:.3f} to {max(r['coverage'] for r in rows):.3f}")
-        lines.append(f"  mean coverage {np.mean([row['coverage'] for row in rows]):.3f}, slowest {max(r['CPU ms'] for r in rows)} CPU ms")
+        lines.append(
+            f"{name}: {len(rows)} cells, coverage {worst['coverage']:.3f} to {max(r['coverage'] for r in rows):.3f}"
+        )
+        lines.append(
+            f"  mean coverage {np.mean([row['coverage'] for row in rows]):.3f}, slowest {max(r['CPU ms'] for r in rows)} CPU ms"
+        )
         for row in sorted(rows, key=lambda row: row["coverage"]):
             if row["coverage"] < 0.93:
                 lines.append(f"  below .93: {describe(row)}")
@@ -198,7 +202,10 @@ def main():
             table += found
             for row in found:
                 if row["way"] == "ours":
-                    print(f"{row['gap']:8s} missed above {row['above']:.3f}, below {row['below']:.3f}; {describe(row)}", flush=True)
+                    print(
+                        f"{row['gap']:8s} missed above {row['above']:.3f}, below {row['below']:.3f}; {describe(row)}",
+                        flush=True,
+                    )
     lines = summary(table)
     print("\n".join(lines))
     if args.save:

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-__all__ = ["GAPS", "Cells", "Gap", "GapStatistic", "cells_of", "gap_interval", "gap_intervals"]
+__all__ = ["GAPS", "Cells", "Curves", "Gap", "GapStatistic", "cells_of", "curves_of", "gap_interval", "gap_intervals"]
 
 GapStatistic = Literal["mean_deo", "max_deo"]
 GAPS: tuple[GapStatistic, ...] = ("mean_deo", "max_deo")
@@ -245,6 +245,44 @@ def families_of(cells: Cells, statistic: GapStatistic, moved: float = 1.0) -> Fa
         max_family(own, 0),
         max_family(own - out * error, inward),
     )
+
+
+class Curves(NamedTuple):
+    """What true gap an observed gap of this run stands for on average, x100: along a grid, (observed, true), each (K,).
+
+    One for each family of recalls; `recalls` (C, M), in 0..1, are those nearest that show the observed gap on average.
+    """
+
+    lower: tuple[Floats, Floats]
+    nearest: tuple[Floats, Floats]
+    upper: tuple[Floats, Floats]
+    recalls: Float[Floats, "classes groups"]
+
+
+def curves_of(cells: Cells, statistic: GapStatistic, moved: float) -> Curves:
+    """Curves of one run, with the least favourable moves scaled by `moved`, in 0..1."""
+    observed = float(over_classes(cells.observed, statistic))
+    near = min(1.0, 1.5 * observed + 0.05)
+    grid = np.concatenate([np.linspace(0, near, 25), np.linspace(near, 1, 6)[1:]])
+    families = families_of(cells, statistic, moved)
+
+    def along(family: Family) -> tuple[Floats, Floats]:
+        recalls = [family(np.array([gap])) for gap in grid]
+        shown = [over_classes(cells.draw(each), statistic).mean() for each in recalls]
+        return 100 * np.maximum.accumulate(shown), 100 * np.array([gap_of(each, statistic) for each in recalls])
+
+    nearest = along(families.nearest)
+    recalls = np.empty(cells.recalls.size)
+    recalls[cells.places] = families.nearest(np.array([np.interp(100 * observed, *nearest) / 100]))
+    lower, upper = (along(families.lower), along(families.upper)) if moved else (nearest, nearest)
+    return Curves(lower, nearest, upper, recalls.reshape(cells.recalls.shape[::-1]))
+
+
+def student(share: float, degrees: int) -> float:
+    """The quantile of Student's t."""
+    from scipy.special import stdtrit  # a second to import
+
+    return float(stdtrit(degrees, share))
 
 
 def over_classes(gaps: NDArray[np.floating[Any]], statistic: GapStatistic) -> Floats:

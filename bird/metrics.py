@@ -5,12 +5,10 @@ minus that of the worst-served one; mean-DEO is the mean over the classes, max-D
 what is named a score (AUROC, F1, accuracy, DEO) is x100. These numbers describe one classifier on one sample; a small
 DEO is no promise about another.
 
-All intervals are 95 % bootstrap intervals. Everything but AUROC is a function of the (class, group, prediction) counts,
-so that resampling rows and drawing the counts from a multinomial are the same thing in law, and the second costs
-milliseconds. A gap is never negative and resampling adds noise to it, so that the replicates of a DEO lie above it: its
-interval is therefore the reverse percentile one, [2 observed - high, 2 observed - low] within 0..100; all others are
-percentile intervals. In simulations (10 classes, 2 groups, 200 rows a cell) it held a true mean-DEO of 30, 9, 4 and 2 in
-94, 88, 90 and 87 % of the samples, the percentile interval in 94, 93, 54 and 0 %. Read it beside the floor.
+All intervals are 95 % ones. Those of AUROC, F1 and accuracy are percentile intervals of a bootstrap; all but AUROC is a
+function of the (class, group, prediction) counts, so that resampling rows and drawing the counts from a multinomial are
+the same thing in law, and the second costs milliseconds. A gap is never negative and chance adds to it, so that mean-DEO
+and max-DEO have intervals of another kind, and an estimate with chance taken off: see `bird.intervals`.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bird.errors import DataError, EmptyCellError
+from bird.intervals import GAPS, gap_intervals, student
 
 __all__ = [
     "STATISTICS",
@@ -34,9 +33,9 @@ __all__ = [
     "confusion",
     "deo_floor",
     "equalized_odds",
-    "interval_of",
     "max_deo",
     "mean_deo",
+    "percentile_interval",
     "recalls",
     "statistics_of",
     "two_level_interval",
@@ -55,11 +54,12 @@ CHUNK = 2_000_000
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
-    """One classifier on one sample. The scalars, `intervals` and `deo_floor` are x100; `recalls` are shares in 0..1.
+    """One classifier on one sample. Scalars, `intervals`, `deo_floor`, `beyond_chance` are x100; `recalls` in 0..1.
 
     `confusion` is (C, M, C): [true class, group, predicted]; `recalls` and `counts` (rows a cell) are (C, M).
     `f1_binary` has class 1 as the positive one and is None for C > 2. `intervals` maps auroc, accuracy, f1_macro,
-    mean_deo and max_deo to [low, high]; `deo_floor` maps mean and max to the DEO expected of equal recalls.
+    mean_deo and max_deo to [low, high]; `deo_floor` maps mean and max to the DEO expected of equal recalls, and
+    `beyond_chance` to the DEO with chance taken off. With few rows a DEO may lie above its interval: chance put it there.
     """
 
     n: int
@@ -72,6 +72,7 @@ class Metrics:
     recalls: Floats
     counts: Ints
     deo_floor: Mapping[str, float]
+    beyond_chance: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     confusion: Ints
 
@@ -79,7 +80,8 @@ class Metrics:
         """The same as plain numbers, lists and dicts."""
         arrays = {name: getattr(self, name).tolist() for name in ("recalls", "counts", "confusion")}
         intervals = {name: list(interval) for name, interval in self.intervals.items()}
-        return {**vars(self), **arrays, "intervals": intervals, "deo_floor": dict(self.deo_floor)}
+        chance = {"deo_floor": dict(self.deo_floor), "beyond_chance": dict(self.beyond_chance)}
+        return {**vars(self), **arrays, **chance, "intervals": intervals}
 
 
 class EqualizedOdds(NamedTuple):
@@ -188,6 +190,9 @@ def assess(
     rng = np.random.default_rng(seed)
     replicated = _bootstrap(counts, replicates, rng)
     replicated["auroc"] = auroc(truth, table, _row_weights(len(truth), AUROC_REPLICATES, rng))
+    gaps = gap_intervals(counts, seed=seed)
+    intervals = {name: percentile_interval(values) for name, values in replicated.items()}
+    intervals |= {name: (gap.low, gap.high) for name, gap in gaps.items()}
     return Metrics(
         n=len(truth),
         auroc=float(auroc(truth, table)[0]),
@@ -196,7 +201,8 @@ def assess(
         recalls=shares,
         counts=counts.sum(2),
         deo_floor=deo_floor(counts, replicates=replicates, seed=seed),
-        intervals={name: interval_of(name, values, observed.get(name, 0.0)) for name, values in replicated.items()},
+        beyond_chance={name.removesuffix("_deo"): gap.beyond_chance for name, gap in gaps.items()},
+        intervals=intervals,
         confusion=counts,
     )
 
@@ -243,26 +249,32 @@ def two_level_intervals(
 ) -> dict[str, tuple[float, float, float]]:
     """(mean, low, high), x100, of each statistic over runs: one (C, M, C) confusion for each training seed.
 
-    Each replicate draws as many seeds as there are, with replacement, then rows within each drawn one, and averages.
-    Rows are drawn anew in each seed: where all seeds share one test set, what they owe to that set in common is
-    averaged away with the rest, so that the interval speaks of other seeds rather than of another test set.
+    The interval speaks of the mean over training seeds, on rows such as these. Two errors add in squares: that of the
+    seeds, by Student's t, and that of the rows, which counts as common to all seeds, since seeds share their test set.
+    One run has the interval of its rows.
     """
     if not confusions:
         raise DataError(
             where="two-level interval", found="no runs", wanted="at least one", fix="pass a confusion a seed"
         )
-    rng = np.random.default_rng(seed)
-    picked = rng.integers(len(confusions), size=(replicates, len(confusions)))
-    sums: dict[str, Floats] = {name: np.zeros(replicates) for name in STATISTICS}
-    means: dict[str, float] = dict.fromkeys(STATISTICS, 0.0)
-    for index, counts in enumerate(confusions):
-        replicate, _ = np.nonzero(picked == index)
-        for name, values in _bootstrap(counts, len(replicate), rng).items():
-            sums[name] += np.bincount(replicate, values, minlength=replicates)
-        for name, values in statistics_of(counts[None], recalls(counts)).items():
-            means[name] += float(values[0]) / len(confusions)
-    averages = {name: total / len(confusions) for name, total in sums.items()}
-    return {name: (means[name], *interval_of(name, averages[name], means[name])) for name in STATISTICS}
+    count, rng = len(confusions), np.random.default_rng(seed)
+    each = [{name: float(value[0]) for name, value in statistics_of(c[None], recalls(c)).items()} for c in confusions]
+    means = {name: float(np.mean([values[name] for values in each])) for name in STATISTICS}
+    errors = dict.fromkeys(STATISTICS, 0.0)
+    if count > 1:
+        times = student(0.975, count - 1) / np.sqrt(count)
+        errors = {name: float(times * np.std([values[name] for values in each], ddof=1)) for name in STATISTICS}
+    added = {name: errors[name] for name in GAPS}
+    ends: dict[str, list[tuple[float, float]]] = {name: [] for name in STATISTICS}
+    for counts, values in zip(confusions, each, strict=True):
+        for name, replicated in _bootstrap(counts, replicates, rng).items():
+            low, high = percentile_interval(replicated)
+            below, above = np.hypot(values[name] - low, errors[name]), np.hypot(high - values[name], errors[name])
+            ends[name].append((max(0.0, values[name] - below), min(100.0, values[name] + above)))
+        for name, gap in gap_intervals(counts, seed=seed, added=added).items():
+            ends[name].append((gap.low, gap.high))
+    means_of_ends = {name: np.mean(ends[name], axis=0) for name in STATISTICS}
+    return {name: (means[name], float(low), float(high)) for name, (low, high) in means_of_ends.items()}
 
 
 STATISTICS: tuple[Statistic, ...] = ("accuracy", "f1_macro", "mean_deo", "max_deo")
@@ -289,17 +301,14 @@ def _f1(counts: Ints) -> Floats:
 
 
 def _bootstrap(counts: Ints, replicates: int, rng: np.random.Generator) -> dict[str, Floats]:
-    """The statistics of `replicates` multinomial draws of the (C, M, C) counts within their total.
-
-    A cell that a draw leaves empty keeps its observed recall: with one row in the cell that is what every other draw
-    shows too, with ten it happens once in 20,000 draws, and unlike drawing again it always ends.
-    """
+    """Accuracy and macro F1 of `replicates` multinomial draws of the (C, M, C) counts within their total."""
     observed, total = recalls(counts), int(counts.sum())
+    names = ("accuracy", "f1_macro")
     parts: list[dict[str, Floats]] = []
     for size in _chunks(replicates, counts.size):
         draws = rng.multinomial(total, counts.ravel() / total, size=size).reshape(size, *counts.shape)
         parts.append(statistics_of(draws, observed))
-    return {name: np.concatenate([part[name] for part in parts] or [np.zeros(0)]) for name in STATISTICS}
+    return {name: np.concatenate([part[name] for part in parts] or [np.zeros(0)]) for name in names}
 
 
 def _row_weights(rows: int, replicates: int, rng: np.random.Generator) -> Iterator[Ints]:
@@ -337,14 +346,9 @@ def _chunks(total: int, width: int) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
 
 
-def interval_of(
-    name: str, replicates: Floats, observed: float, bounds: tuple[float, float] = (0.0, 100.0)
-) -> tuple[float, float]:
-    """The percentile interval; for a DEO the reverse percentile one within `bounds` (why: see the module's docstring)."""
+def percentile_interval(replicates: Floats) -> tuple[float, float]:
+    """The percentile interval of bootstrap replicates (R,). Not for a DEO, which it overstates: see `gap_intervals`."""
     low, high = (float(value) for value in np.percentile(replicates, LEVELS))
-    if name.endswith("_deo"):
-        low, high = max(bounds[0], 2 * observed - high), min(bounds[1], 2 * observed - low)
-        return min(low, observed), max(high, observed)  # near 0 the replicates can all lie on one side
     return low, high
 
 
