@@ -44,6 +44,7 @@ Family = Callable[[Floats], Floats]
 OUTWARD = 0.6  # lower end: groups towards the ends, gaps of classes apart
 INWARD = 0.25  # upper end: groups towards the middle
 TOGETHER = 1.0  # upper end: gaps of classes towards their mean
+TAIL = 0.8  # of the nominal error is what a test may err by; that the shape of the recalls is estimated takes the rest
 STEPS = 12  # halvings of 0..100: to .02 points
 DRAWS = 1000  # of each test; fewer where that would be more numbers than
 NUMBERS = 2_000_000
@@ -192,7 +193,7 @@ def gap_interval(cells: Cells, statistic: GapStatistic, *, level: float = 0.95, 
     """Interval and gap beyond chance (x100) of one statistic; see `gap_intervals`."""
     if len(cells.rows) == 1:
         return Gap(0.0, 0.0, 0.0)
-    tail, error = (1 - level) / 2, added / 100
+    tail, error = TAIL * (1 - level) / 2, added / 100
     observed = float(over_classes(cells.observed, statistic))
     families = families_of(cells, statistic)
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bird.errors import DataError, EmptyCellError
-from bird.intervals import GAPS, gap_intervals, student
+from bird.intervals import GAPS, GapStatistic, gap_intervals, student
 
 __all__ = [
     "STATISTICS",
@@ -260,11 +260,11 @@ def two_level_intervals(
     count, rng = len(confusions), np.random.default_rng(seed)
     each = [{name: float(value[0]) for name, value in statistics_of(c[None], recalls(c)).items()} for c in confusions]
     means = {name: float(np.mean([values[name] for values in each])) for name in STATISTICS}
-    errors = dict.fromkeys(STATISTICS, 0.0)
+    errors: dict[str, float] = dict.fromkeys(STATISTICS, 0.0)
     if count > 1:
         times = student(0.975, count - 1) / np.sqrt(count)
         errors = {name: float(times * np.std([values[name] for values in each], ddof=1)) for name in STATISTICS}
-    added = {name: errors[name] for name in GAPS}
+    added: dict[GapStatistic, float] = {name: errors[name] for name in GAPS}
     ends: dict[str, list[tuple[float, float]]] = {name: [] for name in STATISTICS}
     for counts, values in zip(confusions, each, strict=True):
         for name, replicated in _bootstrap(counts, replicates, rng).items():
