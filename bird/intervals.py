@@ -20,8 +20,9 @@ rejected: docs/decisions/0012-intervals-by-test-inversion.md and bench/coverage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +30,18 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-__all__ = ["GAPS", "Cells", "Curves", "Gap", "GapStatistic", "cells_of", "curves_of", "gap_interval", "gap_intervals"]
+__all__ = [
+    "GAPS",
+    "Cells",
+    "Curve",
+    "Curves",
+    "Gap",
+    "GapStatistic",
+    "cells_of",
+    "curves_of",
+    "gap_interval",
+    "gap_intervals",
+]
 
 GapStatistic = Literal["mean_deo", "max_deo"]
 GAPS: tuple[GapStatistic, ...] = ("mean_deo", "max_deo")
@@ -45,9 +57,8 @@ OUTWARD = 0.6  # lower end: groups towards the ends, gaps of classes apart
 INWARD = 0.25  # upper end: groups towards the middle
 TOGETHER = 1.0  # upper end: gaps of classes towards their mean
 TAIL = 0.8  # of the nominal error is what a test may err by; that the shape of the recalls is estimated takes the rest
-STEPS = 12  # halvings of 0..100: to .02 points
-DRAWS = 1000  # of each test; fewer where that would be more numbers than
-NUMBERS = 2_000_000
+STEPS = 14  # halvings of 0..100: to .006 points
+NUMBERS = 100_000  # of each test, over its cells: 500 to 10,000 draws of each
 ROUNDING = 1e-6
 KNOTS = 512
 
@@ -156,9 +167,15 @@ def cells_of(confusion: Int[Ints, "classes groups classes"], seed: int = 0, draw
     points = np.unique(pulls)
     points = points[np.unique(np.linspace(0, len(points) - 1, KNOTS).astype(int))]
     means = np.mean([np.interp(points, pulls[:, c], (highs - lows)[:, c]) for c in range(len(counts))], axis=0)
-    chance, noise, skew = _chances(rows.shape, draws or max(200, min(DRAWS, NUMBERS // rows.size)), seed)
+    chance, noise, skew = _chances(rows.shape, draws or int(np.clip(NUMBERS // rows.size, 500, 10_000)), seed)
     observed = np.ptp(hits / rows, axis=0)
     return Cells(places, rows, shares, errors, observed, chance, noise, skew, pulls, lows, highs, points, means)
+
+
+@cache
+def _normal_quantiles(count: int) -> Floats:
+    """Of the middles of `count` equal parts of 0..1."""
+    return np.array([NormalDist().inv_cdf((part + 0.5) / count) for part in range(count)])
 
 
 def _chances(shape: tuple[int, ...], draws: int, seed: int) -> tuple[Draws, Draws, Draws]:
@@ -167,7 +184,7 @@ def _chances(shape: tuple[int, ...], draws: int, seed: int) -> tuple[Draws, Draw
     The others hold their normal quantiles z and (z^2 - 1) / 6.
     """
     parts = (np.arange(draws) + 0.5) / draws
-    normal = np.array([NormalDist().inv_cdf(part) for part in parts])
+    normal = _normal_quantiles(draws)
     every = np.broadcast_to(np.arange(draws), (*shape, draws))
     places = np.ascontiguousarray(np.random.default_rng(seed).permuted(every, axis=2))
     chance, noise, skew = (each.astype(np.float32)[places] for each in (parts, normal, (normal**2 - 1) / 6))
@@ -248,16 +265,37 @@ def families_of(cells: Cells, statistic: GapStatistic, moved: float = 1.0) -> Fa
     )
 
 
-class Curves(NamedTuple):
-    """What true gap an observed gap of this run stands for on average, x100: along a grid, (observed, true), each (K,).
+class Curve(NamedTuple):
+    """Along true gaps (K,), x100: what samples of this size show on average, and the standard deviation of that."""
 
-    One for each family of recalls; `recalls` (C, M), in 0..1, are those nearest that show the observed gap on average.
+    gaps: Float[Floats, " points"]
+    means: Float[Floats, " points"]
+    deviations: Float[Floats, " points"]
+
+    def read(self, observed: float, errors: Float[Floats, " errors"]) -> Float[Floats, " errors"]:
+        """The true gaps of which `observed` (x100) lies so many standard deviations (`errors`) below the average."""
+        shown = np.maximum.accumulate(self.means - errors[:, None] * self.deviations, axis=1)
+        return np.array([np.interp(observed, each, self.gaps) for each in shown])
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """What runs with one and the same true gap show on average."""
+    gaps = np.unique(np.concatenate([each.gaps for each in curves]))
+    means = np.mean([np.interp(gaps, each.gaps, each.means) for each in curves], axis=0)
+    return Curve(gaps, means, np.mean([np.interp(gaps, each.gaps, each.deviations) for each in curves], axis=0))
+
+
+class Curves(NamedTuple):
+    """One run's curves by family of recalls; `recalls` (C, M), in 0..1: those nearest that show what it shows, on average.
+
+    `deviation` (x100) is the standard deviation of what they show.
     """
 
-    lower: tuple[Floats, Floats]
-    nearest: tuple[Floats, Floats]
-    upper: tuple[Floats, Floats]
+    lower: Curve
+    nearest: Curve
+    upper: Curve
     recalls: Float[Floats, "classes groups"]
+    deviation: float
 
 
 def curves_of(cells: Cells, statistic: GapStatistic, moved: float) -> Curves:
@@ -267,16 +305,21 @@ def curves_of(cells: Cells, statistic: GapStatistic, moved: float) -> Curves:
     grid = np.concatenate([np.linspace(0, near, 25), np.linspace(near, 1, 6)[1:]])
     families = families_of(cells, statistic, moved)
 
-    def along(family: Family) -> tuple[Floats, Floats]:
+    def along(family: Family) -> Curve:
         recalls = [family(np.array([gap])) for gap in grid]
-        shown = [over_classes(cells.draw(each), statistic).mean() for each in recalls]
-        return 100 * np.maximum.accumulate(shown), 100 * np.array([gap_of(each, statistic) for each in recalls])
+        shown = [100 * over_classes(cells.draw(each), statistic) for each in recalls]
+        gaps = [100 * gap_of(each, statistic) for each in recalls]
+        return Curve(
+            np.array(gaps), np.array([each.mean() for each in shown]), np.array([each.std() for each in shown])
+        )
 
     nearest = along(families.nearest)
+    gap = nearest.read(100 * observed, np.zeros(1))
     recalls = np.empty(cells.recalls.size)
-    recalls[cells.places] = families.nearest(np.array([np.interp(100 * observed, *nearest) / 100]))
+    recalls[cells.places] = families.nearest(gap / 100)
     lower, upper = (along(families.lower), along(families.upper)) if moved else (nearest, nearest)
-    return Curves(lower, nearest, upper, recalls.reshape(cells.recalls.shape[::-1]))
+    deviation = float(np.interp(gap[0], nearest.gaps, nearest.deviations))
+    return Curves(lower, nearest, upper, recalls.reshape(cells.recalls.shape[::-1]), deviation)
 
 
 def student(share: float, degrees: int) -> float:

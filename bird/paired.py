@@ -17,13 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from bird.errors import DataError
-from bird.intervals import GAPS, Curves, GapStatistic, cells_of, curves_of, over_classes, student
+from bird.intervals import GAPS, TAIL, Curves, GapStatistic, cells_of, curves_of, mean_curve, over_classes, student
 from bird.metrics import STATISTICS, Statistic, confusion, recalls, statistics_of
 
 __all__ = ["ENOUGH_SEEDS", "Comparison", "Predicted", "compare", "holm", "sign_flip_p"]
@@ -72,9 +73,10 @@ class _Errors:
 
     def outline(self, alpha: float) -> Float[Floats, "2 points"]:
         """Errors of the two means at the edge of what a two-sided test at `alpha` does not exclude: an ellipse."""
-        square = NormalDist().inv_cdf(1 - alpha / 2) ** 2 * self.rows
+        share = 1 - TAIL * alpha / 2
+        square = NormalDist().inv_cdf(share) ** 2 * self.rows
         if self.count > 1:
-            square = square + student(1 - alpha / 2, self.count - 1) ** 2 * self.seeds
+            square = square + student(share, self.count - 1) ** 2 * self.seeds
         values, vectors = np.linalg.eigh(square)
         angles = np.linspace(0, 2 * np.pi, POINTS, endpoint=False)
         found: Floats = vectors * np.sqrt(np.maximum(values, 0)) @ np.stack([np.cos(angles), np.sin(angles)])
@@ -214,22 +216,23 @@ def _plain(values: Float[Floats, "2 seeds"]) -> _Reading:
 
 
 def _read(values: Float[Floats, "2 seeds"], curves: Sequence[Curves]) -> _Reading:
-    """Observed gaps, moved by the errors, read as true gaps seed by seed; then the difference of the means."""
-    count = values.shape[1]
+    """Mean observed gaps, moved by the errors, read as true gaps on the seeds' mean curves; then their difference.
 
-    def mean(which: int, curve: str, errors: Floats) -> Floats:
+    Not the mean of the seeds' own readings: near no gap a reading is 0 or above, so that their mean stays above 0.
+    """
+    count, observed = values.shape[1], values.mean(1)
+
+    def reader(which: int) -> Callable[[Literal["lower", "nearest", "upper"], Floats], Floats]:
         of_runs = curves[which * count : (which + 1) * count]
-        gaps = [
-            np.interp(value + errors[which], *getattr(each, curve))
-            for value, each in zip(values[which], of_runs, strict=True)
-        ]
-        found: Floats = np.mean(gaps, axis=0)
-        return found
+        means = {name: mean_curve([getattr(each, name) for each in of_runs]) for name in ("lower", "nearest", "upper")}
+        deviation = max(float(np.mean([each.deviation for each in of_runs])), 1e-9)
+        return lambda name, errors: means[name].read(observed[which], errors[which] / deviation)
 
+    method, reference = reader(0), reader(1)
     return lambda errors: (
-        mean(0, "lower", errors) - mean(1, "upper", errors),
-        mean(0, "nearest", errors) - mean(1, "nearest", errors),
-        mean(0, "upper", errors) - mean(1, "lower", errors),
+        method("lower", errors) - reference("upper", errors),
+        method("nearest", errors) - reference("nearest", errors),
+        method("upper", errors) - reference("lower", errors),
     )
 
 

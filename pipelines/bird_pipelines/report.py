@@ -167,31 +167,32 @@ def _table(configurations: Sequence[Configuration], split: str) -> dict[str, Any
 
 
 def _result(configuration: Configuration, split: str) -> dict[str, Any]:
-    """Mean, standard deviation (ddof 1), 95 % interval and floor of each metric over the seeds, all x100.
+    """Mean, standard deviation (ddof 1), 95 % interval, floor and gap beyond chance of each metric, all x100.
 
-    One seed has its rows' bootstrap interval; several have the two-level one, which is known for what the counts
-    determine.
+    Intervals are computed from the counts, which AUROC's over several seeds cannot be.
     """
     runs = configuration.evaluated(split)
     if not runs:
         reason = configuration.runs[0].metrics[split].get("error")
         return {"seeds": 0, "cells": {}, "reason": reason}
     metrics = [run.metrics[split] for run in runs]
-    if len(metrics) > 1:
-        confusions = [np.asarray(each["confusion"], dtype=np.int64) for each in metrics]
-        intervals = {name: ends[1:] for name, ends in two_level_intervals(confusions, REPLICATES).items()}
-    else:
-        intervals = metrics[0]["intervals"]
+    confusions = [np.asarray(each["confusion"], dtype=np.int64) for each in metrics]
+    intervals = {name: ends[1:] for name, ends in two_level_intervals(confusions, REPLICATES).items()}
+    if len(metrics) == 1:
+        intervals["auroc"] = metrics[0]["intervals"]["auroc"]
     cells = {}
     for name in COLUMNS:
         values = [each[name] for each in metrics if each.get(name) is not None]
         if values:
-            floors = [each["deo_floor"][name.removesuffix("_deo")] for each in metrics] if name.endswith("_deo") else []
+            gaps = metrics if name.endswith("_deo") else []
+            floors = [each["deo_floor"][name.removesuffix("_deo")] for each in gaps]
+            beyond = [each.get("beyond_chance", {}).get(name.removesuffix("_deo")) for each in gaps]
             cells[name] = {
                 "mean": float(np.mean(values)),
                 "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
                 "interval": intervals.get(name),
                 "floor": float(np.mean(floors)) if floors else None,
+                "beyond": float(np.mean(beyond)) if beyond and None not in beyond else None,
             }
     return {"seeds": len(runs), "cells": cells, "reason": None}
 

@@ -116,6 +116,8 @@ def metrics_of(metrics: dict[str, Any]) -> None:
         span = f"  [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
         floor = metrics["deo_floor"].get(name.removesuffix("_deo")) if name.endswith("_deo") else None
         chance = f"  floor {floor:.1f}" if floor is not None else ""
+        beyond = metrics.get("beyond_chance", {}).get(name.removesuffix("_deo")) if name.endswith("_deo") else None
+        chance += f"  beyond chance {beyond:.1f}" if beyond is not None else ""
         rows[f"{name} {arrow}"] = f"{number(metrics[name])}{span}{chance}"
     table("x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows)
 

@@ -1,7 +1,8 @@
 """A table of the paper beside ours: what `bird reproduce` found, as one plain record that the writers turn into files.
 
-All numbers are x100. A cell holds our mean and standard deviation (ddof 1) over seeds, a 95 % two-level bootstrap interval
-(seeds, then rows), the floor of a DEO, the paper's number, and the paired comparison with the row's reference.
+All numbers are x100. A cell holds our mean and standard deviation (ddof 1) over seeds, a 95 % interval over
+seeds and rows, the floor of a DEO and the DEO beyond chance, the paper's number, and the paired comparison with the row's
+reference.
 """
 
 from __future__ import annotations
@@ -138,37 +139,44 @@ def _key(metric: str, row: Row, metrics: Mapping[int, Mapping[str, Any]]) -> str
 
 def _cell(key: str, metrics: Mapping[int, Mapping[str, Any]], intervals: Mapping[str, Any]) -> dict[str, Any]:
     values = [float(each[key]) for each in metrics.values()]
-    floors = [each["deo_floor"][key.removesuffix("_deo")] for each in metrics.values()] if key.endswith("_deo") else []
+    gaps = metrics.values() if key.endswith("_deo") else ()
+    floors = [each["deo_floor"][key.removesuffix("_deo")] for each in gaps]
+    beyond = [each.get("beyond_chance", {}).get(key.removesuffix("_deo")) for each in gaps]
     return {
         "metric": key,
         "mean": float(np.mean(values)) if values else None,
         "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
         "interval": list(intervals[key]) if key in intervals else None,
         "floor": float(np.mean(floors)) if floors else None,
+        "beyond_chance": float(np.mean(beyond)) if beyond and None not in beyond else None,
     }
 
 
 def _paired(mine: Ours, other: Ours | None) -> dict[str, Any]:
-    """Effects with intervals of what counts determine; empty where there is nothing to pair."""
+    """Effects, intervals and p-values of what predictions determine; empty where there is nothing to pair."""
     if other is None or not mine.predicted.keys() & other.predicted.keys():
         return {}
     info = next(iter(mine.runs.values())).info
     sizes = (len(info["class_names"]), len(info["group_names"]))
-    return dict(compare(mine.predicted, other.predicted, *sizes, replicates=REPLICATES))
+    return dict(compare(mine.predicted, other.predicted, *sizes))
 
 
 def _comparison(key: str, one: Mapping[int, Any], other: Mapping[int, Any], paired: Mapping[str, Any]) -> Any:
-    """This row minus its reference, seed by seed; None where no seed has both."""
+    """This row minus its reference, seed by seed; None where no seed has both.
+
+    `p` belongs to the interval. Without one (AUROC) it is that of the seeds' signs.
+    """
     shared = sorted(one.keys() & other.keys())
     if not shared:
         return None
     by_seed = [float(one[seed][key] - other[seed][key]) for seed in shared]
-    interval = list(paired[key].interval) if key in paired else None
+    found = paired.get(key)
     return {
         "effect": float(np.mean(by_seed)),
-        "interval": interval,
+        "interval": list(found.interval) if found else None,
+        "beyond_chance": found.beyond_chance if found and key.endswith("_deo") else None,
         "by_seed": by_seed,
-        "p": sign_flip_p(by_seed),
+        "p": found.p if found else sign_flip_p(by_seed),
         "p_holm": None,
     }
 
@@ -196,7 +204,8 @@ def _direction(comparison: Mapping[str, Any] | None, paper: float | None) -> str
     one_sided = len(by_seed) > 1 and (min(by_seed) > 0 or max(by_seed) < 0)
     if interval[0] <= 0 <= interval[1] if interval is not None else not one_sided:
         return "open"
-    return "same" if comparison["effect"] * paper > 0 else "opposite"
+    side = interval[0] if interval is not None else comparison["effect"]
+    return "same" if side * paper > 0 else "opposite"
 
 
 def _correct(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
