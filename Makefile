@@ -17,7 +17,7 @@ PEERS    ?= .venv-peers
 INFINITY ?= $(PEERS)/infinity/bin/infinity_emb
 MLSERVER ?= $(PEERS)/mlserver/bin/mlserver
 
-.PHONY: $(TABLES) reproduce-figures help demo test peers check torture bench wheel clean
+.PHONY: $(TABLES) reproduce-figures help demo test peers check torture bench wheel wheels-gpu clean
 help:
 	@echo "make demo     the main job on the embedded data set, offline: teacher -> cache -> distil -> report"
 	@echo "make reproduce-table1 ... reproduce-table7, reproduce-figures"
@@ -27,6 +27,7 @@ help:
 	@echo "make check    what CI checks beside the tests: ruff, mypy --strict, import contracts"
 	@echo "make torture  the fault tests with their full counts (long)"
 	@echo "make bench    the benchmarks (long)"
+	@echo "make wheels-gpu  what a GPU machine without a network lacks, for WHEELS=wheels-gpu bench/gpu.sh"
 	@echo "make wheel    build the wheel and run it outside the checkout"
 
 $(VENV)/.installed: pyproject.toml
@@ -46,7 +47,7 @@ reproduce-figures: $(VENV)/.installed
 	export OMP_NUM_THREADS=1; $(REPRODUCE) figure2; first=$$?; $(REPRODUCE) figure3 && exit $$first
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not torture and not peers"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not torture and not peers and not gpu"
 
 $(PEERS)/%/.installed: tests/peers/requirements-%.txt
 	$(PYTHON) -m venv $(@D)
@@ -68,7 +69,7 @@ check: $(VENV)/.installed
 
 torture: $(VENV)/.installed
 	$(BIN)/python -m pytest -m torture
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not torture and not peers" --hypothesis-profile random
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not torture and not peers and not gpu" --hypothesis-profile random
 
 bench: $(VENV)/.installed
 	$(BIN)/python bench/step.py
@@ -87,5 +88,13 @@ bench: $(VENV)/.installed
 wheel: $(VENV)/.installed
 	$(BIN)/python tests/wheel_check.py
 
+# For CPython 3.12 on x86-64; pip matches each platform name exactly.
+GLIBC = manylinux1 manylinux2014 manylinux_2_17 manylinux_2_24 manylinux_2_27 manylinux_2_28 manylinux_2_34
+wheels-gpu: $(VENV)/.installed
+	rm -rf $@
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
+	  --implementation cp $(foreach name,$(GLIBC),--platform $(name)_x86_64) --dest $@ --requirement bench/gpu/requirements.txt
+	@du -sh $@
+
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) dist build wheels-gpu

@@ -154,7 +154,8 @@ def summary(table):
             f"{name}: {len(rows)} cells, coverage {worst['coverage']:.3f} to {max(r['coverage'] for r in rows):.3f}"
         )
         lines.append(
-            f"  mean coverage {np.mean([row['coverage'] for row in rows]):.3f}, slowest {max(r['CPU ms'] for r in rows)} CPU ms"
+            f"  mean coverage {np.mean([row['coverage'] for row in rows]):.3f}, "
+            f"slowest {max(r['CPU ms'] for r in rows)} CPU ms"
         )
         for row in sorted(rows, key=lambda row: row["coverage"]):
             if row["coverage"] < 0.93:
@@ -167,7 +168,8 @@ def summary(table):
 
 def describe(row):
     return (
-        f"{row['classes']} classes, {row['groups']} groups, {row['rows']} rows, {row['gaps']}: coverage {row['coverage']:.3f}, "
+        f"{row['classes']} classes, {row['groups']} groups, {row['rows']} rows, {row['gaps']}: "
+        f"coverage {row['coverage']:.3f}, "
         f"width {row['width']:.2f} ({row['width / narrowest']} x narrowest)"
     )
 

@@ -64,7 +64,7 @@ def seconds_of(one, steps, epoch):
     one.clock.start()
     began = time.process_time()
     for rows in list(batches(order, one.config.batch_size))[:steps]:
-        one.one_step(rows)
+        one.one_step(one.material(one.step, rows))
     return (time.process_time() - began) / steps
 
 

@@ -55,26 +55,27 @@ def data_of(dim):
     )
 
 
-def configs(method, folder, count, precision):
+def configs(method, folder, count, precision, device):
     given = {"dataset": "celeba", "student": "adapter", "method": method, "epochs": EPOCHS, "warmup": WARMUP}
-    given |= {"batch_size": BATCH, "precision": precision}
+    given |= {"batch_size": BATCH, "precision": precision, "device": device}
     return [RunConfig(**given, seed=seed, out=Path(folder) / f"{method}-{seed}") for seed in range(count)]
 
 
 class Bench:
     """One (width, method): the runs one by one, and the same in stacks."""
 
-    def __init__(self, data, method, folder, precision):
-        self.data, self.kind = data, build_method(method, Hyperparameters(), 2)
-        self.runs = configs(method, folder, SEEDS, precision)
+    def __init__(self, data, method, folder, precision, device, clock):
+        self.data, self.kind, self.clock = data, build_method(method, Hyperparameters(), 2), clock
+        self.runs = configs(method, folder, SEEDS, precision, device)
         self.single = Trainer(self.runs[0], data)
-        self.single.teacher_logits = data.logits if self.kind.logits else None
+        self.single.teacher_logits = data.logits.to(self.single.device) if self.kind.logits else None
         self.count = models_at_once(data) if self.kind.stackable else 1
         self.count = min(self.count, SEEDS)
         self.stack = None
         if self.kind.stackable:
             source = copy.copy(SOURCES.setdefault(id(data), Source(self.runs[0], data)))
-            source.method, source.logits = self.single.method, data.logits if self.kind.logits else None
+            source.method = self.single.method
+            source.logits = data.logits.to(source.device) if self.kind.logits else None
             self.stack = Stack([Trainer(each, data) for each in self.runs[: self.count]], source)
 
     def steps(self, together, warm, steps):
@@ -86,33 +87,31 @@ class Bench:
             given, step = [np.stack(rows) for rows in zip(*orders, strict=True)], self.stack.one_step
         else:
             trainers = [self.single]
-            given, step = (
-                list(batches(shuffled(self.single.train_rows, 0, epoch), BATCH))[:steps],
-                self.single.one_step,
-            )
+            given = list(batches(shuffled(self.single.train_rows, 0, epoch), BATCH))[:steps]
+            step = lambda rows: self.single.one_step(self.single.material(self.single.step, rows))  # noqa: E731
         for trainer in trainers:
             trainer.epoch = epoch
-        began = time.thread_time()
+        began = self.clock()
         for rows in given:
             step(rows)
-        return (time.thread_time() - began) / len(trainers)
+        return (self.clock() - began) / len(trainers)
 
     def evaluation(self):
-        began = time.thread_time()
+        began = self.clock()
         self.single.meta_score()
-        return time.thread_time() - began
+        return self.clock() - began
 
     def end(self):
         self.single.config.out.mkdir(parents=True, exist_ok=True)
-        began = time.thread_time()
+        began = self.clock()
         self.single.conclude()
-        return time.thread_time() - began
+        return self.clock() - began
 
 
 SOURCES = {}
 
 
-def measure(dim, methods, steps, together, precision):
+def measure(dim, methods, steps, together, precision, device="cpu", clock=time.thread_time):
     """Seconds of one run of each method, extrapolated from `steps` steps of each half."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -124,7 +123,7 @@ def measure(dim, methods, steps, together, precision):
     found = {}
     for method in methods:
         if method not in benches:
-            benches[method] = bench = Bench(data, method, folder.name, precision)
+            benches[method] = bench = Bench(data, method, folder.name, precision, device, clock)
             for warm in (False, True):
                 bench.steps(together, warm, 3)
             bench.shared = EPOCHS * bench.evaluation() + bench.end()

@@ -12,8 +12,8 @@ from results import save
 from step import inner_loss, make_batch, make_learner, meta_loss
 from torch.autograd import grad
 
-from bird.meta import jvp, look_ahead, probe
 from bird.methods import Hyperparameters
+from bird.passes import in_forward_mode, probe
 from bird.tangents import Tape
 
 
@@ -29,21 +29,26 @@ def measure(student, rounds):
         return result
 
     def recorded():
-        with Tape() as tape:
+        with Tape(model) as tape:
             return model(batch.inputs), tape
+
+    def look_ahead(loss):
+        slope = grad(loss, list(theta.values()), retain_graph=True, materialize_grads=True)
+        moved = zip(theta.items(), slope, strict=True)
+        return {name: (value.detach() - hyper.mu1 * each).requires_grad_() for (name, value), each in moved}
 
     for _ in range(rounds + 2):  # the first two allocate and choose kernels
         timed("forward, no tape", lambda: model(batch.inputs))
         output, tape = timed("forward", recorded)
         loss = inner_loss(hyper, learner, output, batch)
-        ahead = timed("look-ahead", lambda loss=loss: look_ahead(theta, loss, hyper.mu1))
+        ahead = timed("look-ahead", lambda loss=loss: look_ahead(loss))
         bias = timed("meta forward", lambda ahead=ahead: meta_loss(probe(model, ahead, meta.inputs), meta))
         slope = timed(
             "meta backward", lambda bias=bias, ahead=ahead: grad(bias, list(ahead.values()), materialize_grads=True)
         )
         v = dict(zip(ahead, slope, strict=True))
-        timed("Jv", lambda v=v, tape=tape: jvp(model, theta, v, batch.inputs, tape))
-        timed("Jv, no tape", lambda v=v: jvp(model, theta, v, batch.inputs))
+        timed("Jv", lambda v=v, tape=tape: in_forward_mode(model, v, batch.inputs, tape))
+        timed("Jv, no tape", lambda v=v: in_forward_mode(model, v, batch.inputs, Tape(model, keep=False)))
         timed("own backward", lambda loss=loss: grad(loss, list(theta.values()), materialize_grads=True))
     return {"student": student} | {f"{name}, ms": statistics.median(values[2:]) for name, values in took.items()}
 

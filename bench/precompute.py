@@ -150,7 +150,7 @@ def clip_retrieval(parts, teacher, plain, images, out):
     reader, runner, writer = parts
 
     def view(image):
-        return teacher.preprocess(np.asarray(image.convert("RGB")))
+        return teacher.normalise(teacher.preprocess(np.asarray(image.convert("RGB")))[None])[0]
 
     def mapper(item):
         """ClipMapper.__call__, whose encode_image computes in float32 on a CPU (all_clip's OpenClipWrapper)."""
@@ -179,7 +179,7 @@ def measure(teacher, plain, precision, images, count, rounds, box, parts):
     dataset = open_dataset("table", images)
     table = prepare(dataset, keep_conflicts=True)
     table = table.take(np.arange(min(count, len(table))))
-    pixels = decode(teacher, dataset, table.ids)
+    pixels = teacher.normalise(decode(teacher, dataset, table.ids))
     model = bare(plain, precision)
     for each in (model, plain, teacher.features):  # each has seen a batch before it is timed
         forward(each, pixels[:BATCH])

@@ -17,19 +17,18 @@ from pathlib import Path
 
 import torch
 
-FOLDER = Path(__file__).parent / "results"
+FOLDER = Path(os.environ.get("BIRD_RESULTS", Path(__file__).parent / "results"))
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
 def save(name, title, columns, rows, notes=()):
     """Keep one table: `rows` are dicts by column, numbers or text; a ratio is what `paired` gives."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     found = {
         "title": title,
         "command": " ".join(["python", *sys.argv]),
         "date": date.today().isoformat(),
-        "commit": commit.stdout.strip(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}",
+        "commit": commit(),
+        "machine": machine(),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "columns": list(columns),
         "rows": list(rows),
@@ -38,6 +37,21 @@ def save(name, title, columns, rows, notes=()):
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(table(found)))
+
+
+def commit():
+    """The checkout's, where it is one."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "no checkout"
+
+
+def machine():
+    """What it is, and how busy."""
+    card = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{card}{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}"
 
 
 def paired(first, second):
@@ -54,7 +68,7 @@ def cell(value):
         return f"{value['median']:.2f} ({low:.2f} to {high:.2f})"
     if isinstance(value, float):
         return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else value
+    return f"{value:,}" if isinstance(value, int) else value or ""
 
 
 def table(found):

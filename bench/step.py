@@ -176,19 +176,16 @@ def check_gradients(student, size):
 
     hyper, batch, meta = Hyperparameters(), make_batch(size, 16, 0), make_batch(size, 16, 1)
     learner = make_learner(student, size)
-    with Tape() as tape:
+    with Tape(learner.model) as tape:
         output = learner.model(batch.inputs)
     _, (ours,) = feedback(
         learner.model,
         learner.gate,
         inputs=batch.inputs,
         output=output,
-        inner_loss=inner_loss(hyper, learner, output, batch),
-        teacher=batch.teacher,
-        distance=lambda h, gated: feature_mse(h.features, gated),
+        inner_loss=lambda h: inner_loss(hyper, learner, h, batch),
         meta_inputs=meta.inputs,
         meta_loss=lambda h: meta_loss(h, meta),
-        alpha=hyper.alpha,
         mu1=hyper.mu1,
         tape=tape,
     )

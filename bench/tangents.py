@@ -13,7 +13,7 @@ from step import make_batch, make_learner
 from torch.nn import functional as F
 
 from bird import tangents
-from bird.meta import jvp
+from bird.passes import in_forward_mode
 from bird.precision import in_bf16
 
 RULES = dict(tangents.RULES)
@@ -40,14 +40,15 @@ def main():
             theta = dict(model.named_parameters())
             direction = {name: torch.randn_like(value) for name, value in theta.items()}
             began = time.perf_counter()
-            with tangents.Tape() as tape:
+            with tangents.Tape(model) as tape:
                 model(batch.inputs)
             took = {"forward pass": time.perf_counter() - began}
             for name, left_out in WITHOUT.items():
                 for func in left_out:
                     tangents.RULES.pop(func)
                 began = time.perf_counter()
-                jvp(model, theta, direction, batch.inputs, tape if "and the tape" in name else None)
+                bare = tangents.Tape(model, keep=False)
+                in_forward_mode(model, direction, batch.inputs, tape if "and the tape" in name else bare)
                 took[name] = time.perf_counter() - began
                 tangents.RULES.update(RULES)
             for name, value in took.items() if number else ():  # the first round allocates and chooses kernels

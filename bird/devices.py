@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from bird.errors import UsageError
+from bird.errors import OutOfMemoryError, UsageError, unknown_name
 
-__all__ = ["choose_device", "send", "threads"]
+__all__ = ["choose_device", "enough_memory", "fetch", "send", "threads"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -22,7 +22,7 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(where="--device", found=repr(name), wanted="auto, cpu or cuda", fix="choose one")
+        raise unknown_name("--device", name, ("auto", "cpu", "cuda"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(where="--device", found=repr(name), wanted="a device of this machine", fix="use --device cpu")
     return device
@@ -33,6 +33,26 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def fetch(tensor: Tensor) -> Tensor:
+    """A copy in the host's pinned memory, of a tensor on a GPU: whole once the GPU's queue has come so far."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+@contextmanager
+def enough_memory(where: str, fix: str) -> Iterator[None]:
+    """Within it a full memory, of a GPU or of the machine, is OutOfMemoryError with what to do (`fix`)."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+        if not full:
+            raise
+        said = str(error).strip().split("\n")[0].split(". ")
+        found = ". ".join(said[:2]) if said[0] else "a machine without free memory"
+        raise OutOfMemoryError(where=where, found=found, wanted="memory for one batch", fix=fix) from error
 
 
 @contextmanager

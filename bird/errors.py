@@ -2,16 +2,37 @@
 
     BirdError                     1   anything of ours
     ├── UsageError                2   an unknown name or an impossible setting
+    │   └── StudentError          2   a student that BIRD's step cannot be put around
     ├── DataError                 2   a data set that is missing, malformed or too damaged
     │   ├── ImageError            2   one image that cannot be decoded (recorded and counted, rarely fatal)
     │   └── EmptyCellError        2   a (class, group) cell without samples where a metric needs one
     ├── TeacherError              4   a teacher that cannot be loaded or answers with nonsense
-    └── RunError                  1   a run folder that is damaged, unfinished or belongs to another configuration
+    │   └── MissingWeightsError   4   weights that are neither here nor to be had
+    ├── RunError                  1   a run folder that is damaged, unfinished or belongs to another configuration
+    └── OutOfMemoryError          1   a device whose memory does not hold the work
 
 The cache has a tree of its own (`bird_cache.errors`): the two packages do not import each other.
 """
 
-__all__ = ["BirdError", "DataError", "EmptyCellError", "ImageError", "RunError", "TeacherError", "UsageError"]
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BirdError",
+    "DataError",
+    "EmptyCellError",
+    "ImageError",
+    "MissingWeightsError",
+    "OutOfMemoryError",
+    "RunError",
+    "StudentError",
+    "TeacherError",
+    "UsageError",
+    "nearest",
+    "unknown_name",
+]
 
 
 class BirdError(Exception):
@@ -28,6 +49,10 @@ class UsageError(BirdError):
     """An unknown name or an impossible setting."""
 
     exit_code = 2
+
+
+class StudentError(UsageError):
+    """A student that BIRD's step cannot be put around: its answer, its derivatives or its wrapping."""
 
 
 class DataError(BirdError):
@@ -50,5 +75,37 @@ class TeacherError(BirdError):
     exit_code = 4
 
 
+class MissingWeightsError(TeacherError):
+    """Weights that are neither on this machine nor to be had from where they are published."""
+
+
 class RunError(BirdError):
     """A run folder that is damaged, unfinished or belongs to another configuration."""
+
+
+class OutOfMemoryError(BirdError):
+    """A device, or the machine itself, whose memory does not hold the work."""
+
+
+def unknown_name(
+    where: str, found: object, known: Iterable[str], fix: str = "choose one of these", *, wanted: str | None = None
+) -> UsageError:
+    """The error for a name that is none of `known`: `wanted` (by default all of them), and what was probably meant."""
+    names = list(known)
+    close = nearest(str(found), names)
+    return UsageError(
+        where=where,
+        found=repr(found),
+        wanted=wanted or f"one of {', '.join(names)}",
+        fix=f"did you mean {' or '.join(close)}?" if close else fix,
+    )
+
+
+def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """The names in `known` that `name` is probably a slip for, the nearest first, at most `most`: same letters but for the
+    case, few letters apart, or a name that it begins."""
+    plain = {each.casefold(): each for each in known}
+    typed = name.casefold()
+    close = difflib.get_close_matches(typed, plain, n=most)
+    close = close or sorted(each for each in plain if len(typed) >= 3 and each.startswith(typed))
+    return [plain[each] for each in close[:most]]

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bird.caveats import SCORES, does_not_exist, require_both_sides, require_gap, trivial, undefined
 from bird.errors import DataError, EmptyCellError
 from bird.intervals import GAPS, GapStatistic, gap_intervals, student
 
@@ -33,6 +34,7 @@ __all__ = [
     "confusion",
     "deo_floor",
     "equalized_odds",
+    "gap_floors",
     "max_deo",
     "mean_deo",
     "percentile_interval",
@@ -57,31 +59,35 @@ class Metrics:
     """One classifier on one sample. Scalars, `intervals`, `deo_floor`, `beyond_chance` are x100; `recalls` in 0..1.
 
     `confusion` is (C, M, C): [true class, group, predicted]; `recalls` and `counts` (rows a cell) are (C, M).
-    `f1_binary` has class 1 as the positive one and is None for C > 2. `intervals` maps auroc, accuracy, f1_macro,
-    mean_deo and max_deo to [low, high]; `deo_floor` maps mean and max to the DEO expected of equal recalls, and
-    `beyond_chance` to the DEO with chance taken off. With few rows a DEO may lie above its interval: chance put it there.
+    `f1_binary` has class 1 as the positive one. `intervals` maps auroc, accuracy, f1_macro, mean_deo and max_deo to
+    [low, high]; `deo_floor` maps mean and max to the DEO expected of equal recalls, and `beyond_chance` to the DEO with
+    chance taken off. With few rows a DEO may lie above its interval: chance put it there. A number that does not exist is
+    None, and `undefined` says why, by its name. `trivial` says why this classifier's gap says nothing (`bird.caveats`), if
+    so.
     """
 
     n: int
-    auroc: float
-    f1_macro: float
+    auroc: float | None
+    f1_macro: float | None
     f1_binary: float | None
-    accuracy: float
-    mean_deo: float
-    max_deo: float
+    accuracy: float | None
+    mean_deo: float | None
+    max_deo: float | None
     recalls: Floats
     counts: Ints
-    deo_floor: Mapping[str, float]
-    beyond_chance: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
+    deo_floor: Mapping[str, float | None]
+    beyond_chance: Mapping[str, float | None]
+    intervals: Mapping[str, tuple[float, float] | None]
     confusion: Ints
+    undefined: Mapping[str, str]
+    trivial: str | None
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain numbers, lists and dicts."""
         arrays = {name: getattr(self, name).tolist() for name in ("recalls", "counts", "confusion")}
-        intervals = {name: list(interval) for name, interval in self.intervals.items()}
-        chance = {"deo_floor": dict(self.deo_floor), "beyond_chance": dict(self.beyond_chance)}
-        return {**vars(self), **arrays, **chance, "intervals": intervals}
+        intervals = {name: ends and list(ends) for name, ends in self.intervals.items()}
+        plain = {name: dict(getattr(self, name)) for name in ("deo_floor", "beyond_chance", "undefined")}
+        return {**vars(self), **arrays, "intervals": intervals, **plain}
 
 
 class EqualizedOdds(NamedTuple):
@@ -135,19 +141,21 @@ def recalls(
 
 
 def mean_deo(recalls: Floats) -> float:
-    """Mean over classes of (highest - lowest recall of a group), x100; from recalls (C, M) in 0..1."""
-    return float(100 * np.ptp(recalls, axis=1).mean())
+    """Mean over classes of (highest - lowest recall of a group), x100; from recalls (C, M) in 0..1. Raises DataError for
+    one class or one group."""
+    return float(100 * np.ptp(require_gap(recalls), axis=1).mean())
 
 
 def max_deo(recalls: Floats) -> float:
-    """Largest over classes of (highest - lowest recall of a group), x100; from recalls (C, M) in 0..1."""
-    return float(100 * np.ptp(recalls, axis=1).max())
+    """Largest over classes of (highest - lowest recall of a group), x100; from recalls (C, M) in 0..1. Raises DataError
+    for one class or one group."""
+    return float(100 * np.ptp(require_gap(recalls), axis=1).max())
 
 
 def equalized_odds(labels: ArrayLike, groups: ArrayLike, predictions: ArrayLike) -> EqualizedOdds:
     """mean-DEO, max-DEO and recalls of (N,) labels, groups and predictions of any sortable kind, strings too.
 
-    Raises EmptyCellError naming every cell without rows, DataError for different lengths.
+    Raises EmptyCellError naming every cell without rows, DataError for different lengths, one class or one group.
     """
     truth, told = np.asarray(labels), np.asarray(predictions)
     class_names = np.unique(np.concatenate([truth, told]))
@@ -174,8 +182,8 @@ def assess(
     """Everything about a classifier with (N,) predictions and (N, C) scores, which rank rows within a class.
 
     `replicates` and `seed` are those of the bootstrap and of the floor (AUROC takes 200 replicates, which is enough
-    for its interval's first decimal). Raises EmptyCellError naming every cell without rows, and DataError for values
-    out of range, unequal lengths or scores that are not finite.
+    for its interval's first decimal). What one class or one group leaves undefined is None. Raises EmptyCellError naming
+    every cell without rows, and DataError for values out of range, unequal lengths or scores that are not finite.
     """
     counts = confusion(labels, groups, predictions, classes, groups_count)
     shares = recalls(counts, class_names, group_names)
@@ -186,24 +194,34 @@ def assess(
         raise DataError(
             where="scores", found=found, wanted=wanted, fix="look at the training curve: it may have diverged"
         )
+    missing = undefined(counts, class_names)
     observed = {name: float(value[0]) for name, value in statistics_of(counts[None], shares).items()}
     rng = np.random.default_rng(seed)
-    replicated = _bootstrap(counts, replicates, rng)
-    replicated["auroc"] = auroc(truth, table, _row_weights(len(truth), AUROC_REPLICATES, rng))
-    gaps = gap_intervals(counts, seed=seed)
-    intervals = {name: percentile_interval(values) for name, values in replicated.items()}
-    intervals |= {name: (gap.low, gap.high) for name, gap in gaps.items()}
+    intervals = {name: percentile_interval(each) for name, each in _bootstrap(counts, replicates, rng).items()}
+    if "auroc" not in missing:
+        observed["auroc"] = float(auroc(truth, table)[0])
+        intervals["auroc"] = percentile_interval(auroc(truth, table, _row_weights(len(truth), AUROC_REPLICATES, rng)))
+    if "f1_binary" not in missing:
+        observed["f1_binary"] = float(100 * _f1(counts[None])[0, 1])
+    floor: Mapping[str, float | None] = {"mean": None, "max": None}
+    beyond: Mapping[str, float | None] = floor
+    if "deo_floor" not in missing:
+        floor = deo_floor(counts, replicates=replicates, seed=seed)
+        gaps = gap_intervals(counts, seed=seed)
+        intervals |= {name: (gap.low, gap.high) for name, gap in gaps.items()}
+        beyond = {name.removesuffix("_deo"): gap.beyond_chance for name, gap in gaps.items()}
+    gone = {name.removeprefix("intervals.") for name in missing}
     return Metrics(
         n=len(truth),
-        auroc=float(auroc(truth, table)[0]),
-        f1_binary=float(100 * _f1(counts[None])[0, 1]) if classes == 2 else None,
-        **observed,
+        **{name: None if name in missing else observed[name] for name in SCORES},
         recalls=shares,
         counts=counts.sum(2),
-        deo_floor=deo_floor(counts, replicates=replicates, seed=seed),
-        beyond_chance={name.removesuffix("_deo"): gap.beyond_chance for name, gap in gaps.items()},
-        intervals=intervals,
+        deo_floor=floor,
+        beyond_chance=beyond,
+        intervals={name: None if name in gone else intervals[name] for name in (*STATISTICS, "auroc")},
         confusion=counts,
+        undefined=missing,
+        trivial=trivial(counts, class_names),
     )
 
 
@@ -213,21 +231,35 @@ def deo_floor(confusion: Ints, *, replicates: int = 10_000, seed: int = 0) -> di
     What a classifier would show on average whose recall in each class is the same in all groups (the observed one,
     pooled over the groups) with as many rows a cell as here: with few rows, equal recalls do not look equal.
     """
+    gaps = _chance_gaps(confusion, replicates, seed)
+    return {"mean": float(gaps.mean()), "max": float(gaps.max(1).mean())}
+
+
+def gap_floors(confusion: Ints, *, replicates: int = 10_000, seed: int = 0) -> Floats:
+    """The gap (x100) that each class is expected to show by chance alone, (C,); their mean is the floor of mean-DEO."""
+    floors: Floats = _chance_gaps(confusion, replicates, seed).mean(0)
+    return floors
+
+
+def _chance_gaps(confusion: Ints, replicates: int, seed: int) -> Floats:
+    """Gaps (x100) of the classes, (R, C), in samples in which a class's recall is the same in all groups."""
     counts, correct = confusion.sum(2), np.einsum("cmc->cm", confusion)
     pooled = correct.sum(1, keepdims=True) / counts.sum(1, keepdims=True)
     draws = np.random.default_rng(seed).binomial(counts, pooled, size=(replicates, *counts.shape)) / counts
-    gaps = 100 * np.ptp(draws, axis=2)
-    return {"mean": float(gaps.mean()), "max": float(gaps.max(1).mean())}
+    gaps: Floats = 100 * np.ptp(draws, axis=2)
+    return gaps
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike, weights: Iterator[Ints] | None = None) -> Floats:
     """AUROC x100, macro one-vs-rest, of (N, C) scores; for C = 2 that of class 1's score. Ties count half.
 
     `weights` yields integer row weights (N, B): one AUROC each; without it there is one, of unit weights. A class whose
-    rows (or whose rest) all have weight 0 keeps its unweighted AUROC.
+    rows (or whose rest) all have weight 0 keeps its unweighted AUROC. Raises DataError naming a class that has no row, or
+    all of them: its AUROC does not exist.
     """
     truth, table = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     classes = [1] if table.shape[1] == 2 else range(table.shape[1])
+    require_both_sides(truth, classes)
     one_vs_rest = [_one_vs_rest(truth == c, table[:, c]) for c in classes]
     plain = [area(np.ones((len(truth), 1), np.int64), np.zeros(1)) for area in one_vs_rest]
     areas = [plain]
@@ -240,14 +272,18 @@ def auroc(labels: ArrayLike, scores: ArrayLike, weights: Iterator[Ints] | None =
 def two_level_interval(
     confusions: Sequence[Ints], statistic: Statistic = "mean_deo", replicates: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """(mean, low, high), x100, of a statistic over runs of several seeds; see `two_level_intervals`."""
-    return two_level_intervals(confusions, replicates, seed)[statistic]
+    """(mean, low, high), x100, of a statistic over runs of several seeds; see `two_level_intervals`. Raises DataError for
+    one that does not exist."""
+    found = two_level_intervals(confusions, replicates, seed)
+    if statistic not in found:
+        raise does_not_exist(statistic, confusions[0])
+    return found[statistic]
 
 
 def two_level_intervals(
     confusions: Sequence[Ints], replicates: int = 10_000, seed: int = 0
 ) -> dict[str, tuple[float, float, float]]:
-    """(mean, low, high), x100, of each statistic over runs: one (C, M, C) confusion for each training seed.
+    """(mean, low, high), x100, of each statistic over runs that exists: one (C, M, C) confusion for each training seed.
 
     The interval speaks of the mean over training seeds, on rows such as these. Two errors add in squares: that of the
     seeds, by Student's t, and that of the rows, which counts as common to all seeds, since seeds share their test set.
@@ -259,7 +295,6 @@ def two_level_intervals(
         )
     count, rng = len(confusions), np.random.default_rng(seed)
     each = [{name: float(value[0]) for name, value in statistics_of(c[None], recalls(c)).items()} for c in confusions]
-    means = {name: float(np.mean([values[name] for values in each])) for name in STATISTICS}
     errors: dict[str, float] = dict.fromkeys(STATISTICS, 0.0)
     if count > 1:
         times = student(0.975, count - 1) / np.sqrt(count)
@@ -273,8 +308,12 @@ def two_level_intervals(
             ends[name].append((max(0.0, values[name] - below), min(100.0, values[name] + above)))
         for name, gap in gap_intervals(counts, seed=seed, added=added).items():
             ends[name].append((gap.low, gap.high))
-    means_of_ends = {name: np.mean(ends[name], axis=0) for name in STATISTICS}
-    return {name: (means[name], float(low), float(high)) for name, (low, high) in means_of_ends.items()}
+    missing = undefined(confusions[0])
+    found: dict[str, tuple[float, float, float]] = {}
+    for name in (name for name in STATISTICS if name not in missing):
+        low, high = np.mean(ends[name], axis=0)
+        found[name] = float(np.mean([values[name] for values in each])), float(low), float(high)
+    return found
 
 
 STATISTICS: tuple[Statistic, ...] = ("accuracy", "f1_macro", "mean_deo", "max_deo")
@@ -287,16 +326,17 @@ def statistics_of(counts: Ints, observed: Floats) -> dict[str, Floats]:
     gaps = np.ptp(np.where(cells > 0, correct / np.maximum(cells, 1), observed), axis=2)
     return {
         "accuracy": 100 * correct.sum((1, 2)) / cells.sum((1, 2)),
-        "f1_macro": 100 * _f1(counts).mean(1),
+        "f1_macro": 100 * np.nanmean(_f1(counts), axis=1),
         "mean_deo": 100 * gaps.mean(1),
         "max_deo": 100 * gaps.max(1),
     }
 
 
 def _f1(counts: Ints) -> Floats:
-    """F1 of each class, (R, C), in 0..1, of counts (R, C, M, C); 0 for a class neither present nor predicted."""
-    present, predicted = counts.sum((2, 3)), counts.sum((1, 2))
-    f1: Floats = 2 * np.einsum("rcmc->rc", counts) / np.maximum(present + predicted, 1)
+    """F1 of each class, (R, C), in 0..1, of counts (R, C, M, C); NaN for a class neither present nor predicted, which has
+    none: a draw's macro F1 is the mean of the others."""
+    rows = counts.sum((2, 3)) + counts.sum((1, 2))
+    f1: Floats = np.where(rows > 0, 2 * np.einsum("rcmc->rc", counts) / np.maximum(rows, 1), np.nan)
     return f1
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from bird.caveats import undefined
 from bird.errors import DataError
 from bird.intervals import GAPS, TAIL, Curves, GapStatistic, cells_of, curves_of, mean_curve, over_classes, student
 from bird.metrics import STATISTICS, Statistic, confusion, recalls, statistics_of
@@ -92,7 +93,8 @@ def compare(
     replicates: int = 400,
     seed: int = 0,
 ) -> dict[str, Comparison]:
-    """accuracy, f1_macro, mean_deo and max_deo of `method` minus `reference`, over the seeds that both have.
+    """accuracy, f1_macro, mean_deo and max_deo of `method` minus `reference`, as far as they exist (`bird.caveats`), over
+    the seeds that both have.
 
     `replicates` are those of the rows' bootstrap. Raises DataError if no seed is shared or, within a seed, the rows are
     not the same.
@@ -102,19 +104,20 @@ def compare(
     observed = [statistics_of(each[None], recalls(each)) for each in counts]
     values = {name: np.array([each[name][0] for each in observed]).reshape(2, -1) for name in STATISTICS}
     one_set = all(list(run.ids) == list(runs[0].ids) for run in runs)
-    found: dict[Statistic, Comparison] = {}
-    for name, influence in _INFLUENCES.items():
+    missing, found = undefined(counts[0]), {}
+    for name in (each for each in _INFLUENCES if each not in missing):
+        influence = _INFLUENCES[name]
         shares = np.stack([influence(run, classes) for run in runs]) if one_set else None
         rows = None if shares is None else shares @ shares.T
         found[name] = _comparison(values[name], _errors(rows, values[name]), _plain(values[name]))
     moved = _apart(runs)
-    for statistic in GAPS:
+    for statistic in (each for each in GAPS if each not in missing):
         curves = [curves_of(cells_of(each, seed, DRAWS), statistic, moved) for each in counts]
         rows = _gap_covariance(runs, curves, statistic, replicates, seed) if one_set else None
         found[statistic] = _comparison(
             values[statistic], _errors(rows, values[statistic]), _read(values[statistic], curves)
         )
-    return {name: found[name] for name in STATISTICS}
+    return {name: found[name] for name in STATISTICS if name in found}
 
 
 def sign_flip_p(differences: Sequence[float]) -> float | None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from bird.gate import Gate
+from bird.guard import Guard
 from bird.meta import Weight, weigh
 from bird.methods.base import Learner, SingleLearner
 from bird.students import StudentOutput
@@ -47,18 +48,18 @@ class StackedAdapters(nn.Module):
         *,
         inputs: Tensor,
         output: StudentOutput,
-        inner_loss: Tensor,
+        u: Sequence[Tensor],
         meta_inputs: Tensor,
         meta_loss: Callable[[StudentOutput], Tensor],
         mu1: Weight,
     ) -> tuple[Tensor, StudentOutput]:
-        """`bird.meta.sensitivity` without a (d, d) gradient. The look-ahead moves W by -mu1 G^T X with G = dL_in/dh, and so
-        the answer on meta inputs X_m by -mu1 (X_m X^T) G; v is G_m^T X_m, and so dh = (X X_m^T) G_m. The bias adds 1 to
-        the kernel X_m X^T. What is left are products of batch by batch by d.
+        """L_o(theta') and Jv (bird.meta.Sensitive) without a (d, d) gradient. The look-ahead moves W by -mu1 G^T X with
+        G = dL_in/dh, and so the answer on meta inputs X_m by -mu1 (X_m X^T) G; v is G_m^T X_m, and so dh = (X X_m^T) G_m.
+        The bias adds 1 to the kernel X_m X^T. What is left are products of batch by batch by d.
         """
         W, b, V, c = (parameter.detach() for parameter in self.parameters())
         features = output.features.detach()
-        g_h, g_z = grad(inner_loss.sum(), list(output), retain_graph=True, materialize_grads=True)
+        g_h, g_z = grad(list(output), list(output), list(u), retain_graph=True)  # what h moves through z, too
         kernel = meta_inputs @ inputs.mT + 1
         h = (linear(meta_inputs, W, b) - weigh(mu1, kernel @ g_h)).requires_grad_()  # on meta, at theta'
         V_ahead, c_ahead = V - weigh(mu1, g_z.mT @ features.relu()), c - weigh(mu1, g_z.sum(-2))
@@ -84,6 +85,7 @@ class StackedLearner(Learner):
         self.model = StackedAdapters(students)
         gates = [learner.gate for learner in learners if isinstance(learner.gate, Gate)]
         self.gate = stacked_gate(gates) if gates else None
+        self.guard = Guard()
         self.optimizer = joint_optimizer([learner.optimizer for learner in learners])
 
     def descend(self, loss: Float[Tensor, "*models"]) -> None:

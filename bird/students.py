@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from bird.errors import RunError, UsageError
+from bird.errors import RunError, UsageError, unknown_name
 from bird.tiny import TINY, TINY_STAGES, build_tiny
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Student",
     "StudentOutput",
     "build_student",
+    "input_recipe",
     "load_student",
     "require_stages",
     "student_files",
@@ -227,12 +228,7 @@ def build_student(
     Raises UsageError for an unknown architecture.
     """
     if architecture not in STUDENTS:
-        raise UsageError(
-            where="--student",
-            found=repr(architecture),
-            wanted=f"one of {', '.join(STUDENTS)}",
-            fix="see `bird list students`",
-        )
+        raise unknown_name("--student", architecture, STUDENTS, "see `bird list students`")
     kind = STUDENTS[architecture]
     if kind.input == "features":
         if feature_mean is None or feature_std is None:
@@ -260,17 +256,46 @@ def require_stages(architecture: str) -> tuple[str, ...]:
     return STUDENTS[architecture].stages
 
 
-def student_files(student: Student, cache_fingerprint: str | None = None) -> dict[str, bytes]:
-    """A student as the two files that `load_student` reads: safetensors weights, and JSON with their sha256 and, where it
-    was distilled from a cache, that cache's fingerprint."""
+def student_files(
+    student: Student,
+    cache_fingerprint: str | None = None,
+    class_names: Sequence[str] | None = None,
+    group_names: Sequence[str] | None = None,
+) -> dict[str, bytes]:
+    """A student as the two files that `load_student` reads: safetensors weights, and JSON with their sha256, what it reads
+    (`input_recipe`), the names of its classes in the order of its logits, the names of the groups it was judged by, and,
+    where it was distilled from a cache, that cache's fingerprint."""
     weights = save_tensors({name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()})
     about = {
         "format": "bird-student-1",
         **student.describe(),
         "sha256": hashlib.sha256(weights).hexdigest(),
         "cache_fingerprint": cache_fingerprint,
+        "class_names": None if class_names is None else [*class_names],
+        "group_names": None if group_names is None else [*group_names],
+        "input": input_recipe(student),
+        "outputs": {"features": ["batch", student.dim], "logits": ["batch", student.classes]},
     }
     return {"student.safetensors": weights, "student.json": json.dumps(about, indent=1).encode()}
+
+
+def input_recipe(student: Student) -> dict[str, Any]:
+    """What a student reads, for whoever runs it elsewhere: how pixels are made of a file (`bird.images.decode_image`,
+    `bird.transforms.center_view`, `unit_range`), or that it reads features."""
+    if student.input == "features":
+        return {"kind": "features", "shape": ["batch", student.mean.shape[0]], "normalisation": "inside the student"}
+    side = student.image_size
+    return {
+        "kind": "image",
+        "shape": ["batch", 3, side, side],
+        "decode": "RGB of 8 bits, turned as EXIF says, transparency over black",
+        "resize": f"short side to {side} pixels, bilinear with antialias (torchvision)",
+        "crop": f"the {side} x {side} pixels in the centre",
+        "range": "0 to 1: values of 0 to 255 divided by 255",
+        "normalisation": "inside the student",
+        "mean": student.mean.flatten().tolist(),
+        "std": student.std.flatten().tolist(),
+    }
 
 
 def load_student(folder: Path) -> Student:

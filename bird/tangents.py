@@ -12,24 +12,36 @@ and batch norm y = g x^ + b, with x^ = (x - mean) / std over the n values of a c
 that is two sums, which batch norm's backward kernel gives as the gradients of weight and bias, one batch norm in evaluation
 mode, and one product. torch's own rules take a dozen passes over memory for the latter and compute y again for all; a `Tape`
 has kept y, mean and std from the forward pass before, at no cost: autograd keeps them, too.
+
+A tangent that is missing is not a zero. torch itself passes over two things in silence, and here they are seen: an operator
+of another library without a forward rule (NotImplementedError), and `torch.no_grad` inside the student, which forward
+mode does not know (no tangent goes through it, as no gradient does).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, cast, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-__all__ = ["Chances", "FastTangents", "Tape", "same_chances"]
+__all__ = ["Chances", "FastTangents", "Tape", "native_recurrence", "same_chances"]
 
 PRODUCTS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 """What is linear in its input and affine in its weight and bias."""
+KEPT = (*PRODUCTS, F.batch_norm, F.max_pool2d)
+"""What a tape keeps."""
+RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+ATTENTION = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}
+"""Attention, and which argument says how much of it is dropped."""
 
 
 class Chances(NamedTuple):
@@ -58,8 +70,8 @@ class Kept(NamedTuple):
         return self.value._version == self.version
 
 
-class _Ruled(TorchFunctionMode):
-    """Passes on what has no rule here."""
+class _Mode(TorchFunctionMode):
+    """Sees all calls of torch, but those in compiled code."""
 
     def __torch_function__(
         self,
@@ -68,49 +80,90 @@ class _Ruled(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call `func`, by `call` if it has a rule."""
-        kwargs = kwargs or {}
-        if func not in RULES or kwargs.get("return_indices"):
-            return func(*args, **kwargs)
-        return self.call(func, args, {name: value for name, value in kwargs.items() if name != "return_indices"})
+        """What stands in the place of a call."""
+        if torch.compiler.is_compiling():
+            return func(*args, **(kwargs or {}))
+        return self.call(func, args, kwargs or {})
 
-    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """What stands in the place of a call that has a rule."""
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What stands in the place of a call in eager code."""
         raise NotImplementedError
 
 
 @final
-class Tape(_Ruled):
-    """Keeps what the calls within it give that have a rule here, in their order, for a JVP at the same parameters and
-    inputs (`FastTangents`), and the state of the random numbers at its begin, for students that draw."""
+class Tape(_Mode):
+    """Keeps of the forward pass within it what a second pass at the same parameters and inputs can use: what calls with a
+    rule gave, in their order (`FastTangents`; not with `keep` off); the student's buffers and the state of the random
+    numbers at its begin, for students that move the former and draw; and how finely it was computed."""
 
-    def __init__(self) -> None:
+    def __init__(self, student: nn.Module | None = None, *, keep: bool = True) -> None:
         super().__init__()
-        self.calls: list[Kept] = []
+        self.keep, self.calls = keep, list[Kept]()
+        self.dtypes: set[torch.dtype] = set()
         self.chances = Chances.now()
+        self.buffers = {} if student is None else {name: value.clone() for name, value in student.named_buffers()}
 
-    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Call `func` in the form that tells all that autograd will keep, and keep it."""
-        result, *more = TELLING[func](*args, **kwargs) if func in TELLING else (func(*args, **kwargs),)
-        self.calls.append(Kept(func, _weight(args, kwargs), result.detach(), result._version, tuple(more)))
+        if self.keep and func in KEPT and not kwargs.get("return_indices"):
+            kwargs = {name: value for name, value in kwargs.items() if name != "return_indices"}
+            result, *more = TELLING[func](*args, **kwargs) if func in TELLING else (func(*args, **kwargs),)
+            self.calls.append(Kept(func, _weight(args, kwargs), result.detach(), result._version, tuple(more)))
+        elif func in ATTENTION and _drops(func, args, kwargs):
+            # Fused kernels draw in ways of their own, which no pass that has tangents can repeat.
+            with sdpa_kernel(SDPBackend.MATH):
+                result = func(*args, **kwargs)
+        else:
+            result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self.dtypes.add(result.dtype)
         return result
+
+    @contextmanager
+    def again(self, student: nn.Module) -> Iterator[None]:
+        """For the same pass once more: within it `student` has the buffers of then, and torch draws what it drew then."""
+        with torch.no_grad():
+            for name, value in student.named_buffers():
+                value.copy_(self.buffers[name])
+        with same_chances(self.chances), Tape(keep=False):
+            yield
 
 
 @final
-class FastTangents(_Ruled):
+class FastTangents(_Mode):
     """Within it the rules above hold, with what is on `tape` where the calls are the same in the same order. Batch norm in
     training updates no running statistics."""
 
     def __init__(self, tape: Tape | None = None) -> None:
         super().__init__()
-        self.calls = iter(() if tape is None else tape.calls)
+        self.tape = Tape(keep=False) if tape is None else tape
+        self.calls = iter(self.tape.calls)
 
-    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """The rule, with the next kept call if it is this one."""
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call `func` by its rule, if it has one. Raises NotImplementedError for an operator that torch does not know, if it
+        loses the tangent."""
+        if not torch.is_grad_enabled():
+            args, kwargs = tree_map_only(Tensor, lambda each: parts(each)[0], (args, kwargs))
+            return func(*args, **kwargs)
+        if func in RECURRENT:
+            with native_recurrence():
+                return func(*args, **kwargs)
+        known = func in KEPT and not kwargs.get("return_indices")
+        result = self.by_rule(func, args, kwargs) if known else func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self.tape.dtypes.add(result.dtype)
+        foreign = isinstance(func, OpOverload | OpOverloadPacket) and func.__module__ != "torch._ops.aten"
+        if foreign and _moves((args, kwargs)) and not _moves(result):
+            raise NotImplementedError(f"the operator {func} has no forward rule")
+        return result
+
+    def by_rule(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """What its rule gives, with the next kept call if it is this one."""
+        kwargs = {name: value for name, value in kwargs.items() if name != "return_indices"}
         kept = next(self.calls, None)
         if kept is not None and (kept.func is not func or kept.weight != _weight(args, kwargs)):
             kept = None
-        return RULES[func](func, kept, *args, **kwargs)
+        return RULES[func](func, kept, *args, **kwargs) if func in RULES else cast(Tensor, func(*args, **kwargs))
 
 
 def product(
@@ -155,7 +208,7 @@ def batch_norm(
         y, mean, inverse = torch.native_batch_norm(x, g, b, None, None, True, 0.0, eps)
     else:
         mean, inverse = kept.more
-        y = kept.value if kept.intact() else F.batch_norm(x, mean, inverse.pow(-2), g, b, eps=0.0)
+        y = kept.value if kept.intact() else F.batch_norm(x, mean, inverse.pow(-2).sub_(eps), g, b, eps=eps)
     _, along, total = torch.ops.aten.native_batch_norm_backward(
         dx, x, g, None, None, mean, inverse, True, eps, [False, True, True]
     )
@@ -163,7 +216,7 @@ def batch_norm(
     share = scale * (x.shape[1] / x.numel())
     slope, shift = -share * along, -share * total
     slope, shift = slope if dg is None else slope + dg, shift if db is None else shift + db
-    dy = F.batch_norm(x, mean, inverse.pow(-2), slope, shift, eps=0.0)
+    dy = F.batch_norm(x, mean, inverse.pow(-2).sub_(eps), slope, shift, eps=eps)  # torch 2.11 wants an eps > 0
     return dual(y, dy.addcmul_(dx, scale.view(-1, *[1] * (x.ndim - 2)).to(dx.dtype)))
 
 
@@ -236,6 +289,31 @@ def dual(value: Tensor, tangent: Tensor) -> Tensor:
 def parts(value: Tensor | None) -> tuple[Any, Any]:
     """Value and tangent, None where there is none."""
     return (None, None) if value is None else tuple(forward_ad.unpack_dual(value))  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def native_recurrence() -> Iterator[None]:
+    """Within it LSTM and its like are computed by torch itself: oneDNN's and cuDNN's have no forward rule."""
+    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    before = [each.enabled for each in libraries]
+    for each in libraries:
+        each.enabled = False
+    try:
+        yield
+    finally:
+        for each, enabled in zip(libraries, before, strict=True):
+            each.enabled = enabled
+
+
+def _drops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of attention drops some of it."""
+    place = ATTENTION[func]
+    return bool(kwargs.get("dropout_p", args[place] if len(args) > place else 0.0))
+
+
+def _moves(values: Any) -> bool:
+    """Whether any tensor among them has a tangent."""
+    return any(isinstance(each, Tensor) and parts(each)[1] is not None for each in tree_leaves(values))
 
 
 def _weight(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:

@@ -33,6 +33,8 @@ def pytest_terminal_summary(terminalreporter):
     counts: dict[str, int] = {}
     for report in terminalreporter.stats.get("passed", []):
         for fault, count in report.user_properties if report.when == "call" else ():
+            if not fault[0].isdigit():  # a figure, not a fault's number in the list of faults
+                continue
             counts[fault] = counts.get(fault, 0) + count
     for fault, count in sorted(counts.items(), key=lambda item: int(item[0].split()[0])):
         terminalreporter.write_line(f"fault {fault}: {count:,} tried, none silent")

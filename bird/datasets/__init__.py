@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from bird.datasets.cifar10s import Cifar10S
 from bird.datasets.digits_s import DigitsS
 from bird.datasets.table import TableDataset
 from bird.datasets.utkface import UTKFace
-from bird.errors import DataError, UsageError
+from bird.errors import DataError, UsageError, unknown_name
 
 __all__ = ["DATASETS", "DatasetKind", "Scalar", "open_dataset"]
 
@@ -57,7 +56,8 @@ DATASETS: dict[str, DatasetKind] = {
         description="CelebA faces: Attractive by Male, official partition, test cells of equal size",
         layout=(
             "img_align_celeba/*.jpg, list_attr_celeba.txt and list_eval_partition.txt, directly or in celeba/, from"
-            " the CelebA page of the Chinese University of Hong Kong (torchvision.datasets.CelebA downloads them)"
+            " the CelebA page of the Chinese University of Hong Kong (torchvision.datasets.CelebA downloads them); lists as"
+            " CSV or in Anno/ and Eval/, PNGs, and images in Img/ or img_align_celeba/img_align_celeba/ are read, too"
         ),
         open=CelebA,
     ),
@@ -71,7 +71,10 @@ DATASETS: dict[str, DatasetKind] = {
     ),
     "table": DatasetKind(
         description="your own images: a folder with a CSV or Parquet table of path, label and group",
-        layout="samples.csv or samples.parquet with columns path, label, group and, if wanted, split and id",
+        layout=(
+            "samples.csv or samples.parquet with columns path, label, group and, if wanted, split, id and subject (a subject"
+            " stays in one split); in Parquet the images may be inside, in a column image of bytes or {bytes, path}"
+        ),
         open=TableDataset,
     ),
 }
@@ -84,7 +87,7 @@ def open_dataset(name: str, root: Path | None = None, **settings: Scalar) -> Dat
     Raises UsageError for an unknown name or setting, DataError for a folder that does not hold the data set.
     """
     if name not in DATASETS:
-        raise _unknown("data set", name, list(DATASETS))
+        raise unknown_name("--dataset", name, DATASETS, "see `bird list datasets`")
     kind = DATASETS[name]
     values = _checked(name, settings, kind.defaults)
     if not kind.needs_root:
@@ -110,7 +113,7 @@ def _checked(name: str, settings: dict[str, Scalar], defaults: dict[str, Scalar]
     values: dict[str, Scalar] = {}
     for key, value in settings.items():
         if key not in defaults:
-            raise _unknown(f"setting of data set {name}", key, list(defaults))
+            raise unknown_name(f"setting of data set {name}", key, defaults)
         kind = type(defaults[key])
         if kind is float and type(value) is int:
             value = float(value)
@@ -123,13 +126,3 @@ def _checked(name: str, settings: dict[str, Scalar], defaults: dict[str, Scalar]
             )
         values[key] = value
     return values
-
-
-def _unknown(what: str, name: str, known: list[str]) -> UsageError:
-    close = difflib.get_close_matches(name, known, n=1)
-    return UsageError(
-        where=what,
-        found=repr(name),
-        wanted=f"one of {', '.join(known)}",
-        fix=f"did you mean {close[0]}?" if close else "choose one of these",
-    )

@@ -2,7 +2,7 @@
 
 `prepare` turns a listing into the sample table that a cache or a training run is planned on:
 
-    listing -> content digests -> drop conflicting copies -> splits -> limit -> carve meta -> no copy on two sides
+    listing -> content digests -> drop conflicting copies -> splits -> carve meta -> no copy on two sides -> limit
 
 Everything here is deterministic: what is kept is decided by hashes of the samples' contents, never by position.
 """
@@ -15,11 +15,15 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from bird.datasets.accounting import Lost, Problem, count_problems, count_rows, first_of
+from bird.datasets.drawing import carve_meta, subset
+from bird.datasets.subjects import whole_subjects
 from bird.errors import DataError
 
 __all__ = [
@@ -29,24 +33,16 @@ __all__ = [
     "Problem",
     "SampleTable",
     "carve_meta",
+    "empty_cells",
     "prepare",
     "require_test_cells",
     "subset",
 ]
 
 SPLITS = ("train", "meta", "test")
+COPY_BY_NAME = "copy by its file name"
 Strings = NDArray[np.object_]
 Ints = NDArray[np.int64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One sample that was left out: which, why, and, where known, of which class and group (-1: unknown)."""
-
-    id: str
-    reason: str
-    label: int = -1
-    group: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +54,18 @@ class Listing:
     groups: Ints
     splits: Strings
     problems: tuple[Problem, ...] = ()
+    left_out: tuple[Problem, ...] = ()
+    """samples that are left out for no fault of their files: a further file of the same face, a part that is not used"""
+    compared: tuple[str, ...] = ()
+    """ids of left-out samples whose byte-identical copies carry no usable label"""
 
     @staticmethod
-    def of(rows: Iterable[tuple[str, int, int, str]], problems: Sequence[Problem] = ()) -> Listing:
+    def of(
+        rows: Iterable[tuple[str, int, int, str]],
+        problems: Sequence[Problem] = (),
+        left_out: Sequence[Problem] = (),
+        compared: Sequence[str] = (),
+    ) -> Listing:
         """From (id, label, group, split) rows. Raises DataError for a repeated id."""
         rows = list(rows)
         ids, labels, groups, splits = ([*column] for column in zip(*rows, strict=True)) if rows else ([], [], [], [])
@@ -73,7 +78,7 @@ class Listing:
                 fix="rename or remove the copies",
             )
         numbers = np.array(labels, np.int64), np.array(groups, np.int64)
-        return Listing(_strings(ids), *numbers, _strings(splits), tuple(problems))
+        return Listing(_strings(ids), *numbers, _strings(splits), tuple(problems), tuple(left_out), tuple(compared))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +95,8 @@ class SampleTable:
     digests: Strings
     problems: tuple[Problem, ...] = ()
     notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    left_out: Mapping[Lost, int] = dataclasses.field(default_factory=dict)
+    """everything that was listed and is not in the table"""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -120,6 +127,12 @@ class Dataset(ABC):
     settings: Mapping[str, str | int | float | bool]
     max_pixels: int | None = None
     """what an image file may hold, None for 64 million; more is refused from its header"""
+    remarks: tuple[str, ...] = ()
+    """sentences on what was read in another way than it is written, or not at all"""
+    filtered: str = "left out by the split settings"
+    """why `assign_splits` leaves rows out"""
+    subjects: Mapping[str, str] | None = None
+    """id -> who is in the image, where the data set knows: a subject is never in two splits"""
 
     @abstractmethod
     def listing(self) -> Listing:
@@ -132,6 +145,10 @@ class Dataset(ABC):
     @abstractmethod
     def decode(self, id: str, data: bytes) -> NDArray[np.uint8]:
         """RGB pixels (height, width, 3) of one sample from its source bytes. Raises ImageError."""
+
+    def file(self, id: str) -> Path | None:
+        """The file of one sample, for messages; None where it has none of its own."""
+        return None
 
     def digest(self, id: str, data: bytes) -> str:
         """Content hash of one sample; a data set that alters pixels after decoding mixes in what it does."""
@@ -166,9 +183,13 @@ def prepare(
     table = _with_digests(dataset, found, workers)
     _check(dataset, found, table, max_problem_share)
     notes = {"listed": len(found.ids), "unusable": len(table.problems)}
-    table, copies = _drop_conflicts(table, keep_conflicts)
+    elsewhere = Listing.of((id, -1, -1, "") for id in found.compared)
+    foreign = set(_with_digests(dataset, elsewhere, workers).digests.tolist())
+    table, copies = _drop_conflicts(table, keep_conflicts, foreign)
     notes |= copies
+    lost = count_problems((*table.problems, *found.left_out))
     splits = dataset.assign_splits(table)
+    lost += count_rows(table, splits == "", dataset.filtered)
     table = dataclasses.replace(table, splits=splits).take(splits != "")
     if len(table) == 0:
         raise DataError(
@@ -177,64 +198,24 @@ def prepare(
             wanted="at least one in a split",
             fix="look at the split settings and at the conflicting copies",
         )
-    if limit is not None:
-        table = table.take(subset(table, limit))
     if "meta" not in table.splits:
         table = dataclasses.replace(table, splits=carve_meta(table, meta_fraction, meta_at_least, split_seed))
-    table, notes["copies_dropped_across_splits"] = _one_side_only(table)
+        if dataset.subjects is not None:
+            table = dataclasses.replace(table, splits=whole_subjects(table, table.splits, dataset.subjects, "meta"))
+    keep = _one_side_only(table)
+    lost += count_rows(table, ~keep, "copy across splits")
+    table, notes["copies_dropped_across_splits"] = table.take(keep), int((~keep).sum())
+    if limit is not None:  # last: carving from what a limit left would take its least number a cell from very few
+        chosen = subset(table, limit)
+        lost += count_rows(table, ~np.isin(np.arange(len(table)), chosen), "not in --limit")
+        table = table.take(chosen)
+    train = table.digests[table.splits == "train"].tolist()
+    notes["copies_that_count_twice_in_train"] = len(train) - len(set(train))
+    if by_name := sum(problem.kind == COPY_BY_NAME for problem in found.left_out):
+        notes["copies_by_name"] = by_name
     rank = {name: position for position, name in enumerate(SPLITS)}
     order = np.argsort([rank[split] for split in table.splits], kind="stable")
-    return dataclasses.replace(table.take(order), notes=notes)
-
-
-def subset(table: SampleTable, limit: int) -> Ints:
-    """Rows of a deterministic subset of `limit` samples with the proportions of (split, class, group), in table order.
-
-    Largest remainders decide the counts (a stratum keeps at least one sample where `limit` allows), content hashes
-    decide which samples.
-    """
-    if limit >= len(table):
-        return np.arange(len(table))
-    strata: dict[tuple[str, int, int], list[int]] = {}
-    for row, key in enumerate(zip(table.splits, table.labels.tolist(), table.groups.tolist(), strict=True)):
-        strata.setdefault(key, []).append(row)
-    strata = dict(
-        sorted(strata.items())
-    )  # equal remainders: the first stratum by name, not by position, gets the sample
-    quota = np.array([limit * len(rows) / len(table) for rows in strata.values()])
-    counts = np.floor(quota).astype(int)
-    if limit >= len(strata):
-        counts = np.maximum(counts, 1)
-    while (missing := limit - int(counts.sum())) != 0:
-        gap = quota - counts
-        if missing > 0:
-            counts[np.argsort(-gap, kind="stable")[:missing]] += 1
-        else:  # the minimum of one overshot: take from where the count exceeds its quota most
-            counts[np.argsort(np.where(counts > 1, gap, np.inf), kind="stable")[0]] -= 1
-    chosen = [
-        row
-        for count, rows in zip(counts.tolist(), strata.values(), strict=True)
-        for row in sorted(rows, key=lambda row: _rank(table, row, 0))[:count]
-    ]
-    return np.array(sorted(chosen), np.int64)
-
-
-def carve_meta(table: SampleTable, fraction: float, at_least: int, seed: int) -> Strings:
-    """The splits with a meta split carved from train: `fraction` of each (class, group) cell, at least `at_least`
-    samples, but never more than half a cell (a cell emptied of training samples would be a bias of our making)."""
-    splits = table.splits.copy()
-    cells: dict[tuple[int, int], list[int]] = {}
-    for row in np.flatnonzero(table.splits == "train").tolist():
-        cells.setdefault((int(table.labels[row]), int(table.groups[row])), []).append(row)
-    for rows in cells.values():
-        count = min(max(math.ceil(fraction * len(rows)), at_least), len(rows) // 2)
-        splits[sorted(rows, key=lambda row: _rank(table, row, seed))[:count]] = "meta"
-    return splits
-
-
-def _rank(table: SampleTable, row: int, seed: int) -> tuple[int, str]:
-    """Pseudo-random but content-addressed order; byte-identical samples are neighbours."""
-    return xxhash.xxh3_64_intdigest(table.digests[row].encode(), seed), table.ids[row]
+    return dataclasses.replace(table.take(order), notes=notes, left_out=dict(sorted(lost.items())))
 
 
 def _with_digests(dataset: Dataset, found: Listing, workers: int) -> SampleTable:
@@ -242,13 +223,16 @@ def _with_digests(dataset: Dataset, found: Listing, workers: int) -> SampleTable
         try:
             return dataset.digest(id, dataset.read(id))
         except OSError as error:
-            return Problem(id, f"unreadable: {error.strerror or error}")
+            kind = "missing file" if isinstance(error, FileNotFoundError) else "unreadable file"
+            return Problem(id, f"unreadable: {error.strerror or error}", kind=kind)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         results = list(pool.map(one, found.ids, chunksize=64))
     good = np.array([isinstance(result, str) for result in results], dtype=bool)
     problems = [
-        dataclasses.replace(result, label=int(found.labels[row]), group=int(found.groups[row]))
+        dataclasses.replace(
+            result, label=int(found.labels[row]), group=int(found.groups[row]), split=str(found.splits[row])
+        )
         for row, result in enumerate(results)
         if isinstance(result, Problem)
     ]
@@ -260,7 +244,7 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
     total = len(table) + len(table.problems)
     where = f"data set {dataset.name}"
     if len(table) == 0:
-        reason = f"; first: {table.problems[0].id}: {table.problems[0].reason}" if table.problems else ""
+        reason = f"; first: {first_of(dataset, table.problems[:1])}" if table.problems else ""
         raise DataError(
             where=where,
             found=f"no usable sample{reason}",
@@ -283,22 +267,29 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
         per_cell = ", ".join(
             f"class {c} group {g}: {n}" if c >= 0 else f"unknown cell: {n}" for (c, g), n in sorted(groups.items())
         )
-        first = "; ".join(f"{problem.id}: {problem.reason}" for problem in table.problems[:3])
+        share = math.ceil(1000 * len(table.problems) / total) / 1000
         raise DataError(
             where=where,
-            found=f"{len(table.problems)} of {total} samples unusable ({per_cell}); first: {first}",
+            found=f"{len(table.problems)} of {total} samples unusable ({per_cell}); first: "
+            + first_of(dataset, table.problems[:3]),
             wanted=f"at most {max_problem_share:.1%}",
-            fix="complete the data set, or allow more with --max-failed",
+            fix=f"complete the data set, or allow more with --max-failed {share:g}",
         )
 
 
 def require_test_cells(dataset: Dataset, table: SampleTable) -> None:
-    """Raise DataError, naming them, if (class, group) cells have no test sample: a recall without samples does not exist,
-    which is better said before a teacher has run for hours than after."""
-    test = table.take(table.splits == "test")
-    counts = test.cells(len(dataset.class_names), len(dataset.group_names))
-    empty = [f"{dataset.class_names[c]} x {dataset.group_names[g]}" for c, g in np.argwhere(counts == 0)]
-    if empty:
+    """Raise DataError if there are not two classes and two groups, or, naming them, if (class, group) cells have no test
+    sample: a gap or a recall that does not exist is better told before a teacher has run for hours than after."""
+    for kind, names in (("class", dataset.class_names), ("group", dataset.group_names)):
+        if len(names) < 2:
+            raise DataError(
+                where=f"data set {dataset.name}",
+                found=f"one {kind}: {', '.join(map(repr, names))}",
+                wanted="two classes and two groups, or more: less leaves nothing to tell apart",
+                fix=f"add samples of another {kind}",
+            )
+    counts = table.take(table.splits == "test").cells(len(dataset.class_names), len(dataset.group_names))
+    if empty := _without(counts, dataset.class_names, dataset.group_names):
         raise DataError(
             where=f"data set {dataset.name}",
             found=f"no test sample for {', '.join(empty[:10])}",
@@ -307,24 +298,50 @@ def require_test_cells(dataset: Dataset, table: SampleTable) -> None:
         )
 
 
-def _drop_conflicts(table: SampleTable, keep: bool) -> tuple[SampleTable, dict[str, int]]:
-    """Byte-identical samples that disagree on label or group carry no usable label: none of them is kept."""
+def empty_cells(
+    table: SampleTable, class_names: Sequence[str], group_names: Sequence[str], splits: Sequence[str] = SPLITS
+) -> dict[str, list[str]]:
+    """The (class, group) cells without a sample, by name, of each split that has samples and such a cell."""
+    found: dict[str, list[str]] = {}
+    for split in splits:
+        rows = table.splits == split
+        empty = _without(table.take(rows).cells(len(class_names), len(group_names)), class_names, group_names)
+        if empty and rows.any():
+            found[split] = empty
+    return found
+
+
+def _without(counts: Ints, class_names: Sequence[str], group_names: Sequence[str]) -> list[str]:
+    return [f"class {class_names[c]} x group {group_names[g]}" for c, g in np.argwhere(counts == 0).tolist()]
+
+
+def _drop_conflicts(table: SampleTable, keep: bool, foreign: set[str]) -> tuple[SampleTable, dict[str, int]]:
+    """Byte-identical samples that disagree on label or group carry no usable label: none of them is kept. `foreign` are the
+    digests of left-out samples, which carry other labels."""
     copies: dict[str, list[int]] = {}
     for row, digest in enumerate(table.digests):
         copies.setdefault(digest, []).append(row)
-    groups = [rows for rows in copies.values() if len(rows) > 1]
-    conflicts = [rows for rows in groups if len({(int(table.labels[row]), int(table.groups[row])) for row in rows}) > 1]
+    groups = [rows for digest, rows in copies.items() if len(rows) > 1 or digest in foreign]
+    conflicts = [
+        rows
+        for rows in groups
+        if table.digests[rows[0]] in foreign
+        or len({(int(table.labels[row]), int(table.groups[row])) for row in rows}) > 1
+    ]
     drop = np.zeros(len(table), dtype=bool)
     problems = list(table.problems)
     for rows in [] if keep else conflicts:
         drop[rows] = True
         others = " = ".join(table.ids[row] for row in rows)
+        others += " = a sample that is left out" if table.digests[rows[0]] in foreign else ""
         problems += [
             Problem(
                 table.ids[row],
                 f"identical images, different labels: {others}",
                 int(table.labels[row]),
                 int(table.groups[row]),
+                str(table.splits[row]),
+                "conflicting copy",
             )
             for row in rows
         ]
@@ -336,16 +353,15 @@ def _drop_conflicts(table: SampleTable, keep: bool) -> tuple[SampleTable, dict[s
     return dataclasses.replace(table.take(~drop), problems=tuple(problems)), notes
 
 
-def _one_side_only(table: SampleTable) -> tuple[SampleTable, int]:
-    """Byte-identical samples stay on one side: test keeps its copy before meta, meta before train."""
+def _one_side_only(table: SampleTable) -> NDArray[np.bool_]:
+    """The rows to keep, so that byte-identical samples are on one side: test has its copy before meta, meta before train."""
     side: dict[str, str] = {}
     for split in ("test", "meta", "train"):
         for digest in table.digests[table.splits == split]:
             side.setdefault(digest, split)
-    keep = np.array(
+    return np.array(
         [side[digest] == split for digest, split in zip(table.digests, table.splits, strict=True)], dtype=bool
     )
-    return table.take(keep), int((~keep).sum())
 
 
 def _strings(values: Iterable[object]) -> Strings:

@@ -1,16 +1,14 @@
-"""Images of your own: a folder and a CSV or Parquet table with the columns path, label, group and perhaps split, id.
+"""Images of your own: a folder and a CSV or Parquet table of path, label, group and perhaps split, id, subject.
 
-The table is taken at its word or refused: nothing is guessed, dropped or filled in.
+The table is taken at its word or refused: nothing is dropped or filled in, and whatever is read in another way than it
+stands there is told (`remarks`).
 """
 
 from __future__ import annotations
 
 import csv
 import errno
-import os
-import re
 import stat
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -20,22 +18,33 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from bird.datasets.base import SPLITS, Dataset, Listing, SampleTable
-from bird.errors import DataError, UsageError
+from bird.datasets.base import Dataset, Listing, SampleTable
+from bird.datasets.columns import categories, refuse, refuse_twins, splits_of, texts
+from bird.datasets.finding import Neighbours, link_out, resolve
+from bird.datasets.subjects import whole_subjects
+from bird.errors import DataError, UsageError, nearest
 
 __all__ = ["TableDataset", "read_parquet"]
 
-_INTEGER = re.compile(r"-?[0-9]+")
-_NEEDED, _OPTIONAL = ("path", "label", "group"), ("split", "id")
+_NEEDS_TWO = {
+    "label": "two classes or more: with one there is nothing to learn, and no answer can be wrong",
+    "group": "two groups or more: a gap is between two",
+}
+_NEEDED, _OPTIONAL = ("path", "label", "group"), ("split", "id", "subject")
+_IMAGES = ("image", "img")  # of encoded bytes, or of {bytes, path}, as hubs write them
+WHITE = 65535  # as bird.images has it, which is imported when an image is read
 
 
 @final
 class TableDataset(Dataset):
-    """The images that `table` (relative to the folder; by default samples.csv or samples.parquet) lists.
+    """The images that `table` (relative to the folder; by default samples.csv or samples.parquet) lists, or, where it is
+    Parquet with a column image or img of encoded bytes or of {bytes, path}, holds.
 
     Labels and groups are integers 0..K-1 or strings, which are numbered in sorted order; in CSV, values that all
     look like integers are integers. Without an id column the path is the id. Without a split column (train, meta,
-    test), `test_fraction` of each (class, group) cell is test, chosen by content hash.
+    test), `test_fraction` of each (class, group) cell is test, chosen by content hash. With a subject column all images
+    of a subject stay in one split. `white_level` is the value of a 16-bit gray pixel that is shown as white: 65535, or
+    4095 for images of 12 bits.
     """
 
     name = "table"
@@ -48,47 +57,58 @@ class TableDataset(Dataset):
         test_fraction: float = 0.2,
         image_size: int = 64,
         flip: bool = True,
+        white_level: int = WHITE,
     ) -> None:
-        if not 0.0 < test_fraction < 1.0:
-            raise UsageError(
-                where="data set table, setting test_fraction",
-                found=str(test_fraction),
-                wanted="a share above 0 and below 1",
-                fix="correct the setting",
-            )
-        if image_size < 1:
-            raise UsageError(
-                where="data set table, setting image_size",
-                found=str(image_size),
-                wanted="a number of pixels",
-                fix="correct the setting",
-            )
+        _check_settings(test_fraction, image_size, white_level)
         file = _find_table(root, table)
         columns = _read_csv(file) if file.suffix == ".csv" else _read_table_parquet(file)
         self.image_size, self.flip, self._test_fraction = image_size, flip, test_fraction
+        self._white_level = white_level
         self.settings = {
             "table": file.relative_to(root).as_posix(),
             "test_fraction": test_fraction,
             "image_size": image_size,
             "flip": flip,
         }
-        paths = _texts(file, "path", columns["path"])
-        ids = _texts(file, "id", columns["id"]) if "id" in columns else paths
-        _refuse_twins(file, ids)
-        self._files = dict(zip(ids, _resolved(file, root, paths), strict=True))
-        labels, self.class_names = _numbered(file, "label", columns["label"], ids)
-        groups, self.group_names = _numbered(file, "group", columns["group"], ids)
-        splits = _splits(file, columns["split"], ids) if "split" in columns else [""] * len(ids)
+        if white_level != WHITE:  # caches that are older than the setting do not name it
+            self.settings |= {"white_level": white_level}
+        self._inside = columns.pop("image", None)
+        ids, remarks = _ids(file, columns, self._inside)
+        self._rows = {id: row for row, id in enumerate(ids)}
+        files: Sequence[Path | None]
+        if "path" in columns:
+            files, told = _resolved(file, root, columns["path"])
+            remarks += told
+        else:
+            files = [root / name if name else None for name in _names_inside(self._inside, len(ids))]
+        self._files = dict(zip(ids, files, strict=True))
+        labels, self.class_names, told = categories(file, "label", columns["label"], ids)
+        groups, self.group_names, doubts = categories(file, "group", columns["group"], ids)
+        splits, renamed = splits_of(file, columns["split"], ids) if "split" in columns else ([""] * len(ids), [])
         self._draws_splits = "split" not in columns
+        if "subject" in columns:
+            self.subjects = dict(zip(ids, texts(file, "subject", columns["subject"]), strict=True))
+        if unread := columns.get("", []):
+            remarks.append(f"columns that are not read: {', '.join(map(repr, unread))}")
+        self.remarks = (*remarks, *told, *doubts, *renamed)
         self._listing = Listing.of(list(zip(ids, labels, groups, splits, strict=True)))
+        _need_two(file, len(ids), self.class_names, self.group_names)
 
     def listing(self) -> Listing:
         """All rows of the table, in its order."""
         return self._listing
 
+    def file(self, id: str) -> Path | None:
+        """The image's file; None where the table holds the image."""
+        return self._files[id]
+
     def read(self, id: str) -> bytes:
-        """The image file."""
+        """The image file, or the bytes in the table."""
         path = self._files[id]
+        if self._inside is not None and (data := _bytes_inside(self._inside, self._rows[id])):
+            return data
+        if path is None:
+            raise OSError(errno.ENODATA, "no image bytes in the table")
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device would block for ever
             raise OSError(errno.EINVAL, "not a regular file")
         return path.read_bytes()
@@ -97,11 +117,13 @@ class TableDataset(Dataset):
         """RGB pixels."""
         from bird.images import decode_image
 
-        return decode_image(data, id, self.max_pixels)
+        return decode_image(data, id, self.max_pixels, self._white_level)
 
     def assign_splits(self, table: SampleTable) -> NDArray[np.object_]:
-        """The table's own splits, or `test_fraction` of each cell as test (at least one, never all) by content hash."""
+        """The table's own splits, or `test_fraction` of each cell as test (at least one, never all) by content hash.
+        Raises DataError where the table's own splits have a subject on two sides."""
         if not self._draws_splits:
+            _refuse_torn(table, self.subjects)
             return table.splits
         splits = np.full(len(table), "train", dtype=object)
         cells: dict[tuple[int, int], list[int]] = {}
@@ -110,7 +132,45 @@ class TableDataset(Dataset):
         for rows in cells.values():
             rows.sort(key=lambda row: (xxhash.xxh3_64_intdigest(str(table.digests[row]).encode()), table.ids[row]))
             splits[rows[: min(max(1, round(self._test_fraction * len(rows))), len(rows) - 1)]] = "test"
-        return splits
+        return splits if self.subjects is None else whole_subjects(table, splits, self.subjects, "test")
+
+
+def _check_settings(test_fraction: float, image_size: int, white_level: int) -> None:
+    def refuse(setting: str, value: float, wanted: str) -> UsageError:
+        where = f"data set table, setting {setting}"
+        return UsageError(where=where, found=str(value), wanted=wanted, fix="correct the setting")
+
+    if not 0.0 < test_fraction < 1.0:
+        raise refuse("test_fraction", test_fraction, "a share above 0 and below 1")
+    if image_size < 1:
+        raise refuse("image_size", image_size, "a number of pixels")
+    if not 1 <= white_level <= WHITE:
+        raise refuse("white_level", white_level, f"a pixel value from 1 to {WHITE}, such as 4095 for 12 bits")
+
+
+def _need_two(file: Path, rows: int, class_names: Sequence[str], group_names: Sequence[str]) -> None:
+    for column, names in (("label", class_names), ("group", group_names)):
+        if len(names) == 1:
+            raise DataError(
+                where=f"{file}, column {column}",
+                found=f"one value, {names[0]!r}, in all {rows} rows",
+                wanted=_NEEDS_TWO[column],
+                fix=f"add rows with another {column}",
+            )
+
+
+def _refuse_torn(table: SampleTable, subjects: Any) -> None:
+    sides: dict[str, set[str]] = {}
+    for id, split in zip(table.ids.tolist() if subjects else [], table.splits.tolist(), strict=False):
+        sides.setdefault(subjects[id], set()).add(split)
+    if torn := [f"{subject!r} ({', '.join(sorted(where))})" for subject, where in sides.items() if len(where) > 1]:
+        raise DataError(
+            where="data set table, column split",
+            found=f"{len(torn)} of {len(sides)} subjects in several splits: {', '.join(torn[:10])}",
+            wanted="all images of a subject in one split",
+            fix="correct the splits, or leave the column split out: then subjects are kept whole; without the column"
+            " subject nobody looks",
+        )
 
 
 def read_parquet(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
@@ -138,11 +198,16 @@ def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str]) -> No
     lacking = [name for name in needed if name not in names]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if lacking or twice:
+        meant = [f"{close[0]!r} to {name}" for name in lacking if (close := nearest(name, set(names) - set(needed)))]
         raise DataError(
             where=str(file),
             found=f"columns {', '.join(map(repr, names)) or 'none'}",
             wanted=f"columns {', '.join(needed)}, each once",
-            fix=f"add {', '.join(lacking)}" if lacking else f"rename one {', '.join(twice)}",
+            fix=f"rename {', '.join(meant)}?"
+            if meant
+            else f"add {', '.join(lacking)}"
+            if lacking
+            else f"rename one {', '.join(twice)}",
         )
 
 
@@ -150,19 +215,22 @@ def _find_table(root: Path, table: str) -> Path:
     names = [table] if table else [n for n in ("samples.csv", "samples.parquet") if (root / n).is_file()]
     kinds = (".csv", ".parquet")
     if len(names) != 1 or not names[0].endswith(kinds) or not (root / names[0]).is_file():
+        others = sorted(path.name for kind in kinds for path in root.glob(f"*{kind}"))
+        there = f"; {', '.join(others[:5])} {'is' if len(others) == 1 else 'are'} there" if others else ""
+        close = nearest(table, others) if table else []
         raise DataError(
             where=f"data set table, {root}",
-            found=" and ".join(names) if len(names) > 1 else f"no table {table}".rstrip(),
+            found=" and ".join(names) if len(names) > 1 else f"no table {table}".rstrip() + there,
             wanted="one samples.csv or samples.parquet, or the setting table (a .csv or .parquet file there)",
-            fix="write the table, or name it with the setting table",
+            fix=f"did you mean {close[0]}?" if close else "write the table, or name it with --setting table=FILE",
         )
-    _resolved(root / names[0], root, names)
+    _refuse_leaving(root / names[0], root, names)
     return root / PurePosixPath(names[0])
 
 
 def _read_csv(file: Path) -> dict[str, list[Any]]:
-    def refuse(line: int, found: str, wanted: str) -> DataError:
-        return DataError(where=f"{file}, line {line}", found=found, wanted=wanted, fix="correct the table")
+    def refuse(line: int, found: str, wanted: str, fix: str = "correct the table") -> DataError:
+        return DataError(where=f"{file}, line {line}", found=found, wanted=wanted, fix=fix)
 
     line = 1
     try:
@@ -176,94 +244,114 @@ def _read_csv(file: Path) -> dict[str, list[Any]]:
                 if row and len(row) != len(header):  # an empty line is no row
                     raise refuse(line, f"{len(row)} values", f"{len(header)}, as in the header")
                 rows += [row] if row else []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise refuse(line, f"unreadable text ({error})", "CSV in UTF-8", "save the table as UTF-8") from error
+    except (OSError, csv.Error) as error:
         raise refuse(line, f"unreadable text ({error})", "CSV in UTF-8") from error
-    columns = {name: [row[place] for row in rows] for place, name in enumerate(header)}
-    for name in ("label", "group"):
-        if all(_INTEGER.fullmatch(value) for value in columns[name]):
-            columns[name] = [int(value) for value in columns[name]]  # type: ignore[misc]
-    return columns
+    columns: dict[str, list[Any]] = {name: [row[place] for row in rows] for place, name in enumerate(header)}
+    kept = {name: values for name, values in columns.items() if name in (*_NEEDED, *_OPTIONAL)}
+    return kept | {"": [name for name in header if name not in kept]}
 
 
-def _read_table_parquet(file: Path) -> dict[str, list[Any]]:
+def _read_table_parquet(file: Path) -> dict[str, Any]:
     import pyarrow as pa
 
-    columns: dict[str, list[Any]] = {}
-    for name, column in read_parquet(file, _NEEDED, _OPTIONAL).items():
+    image = _image_column(file)
+    needed = _NEEDED if image is None else (*_NEEDED[1:], image)
+    found, names = read_parquet(file, needed, (*_OPTIONAL, *({"path"} - {*needed}))), _parquet_names(file)
+    columns: dict[str, Any] = {} if image is None else {"image": found.pop(image)}
+    for name, column in found.items():
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        if not text and not (pa.types.is_integer(kind) and name in ("label", "group", "id")):
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        flag = pa.types.is_boolean(kind) and name in ("label", "group")
+        if not text and not flag and not (pa.types.is_integer(kind) and name not in ("path", "split")):
             raise DataError(
                 where=f"{file}, column {name}",
                 found=f"values of type {kind}",
                 wanted="strings" if name in ("path", "split") else "strings or integers",
                 fix="cast the column",
             )
-        columns[name] = column.to_pylist()
-    return columns
+        values = column.to_pylist()
+        columns[name] = [None if value is None else str(value) for value in values] if flag else values
+    unread = [name for name in names if name not in columns and name != image]
+    return columns | {"": unread}
 
 
-def _refuse(file: Path, what: str, bad: Sequence[str], wanted: str, total: int) -> None:
-    if bad:
-        raise DataError(
-            where=str(file),
-            found=f"{len(bad)} of {total} rows with {what}: {', '.join(bad[:10])}",
-            wanted=wanted,
-            fix="correct or remove these rows",
-        )
+def _parquet_names(file: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return list(pq.read_schema(file).names)
 
 
-def _texts(file: Path, column: str, values: Sequence[Any]) -> list[str]:
-    empty = [f"row {row}" for row, value in enumerate(values, start=1) if value is None or value == ""]
-    _refuse(file, f"no {column}", empty, f"a {column} in every row", len(values))
-    return [str(value) for value in values]
+def _image_column(file: Path) -> str | None:
+    """The column of encoded images, where the table has one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(file)
+    except (OSError, ValueError, pa.ArrowException):
+        return None  # `read_parquet` says why
+    for field in schema:
+        kind = field.type
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+        if field.name in _IMAGES and binary:
+            return str(field.name)
+    return None
 
 
-def _refuse_twins(file: Path, ids: Sequence[str]) -> None:
-    plain = [unicodedata.normalize("NFC", id) for id in ids]  # two spellings of one accent look the same
-    count = Counter(plain)
-    twins = [f"{id!r} (row {row})" for row, id in enumerate(plain, start=1) if count[id] > 1]
-    _refuse(file, "an id that another row has too", twins, "every id once", len(ids))
+def _bytes_inside(column: Any, row: int) -> bytes | None:
+    value = column[row].as_py()
+    data = value["bytes"] if isinstance(value, dict) else value
+    return bytes(data) if data else None
 
 
-def _resolved(file: Path, root: Path, paths: Sequence[str]) -> list[Path]:
-    """The files that the paths lead to, links followed; all of them inside `root`."""
-    top = Path(os.path.realpath(root))
-    targets: list[Path] = []
-    outside: list[str] = []
+def _names_inside(column: Any, rows: int) -> list[str]:
+    """The paths beside the images' bytes, "" where there is none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
+        return [""] * rows
+    return [str(name or "") for name in pc.struct_field(column, "path").to_pylist()]
+
+
+def _ids(file: Path, columns: dict[str, Any], inside: Any) -> tuple[list[str], list[str]]:
+    """An id a row, and a sentence where it is no column's. Raises DataError."""
+    if "id" in columns or "path" in columns:
+        name = "id" if "id" in columns else "path"
+        ids = texts(file, name, columns[name])
+        refuse_twins(file, ids)
+        texts(file, "path", columns.get("path", ids))
+        return ids, []
+    names = _names_inside(inside, len(columns["label"]))
+    if all(names) and len(set(names)) == len(names):
+        return names, ["no column id: the paths beside the images are the ids"]
+    width = len(str(max(len(names) - 1, 0)))
+    return [f"row-{row:0{width}d}" for row in range(len(names))], ["no column id: the rows' numbers are the ids"]
+
+
+def _refuse_leaving(file: Path, root: Path, paths: Sequence[str]) -> None:
+    """Raise DataError for paths that are not below the folder as they are written."""
+    bad = []
     for path in paths:
-        pure = PurePosixPath(path)
-        target = top
-        if "\0" not in path and not pure.is_absolute() and ".." not in pure.parts:
-            target = Path(os.path.realpath(top / pure))
-        if target == top or not target.is_relative_to(top):
-            outside.append(repr(path))
-        targets.append(target)
-    wanted = "relative paths, without .., that stay inside the folder when links are followed"
-    _refuse(file, f"a path that leaves {root}", outside, wanted, len(paths))
-    return targets
+        parts = PurePosixPath(path.replace("\\", "/")).parts
+        if "\0" in path or PurePosixPath(path).is_absolute() or ".." in parts or not PurePosixPath(path).parts:
+            bad.append(repr(path))
+    wanted = "relative paths of files below the folder, without .."
+    fix = "write the paths relative to the folder of the table"
+    refuse(file, f"a path that leaves {root}", bad, wanted, len(paths), fix)
 
 
-def _numbered(file: Path, column: str, values: Sequence[Any], ids: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
-    """The values as 0..K-1, and their K names."""
-    empty = [repr(id) for id, v in zip(ids, values, strict=True) if v is None or not str(v).strip()]
-    _refuse(file, f"no {column}", empty, f"a {column} in every row", len(ids))
-    kinds = sorted(set(values))
-    if all(isinstance(value, int) for value in kinds):
-        if kinds != list(range(len(kinds))):
-            shown = ", ".join(map(str, kinds[:10])) + (", ..." if len(kinds) > 10 else "")
-            raise DataError(
-                where=f"{file}, column {column}",
-                found=f"the {len(kinds)} integers {shown}",
-                wanted=f"0..{len(kinds) - 1}, none left out",
-                fix="renumber them, or use names",
-            )
-        return list(values), tuple(map(str, kinds))
-    number = {name: place for place, name in enumerate(kinds)}
-    return [number[value] for value in values], tuple(kinds)
-
-
-def _splits(file: Path, values: Sequence[Any], ids: Sequence[str]) -> list[str]:
-    unknown = [f"{id!r} ({v!r})" for id, v in zip(ids, values, strict=True) if v not in SPLITS]
-    _refuse(file, "an unknown split", unknown, f"one of {', '.join(SPLITS)}", len(ids))
-    return [str(value) for value in values]
+def _resolved(file: Path, root: Path, paths: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files that the paths mean, and sentences on those that are not where they say, and on links that lead away."""
+    _refuse_leaving(file, root, paths)
+    neighbours = Neighbours()
+    found = [resolve(root, path, neighbours) for path in paths]
+    counts = Counter(how for _, how in found if how)
+    remarks = [f"{count:,} of {len(paths):,} paths were found {how}" for how, count in sorted(counts.items())]
+    links = Counter(away for target, _ in found if (away := link_out(target, root)))
+    remarks += [f"link followed out of {root}: {away}, {count:,} images" for away, count in sorted(links.items())]
+    return [target for target, _ in found], remarks

@@ -7,7 +7,6 @@ Age and race are estimates by a program and annotators, in the data set's own wo
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import final
@@ -16,15 +15,15 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from bird.datasets.base import Dataset, Listing, Problem, SampleTable
-from bird.errors import DataError, UsageError
+from bird.datasets.base import COPY_BY_NAME, Dataset, Listing, Problem, SampleTable
+from bird.datasets.finding import images_below, printable
+from bird.errors import DataError, UsageError, unknown_name
 
 __all__ = ["TEST_PER_CELL", "UTKFace"]
 
 TEST_PER_CELL = {"paper": 201, "mfd": 100}
 _NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+)\.jpg(\.chip\.jpg)?", re.ASCII)
-_IMAGES = (".jpg", ".jpeg", ".png")
-_RACE_LEFT_OUT = 4  # "others": not a group of the published set-up
+_RACE_LEFT_OUT, _OTHERS = 4, "race 4 (Others), not a group of the published set-up"
 
 
 @final
@@ -32,7 +31,8 @@ class UTKFace(Dataset):
     """All images below a folder, named `age_gender_race_timestamp.jpg` (or `.jpg.chip.jpg`).
 
     `preset` sets the test samples a (race, age) cell: "paper" 201, "mfd" 100. Content hashes with `split_seed`
-    decide which, so that every training seed is tested on the same images. Hidden files are not looked at.
+    decide which, so that every training seed is tested on the same images. Hidden files are not looked at; links are
+    followed. The same file name in several folders is the same face: the first path stands for all.
     """
 
     name = "utkface"
@@ -43,12 +43,7 @@ class UTKFace(Dataset):
 
     def __init__(self, root: Path, *, preset: str = "paper", split_seed: int = 0) -> None:
         if preset not in TEST_PER_CELL:
-            raise UsageError(
-                where="data set utkface, setting preset",
-                found=repr(preset),
-                wanted=f"one of {', '.join(TEST_PER_CELL)}",
-                fix="choose one of these",
-            )
+            raise unknown_name("data set utkface, setting preset", preset, TEST_PER_CELL)
         if split_seed < 0:
             raise UsageError(
                 where="data set utkface, setting split_seed",
@@ -58,21 +53,41 @@ class UTKFace(Dataset):
             )
         self.settings = {"preset": preset, "split_seed": split_seed}
         self._root, self._seed, self._test_per_cell = root, split_seed, TEST_PER_CELL[preset]
+        paths, self.remarks = images_below(root, "data set utkface")
         rows: list[tuple[str, int, int, str]] = []
         problems: list[Problem] = []
-        for id in _images_below(root):
+        left_out: list[Problem] = []
+        others: list[str] = []
+        first: dict[tuple[str, ...], str] = {}
+        for id in paths:
             match = _NAME.fullmatch(id.rsplit("/", 1)[-1])
             if match is None:
-                problems.append(Problem(id, "name is not age_gender_race_timestamp.jpg"))
-            elif int(match[3]) != _RACE_LEFT_OUT:
-                age = int(match[1])
-                rows.append((id, int(age >= 20) + int(age >= 40), int(match[3]), ""))
-        self._ids = {row[0] for row in rows}
-        self._listing = Listing.of(rows, problems)
+                problems.append(Problem(printable(id), "name is not age_gender_race_timestamp.jpg", kind="bad name"))
+                continue
+            age = int(match[1])
+            label, group = int(age >= 20) + int(age >= 40), int(match[3])
+            if printable(id) != id:
+                problems.append(
+                    Problem(printable(id), "a folder name that is not UTF-8: rename it", label, group, kind="bad name")
+                )
+            elif (other := first.setdefault(match.group(1, 2, 3, 4), id)) != id:
+                left_out.append(Problem(id, f"the same face by its name: {other}", label, group, kind=COPY_BY_NAME))
+            elif group == _RACE_LEFT_OUT:
+                left_out.append(Problem(id, _OTHERS, label, kind=_OTHERS))
+                others.append(id)
+            else:
+                rows.append((id, label, group, ""))
+        self._ids = {row[0] for row in rows} | {*others}
+        self._listing = Listing.of(rows, problems, left_out, others)
 
     def listing(self) -> Listing:
-        """All images with a name that parses, sorted by path; the others as problems."""
+        """One image of every name that parses, sorted by path; the other names as problems, further files of the same
+        name (mirrors hold faces in several folders, encoded anew) as copies."""
         return self._listing
+
+    def file(self, id: str) -> Path:
+        """The JPEG file."""
+        return self._root / id
 
     def read(self, id: str) -> bytes:
         """The JPEG file."""
@@ -104,24 +119,3 @@ class UTKFace(Dataset):
                 order = sorted(first, key=lambda digest: xxhash.xxh3_64_intdigest(digest.encode(), self._seed))
                 splits[[first[digest] for digest in order[: self._test_per_cell]]] = "test"
         return splits
-
-
-def _stop(error: OSError) -> None:
-    raise DataError(
-        where=f"data set utkface, {error.filename}",
-        found=error.strerror or str(error),
-        wanted="a readable folder",
-        fix="correct its permissions: skipping it would change the data set unnoticed",
-    ) from error
-
-
-def _images_below(root: Path) -> list[str]:
-    """Paths of all image files below `root`, relative to it, with forward slashes, sorted."""
-    found: list[str] = []
-    for folder, folders, files in os.walk(root, onerror=_stop):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        base = Path(folder).relative_to(root)
-        found += [
-            (base / name).as_posix() for name in files if name.lower().endswith(_IMAGES) and not name.startswith(".")
-        ]
-    return sorted(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from bird.errors import UsageError
+from bird.errors import unknown_name
 from bird.methods.adversary import AD
 from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method, Regressed, SingleLearner
 from bird.methods.baselines import AT, BKD, MFD, Baseline, FitNet
@@ -71,10 +71,5 @@ DESCRIPTIONS: Mapping[str, str] = {
 def build_method(name: str, hyper: Hyperparameters, groups: int) -> Method:
     """The method of that name for `groups` protected groups. Raises UsageError for an unknown name."""
     if name not in METHODS:
-        raise UsageError(
-            where="--method",
-            found=repr(name),
-            wanted=f"one of {', '.join(METHODS)}",
-            fix="see `bird list methods`",
-        )
+        raise unknown_name("--method", name, METHODS, "see `bird list methods`")
     return METHODS[name](hyper, groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, final
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bird.averaging import running_mean
 from bird.gate import Gate, StageGates
+from bird.guard import Guard
 from bird.meta import Weight
 from bird.students import StagedOutput, Student, StudentOutput, require_stages
 
@@ -97,10 +98,12 @@ class Regressed(nn.Module):
 
 
 class Learner(ABC):
-    """What training changes, as a method sees it: a student, and a gate if there is a teacher."""
+    """What training changes, as a method sees it: a student, and a gate if there is a teacher. The guard watches the
+    student's feedback; it changes nothing, and no checkpoint holds it."""
 
     model: nn.Module
     gate: Gate | StageGates | None
+    guard: Guard
 
     @abstractmethod
     def descend(self, loss: Float[Tensor, "*models"]) -> None:
@@ -142,6 +145,7 @@ class SingleLearner(Learner):
             self.model = Regressed(student, teacher_dim, staged=staged).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr, fused=True)
         self.gate = gate or (None if teacher_dim is None else Gate(teacher_dim, seed))
+        self.guard = Guard()
         self.aide = aide
         for part in (self.gate, self.aide):
             if part is not None:
@@ -199,6 +203,9 @@ class Method(ABC):
     """the student that ships has the running mean of the weights"""
     stackable = True
     """`step` takes S learners side by side (bird.stack); otherwise it needs a SingleLearner"""
+    cells: Mapping[str, str] = {}
+    """the splits of which the method needs a sample in every (class, group) cell, and why: without one it is another
+    method"""
     recompute = False
     """to be set: two more forward passes a step rather than two graphs at once, where a meta batch is in it"""
 

@@ -9,7 +9,11 @@ from bird.losses import cross_entropy, distillation_kl, feature_mse
 from bird.methods.base import Batch, Learner, Losses, Method
 from bird.mmd import class_mmd
 
-__all__ = ["AT", "BKD", "MFD", "Baseline", "FitNet"]
+__all__ = ["AT", "BKD", "MFD", "MMD_CELLS", "Baseline", "FitNet"]
+
+MMD_CELLS = {
+    "train": "the features of each group of a class are drawn to the teacher's; of an empty cell there are none"
+}
 
 
 class Baseline(Method):
@@ -79,6 +83,7 @@ class MFD(Method):
     distributed as the teacher's of that class. Penultimate features, the teacher's standardised as for every method."""
 
     features = True
+    cells = MMD_CELLS
 
     def step(self, learner: Learner, batch: Batch, meta_batch: Callable[[], Batch], *, warm: bool) -> Losses:
         """CE, and the discrepancy of the features."""

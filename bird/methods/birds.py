@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method
+from bird.methods.baselines import MMD_CELLS
 from bird.methods.distances import Distance, attention_distance, feature_distance, mmd_distance
 from bird.methods.step import bird_loss, task_loss
 from bird.weighting import adjusted_cross_entropy, log_prior
 
 __all__ = ["Bird", "BirdPlus", "bird_at", "bird_mfd"]
+
+L_O_CELLS = "L_o compares the groups of each class, and of an empty cell there is no loss"
 
 
 class Bird(Method):
@@ -35,6 +39,8 @@ class Bird(Method):
         self.distance = distance or feature_distance()
         self.features = self.distance.reads == "features"
         self.stages = "maps" if self.distance.reads == "maps" else None
+        splits = [*(["meta"] if learn_gate else []), *(["train"] if bool(torch.as_tensor(hyper.lambda_).any()) else [])]
+        self.cells = dict.fromkeys(splits, L_O_CELLS)
 
     def step(self, learner: Learner, batch: Batch, meta_batch: Callable[[], Batch], *, warm: bool) -> Losses:
         """Feedback, then one distillation step."""
@@ -51,6 +57,7 @@ class Bird(Method):
             warm=warm,
             task=self.task,
             recompute=self.recompute,
+            guard=learner.guard,
         )
         learner.descend(loss)
         return losses
@@ -74,6 +81,7 @@ class BirdPlus(Bird):
 
     def __init__(self, hyper: Hyperparameters, groups: int, *, learn_gate: bool = True) -> None:
         super().__init__(replace(hyper, lambda_=0.0), groups, learn_gate=learn_gate)
+        self.cells = {**self.cells, "train": "CE is adjusted by p(class | group), which an empty cell does not have"}
 
     def prepare(self, counts: Int[Tensor, "classes groups"]) -> None:
         """The prior from the cells' sizes."""
@@ -94,4 +102,6 @@ def bird_at(hyper: Hyperparameters, groups: int) -> Bird:
 
 def bird_mfd(hyper: Hyperparameters, groups: int) -> Bird:
     """BIRD around MFD: the teacher's features are gated before they meet the student's (Table 5)."""
-    return Bird(hyper, groups, distance=mmd_distance(hyper.mfd_weight, groups))
+    method = Bird(hyper, groups, distance=mmd_distance(hyper.mfd_weight, groups))
+    method.cells = {**method.cells, **MMD_CELLS}
+    return method

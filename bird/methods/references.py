@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ class Reweight(Method):
     """CE with each sample weighed by the inverse frequency of its (class, group) cell in the training split; weights have
     mean 1 over the training samples. In expectation, CE on a resample in which every cell is equally likely."""
 
+    cells: Mapping[str, str] = {"train": "its weights make all cells count the same, and nothing weighs an empty one"}
     weights: Float[Tensor, "classes groups"] | None = None
 
     def prepare(self, counts: Int[Tensor, "classes groups"]) -> None:
@@ -55,6 +56,7 @@ class GroupDRO(Method):
     cells' sizes, no group-balanced sampling, no strong weight decay.
     """
 
+    cells: Mapping[str, str] = {"train": "it lowers the loss of the worst cell, and an empty one has no loss"}
     stackable = False
 
     def aide(self, student: Student, seed: int) -> nn.Module:
@@ -77,6 +79,9 @@ class DomainIndependent(Method):
     """Domain-independent training (Wang et al. 2020): one head a group on a shared backbone, each with CE on the samples of
     its own group; afterwards the heads' logits are summed (their best rule), and no group is asked for."""
 
+    cells: Mapping[str, str] = {
+        "train": "each group has a head of its own, which never sees a class of which its group has no sample"
+    }
     heads_by_group = True
     stackable = False
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from bird.errors import StudentError
 from bird.gate import Gate, StageGates
+from bird.guard import HALF, Guard, refuse_wrapped
 from bird.losses import bias_loss, cross_entropy
-from bird.meta import Sensitive, feedback, probe
+from bird.meta import Sensitive, feedback
 from bird.methods.base import Batch, Hyperparameters, Losses
 from bird.methods.distances import Distance, feature_distance
 from bird.students import StudentOutput
-from bird.tangents import Tape, same_chances
+from bird.tangents import Tape
 
 __all__ = ["BirdStep", "bird_loss"]
 
@@ -45,12 +47,14 @@ def bird_loss(
     warm: bool,
     task: Task = task_loss,
     recompute: bool = False,
+    guard: Guard | None = None,
 ) -> tuple[Tensor, Losses]:
     """L_j = alpha D + (1 - alpha) CE + lambda L_o(batch), with its graph, at the student's present parameters and the gate's
     NEW phi: with `warm` and a `meta_batch`, phi was moved against the student's feedback first (Java et al. 2023,
     section 3). Before the warmup is over lambda is 0 and phi stays. All share one forward pass of `batch`; `task` is CE
     or what stands in its place. The second result holds the parts, detached: ce, distance, loss; with `warm` bias (L_o of
     the batch), and where phi moved meta_bias (L_o(theta') of the meta batch). `recompute`: no two graphs at once.
+    `guard` checks the feedback (bird.guard); it is the student's own. Raises StudentError where the feedback is not exact.
     """
     alpha, given = hyper.alpha, distance.given(batch)
     recompute = recompute and not isinstance(model, Sensitive)  # which keeps no graph of a meta batch
@@ -60,37 +64,31 @@ def bird_loss(
         return distance.loss(h, gated, batch)
 
     meta = meta_batch() if warm and meta_batch is not None else None
-    tape = Tape()  # of the forward pass, where one is needed and its graph stays; and the random numbers before it
-    if meta is not None and recompute:
-        output = probe(model, {}, batch.inputs)  # running statistics wait for the pass that stays
-    else:
-        with nullcontext() if meta is None else tape:
-            output = model(batch.inputs)
-    ce = task(output.logits, batch)
-    if meta is not None:
+    tape = None if meta is None else Tape(model, keep=not recompute)
+    with tape or nullcontext():
+        output = model(batch.inputs)
+    if meta is not None and tape is not None:
         bias, gradients = feedback(
             model,
             gate,
             inputs=batch.inputs,
             output=output,
-            inner_loss=alpha * between(output, gate(given)) + (1 - alpha) * ce,
-            teacher=given,
-            distance=between,
+            inner_loss=lambda h: alpha * between(h, gate(given)) + (1 - alpha) * task(h.logits, batch),
             meta_inputs=meta.inputs,
             meta_loss=lambda h: bias_loss(h.logits, meta.labels, meta.groups, groups),
-            alpha=alpha,
             mu1=hyper.mu1,
             tape=tape,
             keep=not recompute,
+            guard=guard,
         )
         move_gate(gradients)
         losses["meta_bias"] = bias
         if recompute:
-            with same_chances(tape.chances):
+            with tape.again(model):
                 output = model(batch.inputs)
-            ce = task(output.logits, batch)
     with torch.no_grad():  # phi is detached from L_j
         target = gate(given)
+    ce = task(output.logits, batch)
     gap = between(output, target)
     loss = alpha * gap + (1 - alpha) * ce
     if warm:
@@ -111,7 +109,8 @@ class BirdStep:
 
     - `student`: any module whose answer is (features (batch, d), logits (batch, classes)), or that `adapt` turns into one
       (`bird.students.StudentOutput`, or StagedOutput with maps). It is called with `batch.inputs`. Features have the
-      teacher's width; if yours have not, put a linear layer behind them, into the student and its optimiser.
+      teacher's width; if yours have not, put a linear layer behind them, into the student and its optimiser. It may be
+      compiled (`torch.compile`), may checkpoint its activations, and may compute under autocast within its own `forward`.
     - `gate`: `Gate(d)`, or what `distance.new_gate(batch)` gives. `step.optimizer` moves it (Adam with learning rate mu2,
       unless you give one; leave the gate out of yours).
     - `distance`: a `Distance`, or a function (h, gated, batch) -> scalar; default: mean squared error of features.
@@ -119,6 +118,12 @@ class BirdStep:
     - `groups`: the number M of protected groups, 0..M-1 in `batch.groups`.
     - `alpha`, `lambda_`, `mu1`, `mu2`: as in `Hyperparameters`.
     - `recompute`: two more forward passes a step, for a seventh to a half less memory; the same numbers.
+    - `check`: of so many steps with a meta batch the first eight compare the feedback's derivative with the student's
+      gradient (bird.guard; 0: none). No number depends on it.
+
+    Not every student has a derivative of that kind. Where torch has no forward mode for an operator the step says so once
+    and takes a slower way to the same number; where there is no way, or the student draws random numbers from elsewhere than
+    torch, it raises StudentError.
 
     Running statistics of batch norm change once a step, as in one forward pass of `batch`. Save `gate.state_dict()` and
     `step.optimizer.state_dict()` with your own checkpoints. Without a `meta_batch` phi stays ("BIRD w/o meta", Table 7).
@@ -139,17 +144,22 @@ class BirdStep:
         mu1: float = 1e-3,
         mu2: float = 1e-3,
         recompute: bool = False,
+        check: int = 1000,
     ) -> None:
+        refuse_wrapped(student)
         self.model, self.gate, self.groups, self.task = _Answering(student, adapt), gate, groups, task
         given = feature_distance() if distance is None else distance
         self.distance = given if isinstance(given, Distance) else Distance(given)
         self.hyper, self.recompute = Hyperparameters(alpha=alpha, lambda_=lambda_, mu1=mu1, mu2=mu2), recompute
         # The feedback is of the size 1e-5 mu1: Adam's usual eps of 1e-8 would swallow it.
         self.optimizer = optimizer or torch.optim.Adam(gate.parameters(), lr=mu2, eps=1e-16)
+        self.guard = Guard(check)
 
     def __call__(self, batch: Batch, meta_batch: Batch | None = None, *, warm: bool = True) -> tuple[Tensor, Losses]:
         """Move the gate, and return the student's loss with its graph, and its parts by name, detached. Raises ValueError
-        for a group outside 0..M-1."""
+        for a group outside 0..M-1; StudentError as above, for an answer of another kind, and within autocast."""
+        refuse_wrapped(self.model)  # again: FSDP changes a module in place
+        _refuse_autocast(batch.inputs.device.type)
         for each in (batch, *([] if meta_batch is None else [meta_batch])):
             low, high = int(each.groups.min()), int(each.groups.max())
             if low < 0 or high >= self.groups:
@@ -166,6 +176,7 @@ class BirdStep:
             warm=warm,
             task=self.task,
             recompute=self.recompute,
+            guard=self.guard,
         )
 
     def _move_gate(self, gradients: Sequence[Tensor]) -> None:
@@ -175,7 +186,7 @@ class BirdStep:
 
 
 class _Answering(nn.Module):
-    """A student whose answer has names."""
+    """A student whose answer has names, and float32 where it was computed in less."""
 
     def __init__(self, student: nn.Module, adapt: Callable[[Any], Any] | None) -> None:
         super().__init__()
@@ -184,4 +195,35 @@ class _Answering(nn.Module):
     def forward(self, inputs: Tensor) -> Any:
         answer = self.student(inputs)
         answer = answer if self.adapt is None else self.adapt(answer)
-        return answer if hasattr(answer, "logits") else StudentOutput(*answer)
+        if type(answer) in (tuple, list) and len(answer) == 2:
+            answer = StudentOutput(*answer)
+        named = isinstance(answer, tuple) and hasattr(answer, "features") and hasattr(answer, "logits")
+        if not named or not all(isinstance(each, Tensor) for each in answer):
+            raise StudentError(
+                where=f"the answer of {type(self.student).__name__}",
+                found=_described(answer),
+                wanted="(features (batch, d), logits (batch, classes))",
+                fix="pass adapt=, a function that makes them of it, such as lambda a: (a['features'], a['logits'])",
+            )
+        return type(answer)(*(each.float() if each.dtype in HALF else each for each in answer))
+
+
+def _described(answer: Any) -> str:
+    """An answer's kind, and what is in it."""
+    if isinstance(answer, Mapping):
+        return f"{type(answer).__name__} of {', '.join(map(str, answer))}"
+    if isinstance(answer, tuple | list):
+        return f"{type(answer).__name__} of {len(answer)} ({', '.join(type(each).__name__ for each in answer)})"
+    return type(answer).__name__
+
+
+def _refuse_autocast(device: str) -> None:
+    """Raise StudentError within autocast: L_o is a difference of losses, which bfloat16 does not resolve."""
+    if torch.is_autocast_enabled(device):
+        raise StudentError(
+            where="BirdStep",
+            found=f"autocast ({torch.get_autocast_dtype(device)}) around the step",
+            wanted="losses and gradients in float32",
+            fix="put autocast into the student alone, in its forward: "
+            f"`with torch.autocast({device!r}, torch.bfloat16): ...`, and call the step outside of it",
+        )

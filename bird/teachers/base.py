@@ -9,23 +9,36 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal, final
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
-from bird.errors import TeacherError, UsageError
+from bird.devices import fetch, send
+from bird.errors import TeacherError, UsageError, unknown_name
+from bird.teachers.claims import PixelScale
+from bird.teachers.files import first_line
 from bird.teachers.inference import hasten
 from bird.teachers.layers import FeatureKind, LayerSpec, Tap
-from bird.views import cut
+from bird.teachers.seeing import Json, View, Viewer, Views
 
-__all__ = ["FeatureKind", "Json", "LayerSpec", "Teacher", "TorchTeacher", "View", "digest_of_state"]
+__all__ = [
+    "FeatureKind",
+    "Json",
+    "LayerSpec",
+    "Options",
+    "Teacher",
+    "TorchTeacher",
+    "View",
+    "Views",
+    "digest_of_state",
+]
 
-Json = str | int | float | bool | list[Any] | dict[str, Any] | None
 PENULTIMATE = "penultimate"
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,11 +46,16 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Teacher(ABC):
     """A frozen feature extractor.
 
-    `name` is what it was asked for, without local paths; `weights_digest` hashes its weights' values; `preprocessing` is
-    everything that shapes its pixels, in canonical form. The last two enter a cache's fingerprint.
+    Our views are uint8 until they are where the teacher computes: a quarter of the memory to copy, and one normalisation a
+    batch. A library's own processor gives floats.
+
+    `name` is what it was asked for, without local paths; `weights_digest` hashes its weights' values; `config` is the
+    architecture that they fill; `preprocessing` is everything that shapes its pixels, in canonical form, and how the vector
+    is read. The last three enter a cache's fingerprint. `notes` do not: what was compared with its library, which versions.
     `layers` is what it can be asked for: "penultimate" always, the others as `bird.teachers.layers` describes them.
     `on_cpu`: it computes where images are decoded, too, so that several threads had better answer at once. Both methods
     below are called from several threads.
+    `notes` says in words what a reader wants to know of it: assumptions, where the weights came from.
     """
 
     name: str
@@ -47,73 +65,50 @@ class Teacher(ABC):
     preprocessing: Mapping[str, Json]
     layers: Mapping[str, LayerSpec]
     on_cpu: bool
+    config: Mapping[str, Json] = MappingProxyType({})
+    notes: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def preprocess(
         self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
-    ) -> Float[Tensor, "3 height width"]:
+    ) -> UInt8[Tensor, "channels height width"] | Float[Tensor, "channels height width"]:
         """The teacher's view of an RGB image (height, width, 3), or of a box of it (`bird.views`)."""
 
     @abstractmethod
-    def answer(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[str]) -> dict[str, Tensor]:
+    def normalise(self, views: Views) -> Float[Tensor, "batch channels height width"]:
+        """What the network takes of a batch of views, on the views' device; float views are taken as they are."""
+
+    @abstractmethod
+    def answer(self, views: Views, layers: Sequence[str]) -> dict[str, Tensor]:
         """Each of `layers` for a batch of views, (batch, *shape), raw (never normalised), float32 on the CPU; one forward
         pass for all of them. Raises TeacherError."""
 
-    def features(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+    def features(self, views: Views) -> Float[Tensor, "batch dim"]:
         """The penultimate vectors alone."""
-        return self.answer(pixels, (PENULTIMATE,))[PENULTIMATE]
+        return self.answer(views, (PENULTIMATE,))[PENULTIMATE]
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
-    """Resize, centre crop, scale to [0, 1], normalise: the deterministic view of nearly every image model.
+class Options:
+    """What the person asked for beside the teacher's name."""
 
-    `resize` is a side for the short edge, or (height, width) to reach exactly; `resizer` "pillow" resamples as PIL does
-    (CLIP, FLAVA and torchvision's published weights were evaluated so), "tensor" as torch with antialiasing.
-    """
+    weights: Path | None
+    device: torch.device
+    precision: str
+    image_size: int | None
+    kind: FeatureKind | None = None
+    output: str | None = None
+    scale: PixelScale | None = None
 
-    resize: int | tuple[int, int]
-    crop: int | None = None
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    resizer: Literal["pillow", "tensor"] = "tensor"
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width of the view of a square, in pixels."""
-        if self.crop is not None:
-            return self.crop, self.crop
-        return (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
-
-    def __call__(
-        self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
-    ) -> Float[Tensor, "3 height width"]:
-        """The view of an RGB image (height, width, 3). Of a box of it, all is seen: resized, not cropped again."""
-        from torchvision.transforms.v2 import InterpolationMode  # seconds to import: not for `bird list`
-        from torchvision.transforms.v2 import functional as F
-
-        size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
-        if box is not None and box.any():
-            image, size = cut(image, box).permute(1, 2, 0).numpy(), list(self.sides)
-        mode = InterpolationMode(self.interpolation)
-        if self.resizer == "pillow":
-            resized = F.resize(Image.fromarray(image), size, interpolation=mode)
-            pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-        else:
-            tensor = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
-            pixels = F.resize(tensor, size, interpolation=mode, antialias=True)
-        if self.crop is not None:
-            pixels = F.center_crop(pixels, [self.crop, self.crop])
-        unit = pixels.float().div_(255.0)
-        if self.mean == (0.0, 0.0, 0.0) and self.std == (1.0, 1.0, 1.0):
-            return unit
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return unit.sub_(mean).div_(std)
-
-    def canonical(self) -> dict[str, Json]:
-        """As JSON values."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+    def without_size(self, name: str, whose: str) -> None:
+        """Raise UsageError for an --image-size, where it is `whose` to say."""
+        if self.image_size is not None:
+            raise UsageError(
+                where="--image-size",
+                found=str(self.image_size),
+                wanted=f"none for {name}: the size is {whose}",
+                fix="leave --image-size out",
+            )
 
 
 @final
@@ -124,26 +119,23 @@ class TorchTeacher(Teacher):
         self,
         name: str,
         module: nn.Module,
-        view: View,
+        view: Viewer,
         *,
         taps: Mapping[str, Tap],
         device: torch.device,
         precision: str,
         reading: str = "output",
+        config: Mapping[str, Json] | None = None,
     ) -> None:
         if precision not in PRECISIONS:
-            raise UsageError(
-                where="--precision",
-                found=repr(precision),
-                wanted=f"one of {', '.join(PRECISIONS)}",
-                fix="choose one",
-            )
+            raise unknown_name("--precision", precision, PRECISIONS)
         self.name, self.feature_kind = name, taps[PENULTIMATE].kind
-        self.weights_digest = digest_of_state(module.state_dict())
+        self.weights_digest, self.config = digest_of_state(module.state_dict()), config or {}
         self.preprocessing = {**view.canonical(), "reading": reading}
         self._view, self._taps, self._device, self._dtype = view, taps, device, PRECISIONS[precision]
         self._module = module.eval().requires_grad_(False).to(device)
         self.on_cpu = device.type == "cpu"
+        self._launching = threading.Lock()
         self._asked = threading.local()  # what this thread's forward pass is to hear, and has heard
         for layer, tap in taps.items():
             part = self._module.get_submodule(tap.path)
@@ -151,49 +143,70 @@ class TorchTeacher(Teacher):
                 part.register_forward_pre_hook(partial(self._hear_input, layer))
             else:
                 part.register_forward_hook(partial(self._hear_output, layer))
-        height, width = view.sides
+        noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        pair = torch.stack([view(image) for image in (noise, np.ascontiguousarray(noise[:, ::-1]))])
         try:
-            blank = self.answer(torch.zeros(1, 3, height, width), tuple(taps))
-        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
-            said = (str(error) or repr(error)).splitlines()[0][:160]
+            first = self.answer(pair[:1], tuple(taps))
+        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, IndexError) as error:
             raise TeacherError(
                 where=f"teacher {name}",
-                found=f"a failure on one blank {height} x {width} image ({said})",
-                wanted="a model of images alone, that takes this size and answers with a vector",
-                fix="choose another model, or another --image-size",
+                found=f"a failure on one image, seen as {' x '.join(map(str, pair.shape[1:]))} ({first_line(error)})",
+                wanted="a model of images alone that takes this view and answers with a vector",
+                fix="take weights, config and processor of one model; or say --image-size where the teacher leaves it open",
             ) from error
-        self.layers = {layer: LayerSpec(tuple(blank[layer].shape[1:]), tap.kind) for layer, tap in taps.items()}
+        self.layers = {layer: LayerSpec(tuple(first[layer].shape[1:]), tap.kind) for layer, tap in taps.items()}
         (self.dim,) = self.layers[PENULTIMATE].shape
         if self.on_cpu:
-            noise = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-            hasten(self._module, partial(self._exact, noise), self._more_than_cls)
+            hasten(self._module, partial(self._exact, self.normalise(pair)), self._more_than_cls)
 
     def preprocess(
         self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
-    ) -> Float[Tensor, "3 height width"]:
+    ) -> UInt8[Tensor, "channels height width"] | Float[Tensor, "channels height width"]:
         """See Teacher.preprocess."""
         return self._view(image, box)
 
-    def answer(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[str]) -> dict[str, Tensor]:
+    def normalise(self, views: Views) -> Float[Tensor, "batch channels height width"]:
+        """See Teacher.normalise."""
+        return self._view.normalise(views)
+
+    def in_full(self, views: Views, layers: Sequence[str]) -> dict[str, Tensor]:
+        """As `answer`, in full precision whatever the teacher computes in: what is compared with its library."""
+        heard = self._hear(self.normalise(views.to(self._device)), layers, None)
+        return {layer: heard[layer].float().cpu() for layer in layers}
+
+    def answer(self, views: Views, layers: Sequence[str]) -> dict[str, Tensor]:
         """See Teacher.answer."""
-        heard = self._hear(pixels, layers, self._dtype)
+        if self._device.type == "cpu":
+            heard = self._hear(self.normalise(views), layers, self._dtype)
+            self._check(heard, len(views), layers)
+            return {layer: heard[layer].float().contiguous() for layer in layers}
+        with self._launching:  # one thread fills the queue of the GPU; it waits for its answer beside the next one
+            heard = self._hear(self.normalise(send(views, self._device)), layers, self._dtype)
+            self._check(heard, len(views), layers)
+            answers = {layer: fetch(heard[layer].float().contiguous()) for layer in layers}
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+        done.synchronize()
+        return answers
+
+    def _check(self, heard: Mapping[str, Tensor], count: int, layers: Sequence[str]) -> None:
+        """Raise TeacherError unless every layer has one array an image."""
         for layer in layers:
             shape = tuple(heard[layer].shape) if layer in heard else ()
-            if shape[:1] != (len(pixels),) or (layer == PENULTIMATE and len(shape) != 2):
+            if shape[:1] != (count,) or (layer == PENULTIMATE and len(shape) != 2):
                 raise TeacherError(
                     where=f"teacher {self.name}, layer {layer}",
                     found=f"an answer of shape {shape}",
                     wanted="one vector an image" if layer == PENULTIMATE else "one array an image",
                     fix="choose a model with a pooled output" if layer == PENULTIMATE else "leave this layer out",
                 )
-        return {layer: heard[layer].float().cpu().contiguous() for layer in layers}
 
     def _hear(self, pixels: Tensor, layers: Sequence[str], dtype: torch.dtype | None) -> dict[str, Tensor]:
-        """One forward pass, and what the taps of `layers` heard."""
+        """One forward pass over what the network takes, and what the taps of `layers` heard."""
         cast = nullcontext() if dtype is None else torch.autocast(self._device.type, dtype)
         self._asked.layers, self._asked.heard = layers, {}
         with torch.inference_mode(), cast:
-            self._module(pixels.to(self._device, non_blocking=True))
+            self._module(pixels)
         heard, self._asked.layers, self._asked.heard = self._asked.heard, (), {}
         return heard  # type: ignore[no-any-return]
 

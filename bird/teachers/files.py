@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import socket
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 import torch
 from torch import Tensor, nn
 
-from bird.errors import TeacherError
+from bird.errors import MissingWeightsError, TeacherError
+
+REACH_SECONDS = 5.0
 
 __all__ = ["fill", "first_line", "missing_weights", "offline_if_unreachable", "read_state"]
 
@@ -74,23 +77,33 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
 
 
 def offline_if_unreachable() -> None:
-    """Tell the hub's client to be offline if its host has no address here: else it retries for a minute, aloud."""
+    """Make the hub's clients ready: offline if nobody answers there (else they retry for a minute, aloud), and silent about
+    whoever asks. Without safetensors in a repository, transformers would send its name, and the person's token, to a
+    service that converts weights, and load what that proposes in place of the revision that was asked for.
+    """
     from huggingface_hub import constants
 
-    if getproxies():  # behind a proxy the host needs no address here
-        return
-    host = urlsplit(constants.ENDPOINT).hostname or ""
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    address = urlsplit(constants.ENDPOINT)
+    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+    if constants.HF_HUB_OFFLINE or ({address.scheme, "all"} & {*getproxies()} and not proxy_bypass(host)):
+        return  # a proxy is asked in its place
     try:
-        socket.getaddrinfo(host, 443)
+        socket.create_connection((host, port), timeout=REACH_SECONDS).close()
     except OSError:
         constants.HF_HUB_OFFLINE = True
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
-def missing_weights(name: str, what: str, error: Exception | None = None) -> TeacherError:
+def missing_weights(name: str, what: str, error: Exception | None = None) -> MissingWeightsError:
     """The error for weights that are neither here nor downloadable; `what` says which file to fetch."""
+    from huggingface_hub import constants
+
     reason = f" ({type(error).__name__}: {first_line(error)})" if error else ""
-    return TeacherError(
+    if error and constants.HF_HUB_OFFLINE:
+        reason = f" (offline: HF_HUB_OFFLINE is set, or nobody answers at {constants.ENDPOINT})"
+    return MissingWeightsError(
         where=f"teacher {name}",
         found=f"no weights here, and none could be downloaded{reason}",
         wanted=what,

@@ -8,18 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bird.errors import TeacherError
 from bird.images import decode_image
-from bird.teachers.base import Json, View
+from bird.teachers.base import FeatureKind, Json, View
+from bird.teachers.claims import names_class_scores
 
-__all__ = ["KServe", "OpenAI", "Protocol", "Refused", "Unusable", "Vectors"]
+__all__ = ["KServe", "OpenAI", "Protocol", "Refused", "Unusable", "Vectors", "seconds_of"]
 
 Vectors = NDArray[np.float32]
 
 
-ORIGINAL: Mapping[str, Json] = {"sent": "original bytes, or PNG of altered pixels"}
+ORIGINAL: Mapping[str, Json] = {"sent": "original bytes where every reader sees the sample's pixels, else PNG of those"}
 REQUEST_BYTES = 32e6  # servers refuse longer ones, at 64 MB by default or less
 FLOAT_BYTES = 21  # a pixel of [0, 1] in JSON, at most
 
@@ -38,10 +40,12 @@ class Refused(Unusable):
 
 class Protocol(ABC):
     """How images become a request, and an answer becomes vectors. `batch` is how many a request holds at most, `sent` what
-    is sent of each, as a cache's fingerprint says it."""
+    is sent of each, as a cache's fingerprint says it; `sides` is height and width of the pixels that are sent, or None where
+    images go out encoded."""
 
     name: str
     batch: int
+    sides: tuple[int, int] | None = None
     sent: Mapping[str, Json]
 
     @abstractmethod
@@ -96,15 +100,23 @@ class KServe(Protocol):
 
     name, batch, sent = "kserve", 32, ORIGINAL
 
-    def __init__(self, model: str, metadata: Mapping[str, Any], output: str | None, image_size: int | None) -> None:
+    def __init__(
+        self,
+        model: str,
+        metadata: Mapping[str, Any],
+        output: str | None,
+        image_size: int | None,
+        kind: FeatureKind | None = None,
+    ) -> None:
         """Raises TeacherError for a model that takes neither."""
+        self._model, self._logits = model, kind == "logits"
         self._path, self._output, self._view = f"/v2/models/{model}/infer", output, None
         given = (metadata.get("inputs") or [{}])[0]
         self._input, self._datatype = {name: given.get(name) for name in ("name", "datatype")}, given.get("datatype")
         shape = [int(side) for side in given.get("shape", [])]
         if self._datatype == "FP32" and len(shape) == 4 and shape[1] in (3, -1):
             height, width = (side if side > 0 else image_size or 224 for side in shape[2:])
-            self._view = View((height, width))
+            self._view, self.sides = View((height, width)), (height, width)
             self.batch = int(max(1, min(32, REQUEST_BYTES // (3 * height * width * FLOAT_BYTES))))
             self.sent = {"sent": "float32 pixels in [0, 1], RGB", "view": self._view.canonical()}
         elif self._datatype != "BYTES":
@@ -126,7 +138,8 @@ class KServe(Protocol):
             data = [base64.b64encode(image).decode() for image in images]
             given |= {"shape": [len(images), 1], "parameters": {"content_type": "base64"}, "data": data}
         else:
-            pixels = np.stack([self._view(decode_image(image, "image")).numpy() for image in images])
+            views = torch.stack([self._view(decode_image(image, "image")) for image in images])
+            pixels = self._view.normalise(views).numpy()
             given |= {"shape": list(pixels.shape), "data": pixels.ravel().tolist()}
         asked = {"outputs": [{"name": self._output}]} if self._output else {}
         return self._path, {"inputs": [given], **asked}
@@ -139,18 +152,43 @@ class KServe(Protocol):
         return count * 3 * height * width * FLOAT_BYTES
 
     def read(self, answer: Any, count: int) -> dict[int, Vectors]:
-        """See Protocol.read: the output that was asked for, else the first of one vector an image."""
-        for output in answer["outputs"]:
-            wanted = output["name"] == self._output if self._output else len(output["shape"]) == 2
-            if wanted:
-                values = np.asarray(output["data"], np.float32).reshape(output["shape"])
-                if len(values) != count:
-                    raise Unusable(f"{len(values)} vectors for {count} images")
-                return dict(enumerate(values.reshape(count, -1)))
-        raise Unusable(f"no output {self._output or 'of one vector an image'}")
+        """See Protocol.read: the output that was asked for, else the first of one vector an image; with --kind logits one
+        called so, and without it none called so. Raises TeacherError where it has nothing but such."""
+        named = self._output
+        vectors = [each for each in answer["outputs"] if (each["name"] == named if named else len(each["shape"]) == 2)]
+        if not vectors:
+            raise Unusable(f"no output {named or 'of one vector an image'}")
+        chosen = [each for each in vectors if named or names_class_scores(each["name"]) == self._logits]
+        if not (chosen or self._logits):
+            raise TeacherError(
+                where=f"teacher kserve:{self._model}",
+                found=f"no vector an image but {vectors[0]['name']}: numbers for classes",
+                wanted="features",
+                fix="say --kind logits if these are what you want, or name another output with --output",
+            )
+        output = (chosen or vectors)[0]
+        values = np.asarray(output["data"], np.float32).reshape(output["shape"])
+        if len(values) != count:
+            raise Unusable(f"{len(values)} vectors for {count} images")
+        return dict(enumerate(values.reshape(count, -1)))
 
 
 def _mime(image: bytes) -> str:
-    if image.startswith(b"\xff\xd8"):
-        return "image/jpeg"
-    return "image/png" if image.startswith(b"\x89PNG") else "application/octet-stream"
+    starts = {b"\xff\xd8": "jpeg", b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp"}
+    return next(
+        (f"image/{kind}" for start, kind in starts.items() if image.startswith(start)), "application/octet-stream"
+    )
+
+
+def seconds_of(said: str | None) -> float:
+    """Retry-After, in seconds: a number, or a date."""
+    from datetime import UTC, datetime
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(0.0, float(said or 0))
+    except ValueError:
+        try:
+            return max(0.0, (parsedate_to_datetime(str(said)) - datetime.now(UTC)).total_seconds())
+        except (ValueError, TypeError):
+            return 0.0

@@ -11,7 +11,6 @@ out; valid parts of a bad answer are kept, so that no image is asked for twice w
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import time
 import weakref
@@ -21,19 +20,22 @@ from typing import Any, final
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
-from PIL import Image
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from bird.errors import TeacherError, UsageError
+from bird.errors import BirdError, TeacherError, UsageError, nearest, unknown_name
 from bird.teachers.base import PENULTIMATE, FeatureKind, Json, LayerSpec
-from bird.teachers.protocols import KServe, OpenAI, Protocol, Refused, Unusable, Vectors
+from bird.teachers.canaries import alike, byte_share, canary_images, twin_images
+from bird.teachers.claims import kind_of, require_side, require_takers
+from bird.teachers.protocols import REQUEST_BYTES, KServe, OpenAI, Protocol, Refused, Unusable, Vectors, seconds_of
 
-__all__ = ["Service", "canary_images", "open_service"]
+__all__ = ["TAKES", "Service", "canary_images", "open_service"]
 
-CANARIES = 8
 SAME = 0.9999  # cosine between a canary's vectors then and now
+PICTURES = 0.3  # of `byte_share`: below, the picture decides, not the bytes it comes in
+TAKES = frozenset({"kind", "output", "image_size", "api_key_env", "requests_per_minute", "price_per_1000"})
 RETRY = {408, 425, 429, 500, 502, 503, 504}
 PATIENCE = 600.0  # seconds: a service that wants more between two requests is asked again by a later run
+SCHEMES = [f"{scheme}{how}" for how in ("", "+openai", "+kserve") for scheme in ("http", "https")]
 REFUSED = {400, 413, 415, 422}  # what was sent is at fault: an image that cannot be read, a request too long
 
 
@@ -59,13 +61,12 @@ class Service:
         self._pause, self._next = 60.0 / per_minute if per_minute else 0.0, 0.0
         self._attempts, self._longest_wait = attempts, longest_wait
         self.asked = self.requests = self.dim = 0
-        self.canaries = self._canary_vectors()
+        self.canaries = self._vectors_of(canary_images())
         self.dim = self.canaries.shape[1]
-        unit = bool(np.allclose(np.linalg.norm(self.canaries, axis=1), 1.0, atol=1e-3))
-        if unit and kind in ("penultimate", "projection"):
-            raise self._error("vectors that all have length 1", f"raw {kind} vectors", "say --kind projection_l2")
-        self.feature_kind: FeatureKind = kind or ("projection_l2" if unit else "projection")
+        self._require_pictures()
+        self.feature_kind: FeatureKind = kind_of(self.canaries, kind, "projection", self._error)
         self.layers = {PENULTIMATE: LayerSpec((self.dim,), self.feature_kind)}
+        self.notes: Mapping[str, str] = {"vector": f"{self.dim} numbers, taken as {self.feature_kind}"}
         self.preprocessing: Mapping[str, Json] = {**protocol.sent, "protocol": protocol.name, "canaries": 1}
 
     @property
@@ -78,9 +79,8 @@ class Service:
         service refuses altogether, or is gone: then the images are not at fault."""
         vectors = np.full((len(images), self.dim), np.nan, np.float32)
         failed: dict[int, str] = {}
-        for start in range(0, len(images), self._protocol.batch):
-            part = range(start, min(start + self._protocol.batch, len(images)))
-            self._embed_part([*part], images, vectors, failed, whole=True)
+        for part in self._requests_of([len(image) for image in images]):
+            self._embed_part(part, images, vectors, failed, whole=True)
         return vectors, failed
 
     def adopt(self, canaries: Vectors) -> None:
@@ -90,7 +90,7 @@ class Service:
 
     def check_canaries(self) -> None:
         """Raise TeacherError if the service has become another one."""
-        self._require_same(self.canaries, self._canary_vectors())
+        self._require_same(self.canaries, self._vectors_of(canary_images()))
 
     def estimate(self, count: int, size: int, price_per_1000: float | None) -> dict[str, Any]:
         """What asking for `count` images of `size` bytes together will take."""
@@ -104,6 +104,19 @@ class Service:
             "minutes at least": minutes,
             "cost": cost,
         }
+
+    def _requests_of(self, sizes: Sequence[int]) -> list[list[int]]:
+        """The positions of the images of each request: as many as the protocol takes, or as few as servers take bytes."""
+        parts: list[list[int]] = []
+        room = 0.0
+        for position, size in enumerate(sizes):
+            needed = self._protocol.bytes_sent(1, size)
+            if not parts or len(parts[-1]) == self._protocol.batch or needed > room:
+                parts.append([])
+                room = REQUEST_BYTES
+            parts[-1].append(position)
+            room -= needed
+        return parts
 
     def _embed_part(
         self, part: list[int], images: Sequence[bytes], vectors: Vectors, failed: dict[int, str], *, whole: bool
@@ -177,7 +190,7 @@ class Service:
         if 200 <= code < 300:
             return
         if code in RETRY:
-            after = _seconds(response.headers.get("retry-after"))
+            after = seconds_of(response.headers.get("retry-after"))
             if after > PATIENCE:
                 found = f"status {code} with the wish to be left alone for {after:,.0f} seconds"
                 raise self._error(found, f"at most {PATIENCE:.0f}", "run the same command then: what came is kept")
@@ -188,12 +201,13 @@ class Service:
         fix = "give the final address: keys do not travel" if 300 <= code < 400 else REFUSAL
         raise self._error(found, "vectors", fix)
 
-    def _canary_vectors(self) -> Vectors:
-        images = canary_images()
+    def _vectors_of(self, images: Sequence[bytes]) -> Vectors:
+        """The vectors of test images. Raises TeacherError unless all can be had."""
+        count = len(images)
         found: dict[int, Vectors] = {}
         why = "some, but not of all"
         for _ in range(self._attempts * 2):
-            left = [index for index in range(CANARIES) if index not in found]
+            left = [index for index in range(count) if index not in found]
             try:
                 answer = self._request([images[index] for index in left])
                 found |= {left[index]: vector for index, vector in answer.items()}
@@ -204,16 +218,37 @@ class Service:
                 time.sleep(min(max(error.after, self._longest_wait / 8), 60.0))
             width = _commonest_width(found)
             found = {index: vector for index, vector in found.items() if len(vector) == width}
-            if len(found) == CANARIES:
-                return np.stack([found[index] for index in range(CANARIES)])
+            if len(found) == count:
+                return np.stack([found[index] for index in range(count)])
         raise self._error(
             f"no vectors for the eight test images ({why})", "an answer", "check address and model, or try again later"
         )
 
+    def _require_pictures(self) -> None:
+        """Raise TeacherError where pictures that differ have one vector; or where the bytes of a picture decide, as they do
+        for a model that embeds the text of the data URI; or where one picture has several vectors."""
+        if alike(self.canaries):
+            raise self._error("one vector for different pictures", "a vector for each", BLIND)
+        if self._protocol.sides is not None:
+            return
+        firsts, seconds = zip(*twin_images(), strict=True)
+        vectors = self._vectors_of([*firsts, *seconds])
+        twins = np.stack([vectors[: len(firsts)], vectors[len(firsts) :]], axis=1)
+        if (share := byte_share(twins)) > PICTURES:
+            apart = (
+                f"are {share:.2g} times as far apart as two pictures" if share < 1e3 else "differ, two pictures do not"
+            )
+            found = f"vectors that follow the bytes of an image file, not its picture: two files of one picture {apart}"
+            raise self._error(found, "a model of images", BLIND)
+        cosine = _cosines(twins[:, 0], twins[:, 1])
+        if not (cosine >= SAME).all():
+            found = f"two vectors for one picture in two files (cosine {cosine.min():.4f})"
+            raise self._error(found, f"one: a cosine of {SAME} or more", "ask for a model that repeats its answers")
+
     def _require_same(self, then: Vectors, now: Vectors) -> None:
         if then.shape != now.shape:
             raise self._error(f"vectors of {now.shape[1]} numbers", f"{then.shape[1]}, as before", DRIFT)
-        cosine = (then * now).sum(1) / np.maximum(np.linalg.norm(then, axis=1) * np.linalg.norm(now, axis=1), 1e-30)
+        cosine = _cosines(then, now)
         if not (cosine >= SAME).all():
             raise self._error(
                 f"other vectors for the same test images (cosine {cosine.min():.4f})", "the same model", DRIFT
@@ -224,6 +259,7 @@ class Service:
 
 
 ABSENT = "start it, or check the address"
+BLIND = "name a model of images: this one may embed text, or take no notice of what it is sent"
 REFUSAL = "check address, model and key"
 DRIFT = "the service runs another model now: start another cache (what is committed is kept)"
 
@@ -252,30 +288,28 @@ def open_service(
     path, model = address.path.rstrip("/"), parse_qs(address.query).get("model", [""])[0]
     if how:
         path, _, model = path.rpartition("/")
-    if not model or not address.netloc or address.username or how not in ("", "openai", "kserve"):
-        wanted = (
-            "http+openai://HOST/MODEL, http+kserve://HOST/MODEL or http://HOST/PATH?model=MODEL, without a password"
-        )
+    wanted = "http+openai://HOST/MODEL, http+kserve://HOST/MODEL or http://HOST/PATH?model=MODEL, without a password"
+    if (said := spec.partition("://")[0]) not in SCHEMES:
+        raise unknown_name("--teacher", f"{said}://", [f"{each}://" for each in SCHEMES], "write it so", wanted=wanted)
+    if not model or not address.netloc or address.username:
         raise UsageError(where="--teacher", found="an address that does not fit", wanted=wanted, fix="write it so")
-    headers = {}
-    if key_env is not None:
-        if not os.environ.get(key_env):
-            raise UsageError(
-                where="--api-key-env", found=f"no variable {key_env}", wanted="the key in it", fix="set it"
-            )
-        headers["Authorization"] = f"Bearer {os.environ[key_env]}"
+    headers = {} if key_env is None else {"Authorization": f"Bearer {_key(key_env)}"}
     client = httpx2.Client(timeout=timeout, headers=headers, follow_redirects=False, trust_env=False)
     base = f"{scheme}://{address.netloc}{path}"
+    output = output or parse_qs(address.query).get("output", [None])[0]
     try:
-        protocol: Protocol
-        if how == "kserve":
-            output = output or parse_qs(address.query).get("output", [None])[0]
-            described = _description(client, f"{base}/v2/models/{model}", attempts, longest_wait)
-            protocol = KServe(model, described, output, image_size)
-        else:
+        described = (
+            _description(client, f"{base}/v2/models/{model}", attempts, longest_wait) if how == "kserve" else None
+        )
+        if described is None:
+            require_takers(f"openai:{model}", {"output": output}, TAKES - {"output", "image_size"})
             _require_listed(client, base, model, attempts, longest_wait)
-            protocol = OpenAI(model)
-    except TeacherError:
+        protocol = OpenAI(model) if described is None else KServe(model, described, output, image_size, kind)
+        if protocol.sides is None:
+            require_takers(f"{protocol.name}:{model}", {"image_size": image_size}, TAKES - {"image_size"})
+        else:
+            require_side(f"{protocol.name}:{model}", protocol.sides, image_size)
+    except BirdError:
         client.close()
         raise
     return Service(
@@ -288,6 +322,13 @@ def open_service(
         attempts=attempts,
         longest_wait=longest_wait,
     )
+
+
+def _key(variable: str) -> str:
+    """The key in an environment variable. Raises UsageError."""
+    if key := os.environ.get(variable):
+        return key
+    raise UsageError(where="--api-key-env", found=f"no variable {variable}", wanted="the key in it", fix="set it")
 
 
 def _description(client: Any, address: str, attempts: int, longest_wait: float) -> dict[str, Any]:
@@ -333,41 +374,21 @@ def _require_listed(client: Any, base: str, model: str, attempts: int, longest_w
         return  # many have no list
     names = [item.get("id") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
     if names and model not in names:
+        close = nearest(model, map(str, names))
         raise TeacherError(
             where=f"teacher openai:{model}",
             found=f"a service that lists other models: {', '.join(map(str, names[:8]))}",
             wanted=f"{model} among them",
-            fix="check the model's name",
+            fix=f"did you mean {close[0]}?" if close else "check the model's name",
         )
 
 
-def canary_images() -> list[bytes]:
-    """Eight synthetic pictures, 64 x 64, as PNG: waves of different lengths and directions."""
-    rows, columns = np.mgrid[0:64, 0:64]
-    images = []
-    for number in range(CANARIES):
-        waves = [np.sin(rows * (number + 1) * 0.05 * (c + 1) + columns * (8 - number) * 0.04) for c in range(3)]
-        pixels = np.stack([np.round(127.5 + 127.5 * wave) for wave in waves], axis=2).astype(np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
-        images.append(buffer.getvalue())
-    return images
+def _cosines(first: Vectors, second: Vectors) -> Vectors:
+    """Of the rows, pair by pair."""
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return np.asarray((first * second).sum(1) / np.maximum(lengths, 1e-30), np.float32)
 
 
 def _commonest_width(vectors: Mapping[int, Vectors]) -> int:
     """How long most of them are; 0 if there are none."""
     return Counter(map(len, vectors.values())).most_common(1)[0][0] if vectors else 0
-
-
-def _seconds(said: str | None) -> float:
-    """Retry-After, in seconds: a number, or a date."""
-    from datetime import UTC, datetime
-    from email.utils import parsedate_to_datetime
-
-    try:
-        return max(0.0, float(said or 0))
-    except ValueError:
-        try:
-            return max(0.0, (parsedate_to_datetime(str(said)) - datetime.now(UTC)).total_seconds())
-        except (ValueError, TypeError):
-            return 0.0

@@ -80,7 +80,8 @@ def copy_shards(
         start, stop = writer.plan.bounds(shard)
         stored = {layer: given.read(layer, start, stop) for layer in writer.plan.layers}
         source = _source(given, writer, shard, image)
-        writer.write_stored(shard, stored, receipts[shard].failed, receipts[shard].audit, source)
+        receipt = receipts[shard]
+        writer.write_stored(shard, stored, receipt.failed, receipt.audit, source, receipt.doubtful)
         advance(stop - start)
 
 

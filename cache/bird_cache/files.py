@@ -6,7 +6,9 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
+import socket
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,12 +24,38 @@ __all__ = [
     "digest_of_pieces",
     "file_digest",
     "publish",
+    "remedy",
     "replace",
     "write_lock",
 ]
 
 TEMPORARY = ".partial-"
+LOCKS = (".lock", ".lock-owner")
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a part of the path is a file: check the path",
+    errno.EISDIR: "the path is a folder: check the path",
+    errno.EACCES: "correct the permissions, or choose another folder",
+    errno.EPERM: "correct the permissions, or choose another folder",
+    errno.EROFS: "the file system is mounted for reading only: choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "the links lead in a circle: correct them",
+    errno.EMFILE: "allow more open files (ulimit -n), or lower --workers",
+    errno.ENFILE: "close other programs: this machine has too many open files",
+    errno.ENOLCK: "this mount has no file locks: choose another folder, or mount it with locks",
+    errno.EIO: "the disk or its connection fails: check it, then run the same command again: what is committed is kept",
+    errno.ESTALE: "the mount was lost: mount it again, then run the same command again: what is committed is kept",
+    errno.ENODEV: "this file system lacks what is asked of it: choose another folder",
+    errno.ENOTSUP: "this file system lacks what is asked of it: choose another folder",
+    errno.ENOSYS: "this file system lacks what is asked of it: choose another folder",
+}
+log = logging.getLogger("bird_cache")  # without a handler of the caller's, warnings go to stderr
+told: set[str] = set()
+owned: set[str] = set()
+"""the folders that this process holds without a lock of the file system"""
 
 
 def canonical_json(value: object) -> bytes:
@@ -73,6 +101,7 @@ def publish(path: Path, data: bytes) -> None:
             if error.errno not in NO_LINKS:
                 raise
             # A file system without hard links: the folder's write lock is what keeps others out.
+            _tell(path.parent, "no hard links", "one writer at a time is safe, writers on several machines are not")
             if path.exists():
                 raise FileExistsError(errno.EEXIST, "exists", str(path)) from None
             os.rename(temporary, path)
@@ -83,26 +112,95 @@ def publish(path: Path, data: bytes) -> None:
 def write_lock(folder: Path) -> Iterator[None]:
     """Hold `folder` for one writer; the lock dies with the process. What killed writers left under temporary names, in
     it and below, is deleted. Raises BusyCacheError, StorageError."""
-    path = folder / ".lock"
+    path = folder / LOCKS[0]
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise storage_error(path, error, 0) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as held:
+        held.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(folder, "another process writing it", "wait for it to finish, or stop it") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise storage_error(path, error, 0) from error
+            held.enter_context(_owned(folder))
         for left in folder.rglob(f"*{TEMPORARY}*"):
             if left.is_file():
                 left.unlink(missing_ok=True)
         yield
-    except BlockingIOError:
-        raise BusyCacheError(
-            where=str(folder),
-            found="another process writing it",
-            wanted="one writer at a time",
-            fix="wait for it to finish, or stop it: what it committed is kept",
-        ) from None
+
+
+@contextlib.contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """A lock for file systems without locks: a file that names who writes. One of a dead process of this host is taken over;
+    of another host nobody here knows."""
+    path, me = folder / LOCKS[1], f"{socket.gethostname()} {os.getpid()}"
+    real = os.path.realpath(path)
+    _tell(folder, "no file locks", f"{path.name} keeps other writers out")
+    for last in (False, True):
+        try:
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(me)
+            break
+        except FileExistsError:
+            owner = _owner(path)
+            if last or owner is None or real in owned or not _is_dead(owner):
+                who = f"{path.name} of process {owner[1]} on {owner[0]}" if owner else path.name
+                fix = f"wait for it to finish; if no process is writing any more, delete {path}"
+                raise _busy(folder, f"{who} (this mount has no file locks)", fix) from None
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(path, error, 0) from error
+    owned.add(real)
+    try:
+        yield
     finally:
-        os.close(descriptor)
+        owned.discard(real)
+        path.unlink(missing_ok=True)
+
+
+def _owner(path: Path) -> tuple[str, int] | None:
+    """Host and process of a lock file; None where it does not say."""
+    try:
+        host, process = path.read_text(encoding="utf-8").rsplit(" ", 1)
+        return host, int(process)
+    except (OSError, ValueError):
+        return None
+
+
+def _is_dead(owner: tuple[str, int]) -> bool:
+    host, process = owner
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return process == os.getpid()  # in a container the number comes again; what this process holds is in `owned`
+
+
+def _busy(folder: Path, found: str, fix: str) -> BusyCacheError:
+    return BusyCacheError(
+        where=str(folder), found=found, wanted="one writer at a time", fix=f"{fix}: what it committed is kept"
+    )
+
+
+def _tell(folder: Path, lacks: str, then: str) -> None:
+    """One line, once a process."""
+    if lacks not in told:
+        told.add(lacks)
+        log.warning("%s: this file system has %s; %s", folder, lacks, then)
+
+
+def remedy(error: OSError) -> str:
+    """What to do about a refusal of the operating system."""
+    usual = "make room (or choose another folder) and run the same command again: what is committed is kept"
+    return REMEDIES.get(error.errno or 0, usual)
 
 
 def storage_error(path: Path, error: OSError, size: int) -> StorageError:
@@ -112,7 +210,7 @@ def storage_error(path: Path, error: OSError, size: int) -> StorageError:
         where=str(path),
         found=f"{error.strerror or error}{needed}",
         wanted="a writable folder with room",
-        fix="make room (or choose another folder) and run the same command again: what is committed is kept",
+        fix=remedy(error),
     )
 
 
@@ -145,4 +243,6 @@ def _sync_folder(folder: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise storage_error(folder, error, 0) from error
+        if error.errno not in NO_FOLDER_SYNC:
+            raise storage_error(folder, error, 0) from error
+        _tell(folder, "no fsync of folders", "a power cut may lose the last files, which a resumed run writes again")

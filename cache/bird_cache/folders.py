@@ -16,11 +16,10 @@ from typing import final
 from urllib.parse import unquote, urlsplit
 
 from bird_cache.errors import NotACacheError
-from bird_cache.files import TEMPORARY, digest, file_digest, publish, replace, storage_error, write_lock
+from bird_cache.files import LOCKS, TEMPORARY, digest, file_digest, publish, replace, storage_error, write_lock
 
 __all__ = ["Folder", "LocalFolder", "open_folder"]
 
-LOCK = ".lock"
 OBJECT_SCHEMES = {"s3", "s3a", "gs", "az", "abfs", "abfss"}
 
 
@@ -102,7 +101,10 @@ class LocalFolder(Folder):
         with open(self.local / path, "rb") as file:
             if (self.local / path).stat().st_size == 0:
                 return memoryview(b"")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            try:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            except OSError:  # a file system that maps no files
+                return memoryview(file.read())
 
     def size(self, path: str) -> int | None:
         """See Folder.size."""
@@ -130,7 +132,7 @@ class LocalFolder(Folder):
     def files(self) -> list[str]:
         """See Folder.files."""
         found = (file.relative_to(self.local).as_posix() for file in self.local.rglob("*") if not file.is_dir())
-        return sorted(name for name in found if name != LOCK and TEMPORARY not in name)
+        return sorted(name for name in found if name not in LOCKS and TEMPORARY not in name)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
@@ -146,7 +148,8 @@ class LocalFolder(Folder):
         """See Folder.free."""
         import shutil
 
-        return shutil.disk_usage(self.local).free
+        usage = shutil.disk_usage(self.local)
+        return usage.free if usage.total else None  # some network file systems say 0 of 0
 
     def _parent(self, path: str) -> Path:
         target = self.local / path

@@ -8,9 +8,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from bird_cache.errors import StaleCacheError
 from bird_cache.files import canonical_json, digest
@@ -22,6 +30,7 @@ __all__ = [
     "FileRecord",
     "Kind",
     "Layer",
+    "LeftOut",
     "Manifest",
     "Part",
     "Plan",
@@ -38,9 +47,31 @@ Store = Literal["zarr", "webdataset"]
 
 
 class Record(BaseModel):
-    """A frozen record that refuses unknown fields."""
+    """A frozen record that refuses unknown fields. Fields that are newer than the first caches (`NEWER`) are written only
+    where they say something, so that an older cache is written as it was."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    NEWER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_newer_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in self.NEWER or getattr(self, name) != fields[name].default
+        }
+
+
+class LeftOut(Record):
+    """Samples that were listed and got no row: why, of which class and group (-1: unknown) and split ("": none yet)."""
+
+    reason: str
+    label: int
+    group: int
+    split: str
+    rows: int
 
 
 class Layer(Record):
@@ -71,6 +102,9 @@ class Plan(Record):
     group_names: tuple[str, ...]
     notes: dict[str, str] = {}
     """what a reader wants to know but no vector depends on, such as the teacher's name"""
+    left_out: tuple[LeftOut, ...] | None = None
+    """what was listed and is not among the rows; None in caches that do not record it"""
+    NEWER: ClassVar[frozenset[str]] = frozenset({"left_out"})
 
     @property
     def fingerprint(self) -> str:
@@ -152,6 +186,9 @@ class Receipt(Record):
     files: dict[str, FileRecord]
     failed: dict[int, str]
     audit: dict[str, CellAudit]
+    doubtful: dict[int, str] = {}
+    """rows with a vector whose image carries little: nearly black, nearly constant"""
+    NEWER: ClassVar[frozenset[str]] = frozenset({"doubtful"})
 
 
 class Summary(Record):

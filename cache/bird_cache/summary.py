@@ -8,14 +8,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bird_cache.manifest import CellAudit, Summary
+from bird_cache.manifest import CellAudit, LeftOut, Summary
 from bird_cache.numbers import BLOCK_ROWS, Dtype, from_storage
-from bird_cache.samples import Samples
+from bird_cache.samples import OK, PENDING, Samples
 
 if TYPE_CHECKING:
     from bird_cache.store import FeatureStore
 
-__all__ = ["add_cells", "audit_cells", "describe", "name_of_cell", "norms_of", "summarise"]
+__all__ = [
+    "accounted",
+    "add_cells",
+    "audit_cells",
+    "cells_by_split",
+    "describe",
+    "name_of_cell",
+    "norms_of",
+    "summarise",
+]
+
+SPLITS = ("train", "meta", "test")
 
 
 def describe(store: FeatureStore) -> dict[str, Any]:
@@ -34,6 +45,8 @@ def describe(store: FeatureStore) -> dict[str, Any]:
         "rows": plan.rows,
         "written": written,
         "failed": failed,
+        "doubtful": doubtful_by_cell(store),
+        "accounted": accounted(plan.rows, plan.left_out, plan.class_names, plan.group_names),
         "groups": {name: {"rows": cell.rows, "failed": cell.failed} for name, cell in named.items()},
         "layers": {
             name: {"shape": [plan.rows, plan.views, *layer.shape], "dtype": layer.dtype, "kind": layer.kind}
@@ -44,7 +57,8 @@ def describe(store: FeatureStore) -> dict[str, Any]:
             for name, part in store.manifest.parts.items()
         },
         "norms": {name: _norms(cell) for name, cell in named.items()},
-        "splits": {split: splits.get(split, 0) for split in ("train", "meta", "test")},
+        "splits": {split: splits.get(split, 0) for split in SPLITS},
+        "cells": cells_by_split(store.samples, plan.class_names, plan.group_names),
         "shards": {"committed": len(store.receipts), "planned": plan.shards, "rows": plan.shard_rows},
         "bytes": sum(f.bytes for rs in store.part_receipts.values() for r in rs.values() for f in r.files.values()),
         "causes": plan.causes,
@@ -52,12 +66,71 @@ def describe(store: FeatureStore) -> dict[str, Any]:
     }
 
 
+def accounted(
+    rows: int, left_out: tuple[LeftOut, ...] | None, class_names: tuple[str, ...], group_names: tuple[str, ...]
+) -> dict[str, Any] | None:
+    """How many samples were listed, and those that have no row by reason, (class, group) and split; None where the cache
+    does not record it. listed = rows + left out."""
+    if left_out is None:
+        return None
+    lines = [
+        {
+            "reason": each.reason,
+            "cell": f"{_name(class_names, each.label)}, {_name(group_names, each.group)}",
+            "split": each.split,
+            "rows": each.rows,
+        }
+        for each in left_out
+    ]
+    return {"listed": rows + sum(each.rows for each in left_out), "left_out": lines}
+
+
+def _name(names: tuple[str, ...], number: int) -> str:
+    return names[number] if number >= 0 else "unknown"
+
+
+def doubtful_by_cell(store: FeatureStore) -> dict[str, dict[str, int]]:
+    """How many images carry little, by what they are and by (class, group)."""
+    plan, found = (
+        store.manifest.plan,
+        {row: what for each in store.receipts.values() for row, what in each.doubtful.items()},
+    )
+    counts: dict[str, dict[str, int]] = {}
+    if found:
+        rows = np.array(sorted(found))
+        labels, groups = store.samples.labels[rows].tolist(), store.samples.groups[rows].tolist()
+        for row, label, group in zip(rows.tolist(), labels, groups, strict=True):
+            cell = name_of_cell(plan.class_names, plan.group_names, f"{label},{group}")
+            mine = counts.setdefault(found[row], {})
+            mine[cell] = mine.get(cell, 0) + 1
+    return counts
+
+
+def cells_by_split(
+    samples: Samples, class_names: tuple[str, ...], group_names: tuple[str, ...]
+) -> dict[str, dict[str, int]]:
+    """Rows of each (class, group) cell in each split, but those that failed; cells without a row are there, as 0."""
+    usable = samples.having("status", OK) | samples.having("status", PENDING)
+    counts: dict[str, dict[str, int]] = {}
+    for split in SPLITS:
+        rows = np.flatnonzero(usable & samples.having("split", split))
+        labels, groups = samples.numbers("label", rows), samples.numbers("group", rows)
+        named = (labels >= 0) & (labels < len(class_names)) & (groups >= 0) & (groups < len(group_names))
+        codes = labels[named] * len(group_names) + groups[named]
+        sizes = np.bincount(codes, minlength=len(class_names) * len(group_names)).tolist()
+        cells = [(c, g) for c in range(len(class_names)) for g in range(len(group_names))]
+        counts[split] = {
+            name_of_cell(class_names, group_names, f"{c},{g}"): size for (c, g), size in zip(cells, sizes, strict=True)
+        }
+    return counts
+
+
 def _norms(cell: CellAudit) -> dict[str, float | None]:
     return {
         "mean": cell.norm_sum / (cell.rows - cell.failed) if cell.rows > cell.failed else None,
         "min": cell.norm_min,
         "max": cell.norm_max,
-        "rounding_max": cell.rounding_max,
+        "rounding_max": cell.rounding_max if cell.rows > cell.failed else None,
     }
 
 

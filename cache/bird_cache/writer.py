@@ -52,12 +52,13 @@ class FeatureWriter:
         layers: Mapping[str, NDArray[Any]],
         failed: Mapping[int, str],
         source: Source | None = None,
+        doubtful: Mapping[int, str] | None = None,
     ) -> Receipt:
         """Encode, publish, read back and commit one shard.
 
         `layers` maps each layer to float32 (rows of the shard, views, *row shape), `failed` the row numbers (of the
-        whole cache) that have no vector to why; `source` gives the images where the store holds them. Raises
-        FeatureError before anything is written, StorageError.
+        whole cache) that have no vector to why; `source` gives the images where the store holds them; `doubtful` maps
+        the rows whose images carry little to what they are. Raises FeatureError before anything is written, StorageError.
         """
         start, stop = self.plan.bounds(shard)
         ids = self.samples.text("id", start, stop)
@@ -72,7 +73,7 @@ class FeatureWriter:
         norms = norms_of(kept, dtype)
         error = norms_of(layers[first].astype(np.float32) - from_storage(kept, dtype), "float32")
         audit = audit_cells(self.samples, start, norms, error / np.maximum(norms, np.finfo(np.float32).tiny), skip)
-        return self.write_stored(shard, stored, failed, audit, source)
+        return self.write_stored(shard, stored, failed, audit, source, doubtful)
 
     def write_stored(
         self,
@@ -81,6 +82,7 @@ class FeatureWriter:
         failed: Mapping[int, str],
         audit: Mapping[str, CellAudit],
         source: Source | None = None,
+        doubtful: Mapping[int, str] | None = None,
     ) -> Receipt:
         """`write_shard` for vectors that are in their stored form already, with their audit: nothing is rounded again."""
         start, stop = self.plan.bounds(shard)
@@ -99,6 +101,7 @@ class FeatureWriter:
             files=files,
             failed=dict(failed),
             audit=dict(audit),
+            doubtful=dict(doubtful or {}),
         )
         self.folder.replace(receipt_name(shard, self.part), render(receipt))
         self.receipts[shard] = receipt

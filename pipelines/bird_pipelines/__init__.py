@@ -8,19 +8,23 @@ from typing import Any
 __all__ = ["distill", "precompute"]
 
 
-def precompute(*, teacher: str, dataset: str, out: str | Path, **options: Any) -> dict[str, Any]:
+def precompute(
+    *, teacher: str, dataset: str, out: str | Path, config: str | Path | None = None, **options: Any
+) -> dict[str, Any]:
     """`bird precompute` from Python: write (or finish) the cache of `teacher`'s features of `dataset` in `out`, and return
     what it holds, as `bird cache info` says it.
 
-    `options` are the command's, with underscores (`slice_` for slice); `settings` are the data set's, by name. None means
-    the default. Raises what the command reports: BirdError of bird.errors or CacheError of bird_cache.
+    `options` are the command's, with underscores (`slice_` for slice, `range_` for range); `config` is a TOML file of
+    them; `settings` are the data set's, by name. None means the default. Raises what the command reports: BirdError of
+    bird.errors or CacheError of bird_cache.
 
         info = bird_pipelines.precompute(teacher="onnx:model.onnx", dataset="digits-s", out="out/cache")
     """
     from bird_pipelines.config import resolve_precompute
     from bird_pipelines.extraction import precompute_command
 
-    return precompute_command(resolve_precompute({"teacher": teacher, "dataset": dataset, "out": out, **options}))
+    flags = {"teacher": teacher, "dataset": dataset, "out": out, **options}
+    return precompute_command(resolve_precompute(flags, None if config is None else Path(config)))
 
 
 def distill(*, cache: str | Path, out: str | Path, config: str | Path | None = None, **options: Any) -> dict[str, Any]:

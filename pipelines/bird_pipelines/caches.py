@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from bird.datasets import open_dataset
 from bird.datasets.base import Dataset
-from bird.errors import UsageError
+from bird.errors import UsageError, unknown_name
 from bird_cache.convert import convert
 from bird_cache.errors import CacheError, NotACacheError, StaleCacheError
 from bird_cache.folders import open_folder
@@ -29,7 +29,7 @@ COSINE = 0.999
 def convert_command(source: str, target: str, store: str, data_root: Path | None, images: bool) -> dict[str, Any]:
     """`bird cache convert`: see `bird_cache.convert.convert`; returns what the new cache holds."""
     if store not in ("zarr", "webdataset"):
-        raise UsageError(where="--store", found=repr(store), wanted="zarr or webdataset", fix="choose one")
+        raise unknown_name("--store", store, ("zarr", "webdataset"))
     given = open_cache(source)
     kind: Store = "webdataset" if store == "webdataset" else "zarr"
     image = None
@@ -69,41 +69,48 @@ def image_reader(samples: Samples, dataset: Dataset) -> Callable[[str], bytes | 
 
 
 def compare_with_teacher(
-    cache: str,
-    teacher: str,
-    sample: int,
-    *,
-    data_root: Path | None,
-    weights: Path | None,
-    image_size: int | None,
-    device: str,
+    cache: str, teacher: str, sample: int, *, data_root: Path | None, **asked: Any
 ) -> dict[str, Any]:
     """Compute `sample` rows again, spread over the (class, group) cells, and compare them with the cached ones: cosine per
-    cell, and `findings` for every cell below .999.
+    cell, and `findings` for every cell below .999; `proof` is how the teacher compares with its own library today.
+    `asked` is what `bird precompute` was asked of the teacher.
 
-    Raises StaleCacheError where the teacher's weights are not those that the cache was made with.
+    Raises UsageError for a service, StaleCacheError, naming every field, where the teacher's weights, configuration, view or
+    reading are not those that the cache was made with.
     """
-    from bird.teachers import load_teacher
+    from bird.teachers import Service
+    from bird_pipelines.asking import open_teacher
+    from bird_pipelines.config import resolve_precompute
 
     store = open_cache(cache)
     causes: Any = store.manifest.plan.causes
-    live = load_teacher(
-        teacher, weights=weights, device=device, precision=causes.get("precision", "fp32"), image_size=image_size
-    )
+    config = causes["teacher"].get("config")  # older caches have none
+    named = {"teacher": teacher, "dataset": "the cache's", "out": cache, "precision": causes.get("precision", "fp32")}
+    live = open_teacher(resolve_precompute({**named, **asked}))
+    if isinstance(live, Service):
+        raise UsageError(
+            where="--teacher",
+            found="a service",
+            wanted="a teacher that runs here",
+            fix="`bird precompute` looks at a service's test images again by itself",
+        )
     if live.weights_digest != causes["teacher"]["weights"]:
         raise StaleCacheError(
             where=cache,
-            found=f"teacher.weights = {causes['teacher']['weights']}",
-            wanted=f"teacher.weights = {live.weights_digest}",
+            found=f"teacher.weights = {causes['teacher']['weights']}" + _commit(store.manifest.plan.notes),
+            wanted=f"teacher.weights = {live.weights_digest}" + _commit(live.notes),
             fix="compare with the teacher that the cache was made with",
         )
-    there, here = flatten(causes["preprocessing"]), flatten(dict(live.preprocessing))
+    made = {"preprocessing": causes["preprocessing"]} | ({"teacher.config": config} if config else {})
+    now = {"preprocessing": dict(live.preprocessing), "teacher.config": dict(live.config)}
+    there, here = (flatten({name: each[name] for name in made}) for each in (made, now))
     if other := [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]:
         raise StaleCacheError(
             where=cache,
-            found="; ".join(f"preprocessing.{name} = {here.get(name)} now" for name in other),
-            wanted="; ".join(f"preprocessing.{name} = {there.get(name)}" for name in other),
-            fix="compare with the options that the cache was made with, such as --image-size",
+            found="; ".join(f"{name} = {here.get(name)} now" for name in other),
+            wanted="; ".join(f"{name} = {there.get(name)}" for name in other),
+            fix="compare with the options that the cache was made with, such as --image-size or --mean; where a later "
+            "version of this program reads the teacher in another way, write the cache again",
         )
     dataset, rows = dataset_of(store, data_root), spread(store, sample)
     cached = store.vectors(LAYER, rows)
@@ -114,7 +121,20 @@ def compare_with_teacher(
         vector = (answer[LAYER] if isinstance(answer, dict) else answer)[0].double().numpy()
         scale = float(np.linalg.norm(vector)) * float(np.linalg.norm(cached[position]))
         cosines[position] = float(vector @ cached[position]) / max(scale, 1e-30)
-    return _by_cell(store, rows, cosines)
+    return _by_cell(store, rows, cosines) | {"proof": _proof(store.manifest.plan.notes, dict(live.notes))}
+
+
+def _proof(then: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """What was compared with the teacher's own library now, and what it was then where that is another."""
+    return {
+        name: value if then.get(name, value) == value else f"{value} (when the cache was made: {then[name]})"
+        for name, value in now.items()
+    }
+
+
+def _commit(notes: Mapping[str, str]) -> str:
+    """Where on the hub weights came from, in brackets; nothing where nobody knows."""
+    return f" ({notes['revision']})" if "revision" in notes else ""
 
 
 def spread(store: FeatureStore, count: int) -> np.ndarray:

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from bird.errors import UsageError
+from bird.errors import unknown_name
 
-__all__ = ["catalogue"]
+if TYPE_CHECKING:
+    from bird.teachers import Teacher
+
+__all__ = ["catalogue", "describe_teacher", "one_teacher"]
 
 
-def catalogue(what: str) -> dict[str, str]:
-    """Name -> description of the teachers, students, methods or datasets. Raises UsageError for anything else."""
+def catalogue(what: str, name: str | None = None) -> dict[str, str]:
+    """Name -> description of the teachers, students, methods or datasets, or of one of them. Raises UsageError for anything
+    else."""
     lists = {"teachers": _teachers, "students": _students, "methods": _methods, "datasets": _datasets}
     if what not in lists:
-        close = difflib.get_close_matches(what, lists, n=1)
-        raise UsageError(
-            where="bird list",
-            found=repr(what),
-            wanted=f"one of {', '.join(lists)}",
-            fix=f"did you mean {close[0]}?" if close else "name one of them",
-        )
-    return lists[what]()
+        raise unknown_name("bird list", what, lists)
+    found = lists[what]()
+    if name is None:
+        return found
+    if name not in found:
+        raise unknown_name(f"bird list {what}", name, found)
+    return {name: found[name]}
+
+
+def one_teacher(name: str, weights: Path | None, image_size: int | None, device: str) -> dict[str, Any]:
+    """`bird list teachers NAME`: the teacher is loaded, and compared with its own library."""
+    from bird.teachers import load_teacher
+
+    return describe_teacher(load_teacher(name, weights=weights, image_size=image_size, device=device))
+
+
+def describe_teacher(teacher: Teacher) -> dict[str, Any]:
+    """Which vector a teacher gives: its reading and layers, how it sees, what was compared with its own library."""
+    layers = ", ".join(
+        f"{name} {'x'.join(map(str, spec.shape))} ({spec.kind})" for name, spec in teacher.layers.items()
+    )
+    return {
+        "teacher": teacher.name,
+        "dim": teacher.dim,
+        "kind": teacher.feature_kind,
+        "reading": teacher.preprocessing.get("reading", ""),
+        "layers": layers,
+        **teacher.notes,
+        "weights": teacher.weights_digest,
+    }
 
 
 def _teachers() -> dict[str, str]:

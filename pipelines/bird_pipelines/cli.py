@@ -15,16 +15,23 @@ from bird_pipelines.cli_cache import cache_app
 from bird_pipelines.cli_options import (
     DataRoot,
     Device,
+    ImageSize,
     Json,
+    Kind,
     Limit,
+    Mean,
     MemoryGb,
     OnError,
     Out,
+    Output,
     OutUrl,
+    Range,
     Setting,
     Slice,
+    Std,
     TeacherWorkers,
     TrainLimit,
+    given,
     machine,
     output,
     service,
@@ -50,6 +57,7 @@ app.add_typer(cache_app, name="cache")
 def main() -> None:
     """Run the command line and leave with its exit code: 0 done, 1 failure, 2 usage or input, 3 cache, 4 teacher, 130
     interrupted and resumable."""
+    show.replace_what_the_terminal_lacks()
     debug = "--debug" in sys.argv
     args = [argument for argument in sys.argv[1:] if argument != "--debug"]
     # torch's own forward-mode rules still compile themselves with a function it deprecates
@@ -70,16 +78,13 @@ def main() -> None:
             lines = {"where": error.where, "found": error.found, "wanted": error.wanted, "what to do": error.fix}
             show.panel(type(error).__name__, lines, "red")
             sys.exit(error.exit_code)
-        show.panel(
-            type(error).__name__,
-            {"unexpected": str(error), "what to do": "run it again with --debug and report it"},
-            "red",
-        )
+        show.panel(type(error).__name__, show.surprise(error), "red")
         sys.exit(1)
 
 
 @app.command()
 def precompute(
+    context: typer.Context,
     teacher: Annotated[str, typer.Option(help="clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`).")],
     dataset: Annotated[str, typer.Option(help="digits-s, cifar10s, celeba, utkface or table (`bird list datasets`).")],
     out: OutUrl,
@@ -87,9 +92,12 @@ def precompute(
     weights: Annotated[Path | None, typer.Option(help="Local weights of the teacher.")] = None,
     dtype: Annotated[str, stored(help="How features are stored: float16, float32 or bfloat16.")] = "float16",
     precision: Annotated[str, machine(help="How the teacher computes: fp32, bf16 or fp16.")] = "fp32",
-    image_size: Annotated[
-        int | None, typer.Option(min=8, help="Input side in pixels, where the teacher leaves it open.")
-    ] = None,
+    image_size: ImageSize = None,
+    kind: Kind = None,
+    output_: Output = None,
+    range_: Range = None,
+    mean: Mean = None,
+    std: Std = None,
     batch_size: Annotated[int, machine(min=1, help="Images per forward pass.")] = 64,
     workers: TeacherWorkers = None,
     device: Device = "auto",
@@ -110,24 +118,23 @@ def precompute(
         str, stored(help="zarr (vectors beside the data set) or webdataset (tars of images and vectors).")
     ] = "zarr",
     layers: Annotated[
-        str, stored(help="What to store, by commas: penultimate, attention, maps, cls, pooled, logits.")
+        str, stored(help="What to store, by commas: penultimate, projection, attention, maps, cls, pooled, logits.")
     ] = "penultimate",
     views: Annotated[
         int, stored(min=0, help="Random views to store beside the deterministic one, with their crops and flips.")
     ] = 0,
-    kind: Annotated[
-        str | None, service(help="What its vectors are: penultimate, projection, projection_l2 or logits.")
-    ] = None,
     api_key_env: Annotated[str | None, service(help="The environment variable with its key.")] = None,
     requests_per_minute: Annotated[float | None, service(min=0.1, help="At most so many.")] = None,
     price_per_1000: Annotated[float | None, service(min=0, help="For the estimate of --dry-run.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would be asked of the teacher, and stop.")] = False,
     slice_: Slice = "1/1",
+    config: Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")] = None,
     json_: Json = False,
 ) -> None:
     """Phase 1: run the frozen teacher once over a data set and cache its features."""
-    flags = {name: value for name, value in locals().items() if name not in ("setting", "json_")}
-    info = bird_pipelines.precompute(**flags, settings=settings_of(setting))
+    flags = {name: value for name, value in given(context, locals()).items() if name not in ("setting", "json_")}
+    flags |= {"teacher": teacher, "dataset": dataset, "out": out}
+    info = bird_pipelines.precompute(**flags, settings=settings_of(setting) if setting else None)
     output(info, json_, show.parts_of if dry_run else show.cache)
 
 
@@ -274,9 +281,16 @@ def doctor(json_: Json = False) -> None:
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="teachers, students, methods or datasets.")],
+    name: Annotated[str | None, typer.Argument(help="One teacher: which vector it gives. It is loaded.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Local weights of that teacher.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=8, help="As in the precompute command.")] = None,
+    device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """What there is to choose from."""
-    from bird_pipelines.catalogue import catalogue
+    """What there is to choose from; of one teacher, which vector it gives."""
+    from bird_pipelines.catalogue import catalogue, one_teacher
 
-    output(catalogue(what), json_, lambda info: show.table(what, info))
+    if what == "teachers" and name is not None:
+        output(one_teacher(name, weights, image_size, device), json_, show.parts_of)
+    else:
+        output(catalogue(what, name), json_, lambda info: show.table(what, info))

@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 
 from bird_pipelines import show
-from bird_pipelines.cli_options import CacheArgument, DataRoot, Device, Json, Limit, Workers, output, settings_of
+from bird_pipelines.cli_options import (
+    CacheArgument,
+    DataRoot,
+    Device,
+    ImageSize,
+    Json,
+    Kind,
+    Limit,
+    Mean,
+    Output,
+    Range,
+    Std,
+    Workers,
+    output,
+    settings_of,
+)
 
 __all__ = ["cache_app"]
 
@@ -30,20 +45,25 @@ def cache_verify(
     sample: Annotated[int, typer.Option(min=1, help="How many rows, spread over all classes and groups.")] = 64,
     data_root: DataRoot = None,
     weights: Annotated[Path | None, typer.Option(help="Local weights of the teacher.")] = None,
-    image_size: Annotated[int | None, typer.Option(min=8, help="As in the precompute command.")] = None,
+    image_size: ImageSize = None,
+    kind: Kind = None,
+    output_: Output = None,
+    range_: Range = None,
+    mean: Mean = None,
+    std: Std = None,
     device: Device = "auto",
     workers: Workers = 2,
     json_: Json = False,
 ) -> None:
     """Check every byte of a cache against what was committed. Exit code 3 if anything is wrong."""
+    asked = {"weights": weights, "image_size": image_size, "device": device, "kind": kind, "output": output_}
+    asked |= {"range": range_, "mean": mean, "std": std}
     from bird_cache.verify import verify
     from bird_pipelines.caches import compare_with_teacher
 
     result = verify(cache, workers=workers)._asdict()
     if teacher is not None and not result["findings"]:
-        result["live"] = compare_with_teacher(
-            cache, teacher, sample, data_root=data_root, weights=weights, image_size=image_size, device=device
-        )
+        result["live"] = compare_with_teacher(cache, teacher, sample, data_root=data_root, **asked)
         result["findings"] = result["live"]["findings"]
     output(result | {"sound": not result["findings"]}, json_, show.verification)
     if result["findings"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,19 +14,27 @@ __all__ = [
     "CacheArgument",
     "DataRoot",
     "Device",
+    "ImageSize",
     "Json",
+    "Kind",
     "Limit",
+    "Mean",
     "MemoryGb",
     "OnError",
     "Out",
     "OutUrl",
+    "Output",
+    "Range",
     "Setting",
     "Slice",
+    "Std",
     "TeacherWorkers",
     "TrainLimit",
     "Workers",
+    "given",
     "machine",
     "output",
+    "seen",
     "service",
     "settings_of",
     "stored",
@@ -40,6 +49,7 @@ training = partial(typer.Option, rich_help_panel="Training")
 machine = partial(typer.Option, rich_help_panel="Speed and memory")
 stored = partial(typer.Option, rich_help_panel="What is stored")
 unusable = partial(typer.Option, rich_help_panel="Unusable images")
+seen = partial(typer.Option, rich_help_panel="What the teacher takes and gives")
 service = partial(typer.Option, rich_help_panel="If the teacher is a service")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
@@ -59,6 +69,17 @@ Setting = Annotated[
     list[str] | None,
     typer.Option(help="A setting of the data set, NAME=VALUE (`bird list datasets`); repeat for more."),
 ]
+ImageSize = Annotated[int | None, seen(min=8, help="Input side in pixels, where the teacher leaves it open.")]
+Kind = Annotated[
+    str | None,
+    seen(
+        help="What its vectors are: penultimate, projection, projection_l2 or logits (for onnx: it chooses the output)."
+    ),
+]
+Output = Annotated[str | None, seen("--output", help="onnx, http+kserve: the output that is the vector, by name.")]
+Range = Annotated[str | None, seen("--range", help="onnx: what 0 and 255 become, LOW,HIGH. Default 0,1.")]
+Mean = Annotated[str | None, seen(help="onnx: taken off each channel, R,G,B, in units of --range. Default 0,0,0.")]
+Std = Annotated[str | None, seen(help="onnx: each channel is divided by it, R,G,B. Default 1,1,1.")]
 TeacherWorkers = Annotated[
     int | None,
     machine(min=1, help="Threads that decode, and run a teacher on the CPU; else one a core, 2 to 16."),
@@ -77,6 +98,16 @@ TrainLimit = Annotated[
 MemoryGb = Annotated[
     float | None, machine(min=0, help="Hold the vectors in memory up to so many GiB, else map them. Default 4.")
 ]
+
+
+def given(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of a command's `values` that were given on the command line: a file may say the others."""
+    default = ("DEFAULT", "DEFAULT_MAP")
+    return {
+        name: value
+        for name, value in values.items()
+        if name in context.params and getattr(context.get_parameter_source(name), "name", "DEFAULT") not in default
+    }
 
 
 def settings_of(pairs: list[str] | None) -> dict[str, Any]:
@@ -100,6 +131,7 @@ def settings_of(pairs: list[str] | None) -> dict[str, Any]:
 def output(value: dict[str, Any], as_json: bool, show: Any) -> None:
     """What a command found: one JSON object, or as `show` lays it out."""
     if as_json:
-        print(json.dumps(value, ensure_ascii=False))
+        utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        print(json.dumps(value, ensure_ascii=not utf8))
     else:
         show(value)

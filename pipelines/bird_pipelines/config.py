@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from bird.errors import UsageError
+from bird.errors import UsageError, nearest, unknown_name
 
 __all__ = ["PLACE", "PrecomputeConfig", "RunConfig", "resolve", "resolve_precompute"]
 
@@ -20,6 +21,14 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 }
 # Values that hold for every data set, by the name that `--preset` gives them.
 NAMED_PRESETS: Mapping[str, Mapping[str, float]] = {"paper": {"at_beta": 1e6}}
+
+
+def _numbers(value: object) -> object:
+    """ "0.5, 0.5" as a list; what is none of text is left alone, for a list of TOML or Python."""
+    return [each.strip() for each in value.split(",")] if isinstance(value, str) else value
+
+
+Three = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
 
 
 class PrecomputeConfig(BaseModel):
@@ -49,14 +58,23 @@ class PrecomputeConfig(BaseModel):
     store: Literal["zarr", "webdataset"] = "zarr"
     layers: str = Field(default="penultimate", description="names, by commas")
     views: int = Field(default=0, ge=0)
-    kind: Literal["penultimate", "projection", "projection_l2", "logits"] | None = Field(
-        default=None, description="of a service, as the next three"
-    )
+    kind: Literal["penultimate", "projection", "projection_l2", "logits"] | None = None
+    output: str | None = Field(default=None, description="of a graph, as the next three")
+    mean: Three | None = None
+    std: Three | None = None
+    range: Annotated[tuple[float, float], BeforeValidator(_numbers)] | None = None
     api_key_env: str | None = None
     requests_per_minute: float | None = Field(default=None, ge=0.1)
     price_per_1000: float | None = Field(default=None, ge=0)
     dry_run: bool = False
     slice: str = Field(default="1/1", description="I/N: every Nth shard, from the Ith")
+
+    def asked(self) -> dict[str, Any]:
+        """What is asked of the teacher beside its name; None: nothing."""
+        precision = None if self.precision == "fp32" else self.precision
+        names = ("weights", "image_size", "kind", "output", "mean", "std", "range")
+        paid = ("api_key_env", "requests_per_minute", "price_per_1000")
+        return {"precision": precision, **{name: getattr(self, name) for name in (*names, *paid)}}
 
     @property
     def part(self) -> tuple[int, int]:
@@ -138,34 +156,47 @@ AD_SHORT = 20  # epochs up to which the student of AD moves in every one
 PLACE = ("cache", "data_root", "out", "device", "workers", "checkpoint_seconds", "memory_gb", "profile", "recompute")
 
 
-def resolve_precompute(flags: Mapping[str, Any]) -> PrecomputeConfig:
-    """The order for a cache: defaults, then `flags` that are not None. Raises UsageError naming every option that is unknown
-    or out of range."""
-    values = {name.removesuffix("_"): value for name, value in flags.items() if value is not None}
+def resolve_precompute(flags: Mapping[str, Any], file: Path | None = None) -> PrecomputeConfig:
+    """The order for a cache: defaults, then the TOML `file`, then `flags` that are not None. Raises UsageError naming every
+    option that is unknown or out of range."""
+    values = {} if file is None else _read(file, "bird precompute")
+    values |= {name.removesuffix("_"): value for name, value in flags.items() if value is not None}
     try:
         return PrecomputeConfig.model_validate(values)
     except ValidationError as error:
-        raise _wrong(error, "bird precompute") from None
+        raise _wrong(error, "bird precompute", PrecomputeConfig, file) from None
 
 
-def _wrong(error: ValidationError, command: str, file: Path | None = None) -> UsageError:
-    """Every option that is unknown, missing or out of range, in one error."""
+def _wrong(error: ValidationError, command: str, model: type[BaseModel], file: Path | None = None) -> UsageError:
+    """Every option that is unknown, missing or out of range, in one error, with what was probably meant."""
     places = [".".join(map(str, each["loc"])) for each in error.errors()]
     absent = {"missing": "nothing"}
     said = {"extra_forbidden": "an option that there is", "missing": "a value"}
+    meant = [close for each in error.errors() for close in _meant(each, model)]
     return UsageError(
         where=", ".join(f"--{place.replace('_', '-')}" for place in places) + (f" (with {file})" if file else ""),
         found=", ".join(absent.get(each["type"], repr(each.get("input"))) for each in error.errors()),
         wanted="; ".join(said.get(each["type"], each["msg"]) for each in error.errors()),
-        fix=f"see `{command} --help`",
+        fix=f"did you mean {' and '.join(meant)}?" if meant else f"see `{command} --help`",
     )
+
+
+def _meant(error: Any, model: type[BaseModel]) -> list[str]:
+    """The option, or the value of one, that a wrong one resembles."""
+    if error["type"] == "extra_forbidden":
+        names = [field.alias or name for name, field in model.model_fields.items()]
+        return nearest(str(error["loc"][0]), [*names, *(["preset"] if model is RunConfig else [])])
+    if error["type"] == "literal_error":
+        return nearest(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+    return []
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mapping[str, Any] | None = None) -> RunConfig:
     """A run's configuration: defaults, then the data set's preset, then the one that `preset` names, then the TOML `file`,
     then `flags` that are not None.
 
-    Raises UsageError naming every field that is unknown or out of range, or the unknown preset.
+    Raises UsageError naming every field that is unknown or out of range, or the unknown preset, data set, student or
+    method.
     """
     values = dict(defaults or {})
     for given in ({} if file is None else _read(file), flags):
@@ -175,7 +206,8 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise _wrong(error, "bird distill", file) from None
+        raise _wrong(error, "bird distill", RunConfig, file) from None
+    _require_known(config)
     if config.warmup < 0:
         config = config.model_copy(update={"warmup": config.epochs // 2})
     if config.ad_every == 0:
@@ -192,16 +224,26 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
 
 def _known_preset(name: object) -> str:
     if name not in NAMED_PRESETS:
-        raise UsageError(
-            where="--preset",
-            found=repr(name),
-            wanted=f"one of {', '.join(NAMED_PRESETS)}",
-            fix="leave it out for the defaults",
-        )
+        raise unknown_name("--preset", name, NAMED_PRESETS, "leave it out for the defaults")
     return str(name)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _require_known(config: RunConfig) -> None:
+    """Raise UsageError for a data set, student or method that there is not: before anything is read or written."""
+    from bird.datasets import DATASETS
+    from bird.methods import METHODS
+    from bird.students import STUDENTS
+
+    for what, name, known in (
+        ("dataset", config.dataset, DATASETS),
+        ("student", config.student, STUDENTS),
+        ("method", config.method, METHODS),
+    ):
+        if name not in known:
+            raise unknown_name(f"--{what}", name, known, f"see `bird list {what}s`")
+
+
+def _read(file: Path, command: str = "bird distill") -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -212,5 +254,5 @@ def _read(file: Path) -> dict[str, Any]:
         where=f"--config {file}",
         found=found,
         wanted="a TOML file of options",
-        fix="one NAME = VALUE a line, names as in `bird distill --help`",
+        fix=f"one NAME = VALUE a line, names as in `{command} --help`",
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.datasets import open_dataset
-from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells, subset
+from bird.datasets.base import SPLITS, Dataset, SampleTable, empty_cells, prepare, require_test_cells, subset
 from bird.devices import send
 from bird.errors import DataError, ImageError, UsageError
 from bird.methods import Batch
@@ -27,8 +28,11 @@ from bird_cache.errors import StaleCacheError
 from bird_cache.files import digest
 from bird_cache.samples import OK
 from bird_cache.store import FeatureStore, open_cache
+from bird_cache.summary import accounted
 from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.features import Features, features_of, moments_of, pick
+from bird_pipelines.left_out import left_out_of
+from bird_pipelines.progress import tell_remarks
 from bird_pipelines.stages import Stages
 
 __all__ = ["Images", "RunData", "hold_out", "load_data"]
@@ -41,7 +45,9 @@ class Images:
     """The deterministic view of every sample, uint8 (3, size, size), decoded once and held if that fits in memory."""
 
     def __init__(self, dataset: Dataset, table: SampleTable, size: int, workers: int) -> None:
-        self._dataset, self._table, self._size, self._workers = dataset, table, size, workers
+        self._dataset, self._table, self._size = dataset, table, size
+        # One torch thread each: for the small tensors of an image a pool of threads costs eight times the work itself.
+        self._pool = ThreadPoolExecutor(workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
         hold = len(table) * 3 * size * size <= IMAGES_IN_MEMORY_BYTES
         self._held = torch.empty((len(table), 3, size, size), dtype=torch.uint8) if hold else None
         self._ready = np.zeros(len(table), dtype=bool)
@@ -50,17 +56,15 @@ class Images:
         """The images of the given rows. Raises ImageError, OSError, and StaleCacheError for an image that is not
         the one whose features were cached."""
         if self._held is None:
-            return torch.stack(self._decode(rows))
-        if missing := np.unique(rows[~self._ready[rows]]).tolist():
-            for row, view in zip(missing, self._decode(np.array(missing)), strict=True):
-                self._held[row] = view
+            return self._decode(rows)
+        if len(missing := np.unique(rows[~self._ready[rows]])):
+            self._decode(missing, self._held.numpy(), missing)
             self._ready[missing] = True
         return self._held[torch.from_numpy(rows)]
 
     def boxed(self, rows: NDArray[np.int64], boxes: NDArray[np.int32]) -> UInt8[Tensor, "batch 3 size size"]:
         """Stored views of the images of the given rows: decoded anew, cut and resized as the boxes say."""
-        with ThreadPoolExecutor(self._workers) as pool:
-            return torch.stack(list(pool.map(self._one, rows.tolist(), list(boxes), chunksize=16)))
+        return self._decode(rows, boxes=boxes)
 
     def failures(self) -> dict[int, str]:
         """Decode everything once: the rows that cannot be decoded, and why."""
@@ -72,15 +76,29 @@ class Images:
                 return str(getattr(error, "found", error))
             return None
 
-        with ThreadPoolExecutor(self._workers) as pool:
-            reasons = list(pool.map(attempt, range(len(self._table)), chunksize=16))
+        reasons = list(self._pool.map(attempt, range(len(self._table))))
         return {row: reason for row, reason in enumerate(reasons) if reason is not None}
 
-    def _decode(self, rows: NDArray[np.int64]) -> list[Tensor]:
-        if len(rows) < 32:
-            return [self._one(row) for row in rows.tolist()]
-        with ThreadPoolExecutor(self._workers) as pool:
-            return list(pool.map(self._one, rows.tolist(), chunksize=16))
+    def _decode(
+        self,
+        rows: NDArray[np.int64],
+        into: NDArray[np.uint8] | None = None,
+        places: NDArray[np.int64] | None = None,
+        boxes: NDArray[np.int32] | None = None,
+    ) -> Tensor:
+        """The views of the given rows, one after the other, or `into` an array where `places` says. (An array, since the
+        threads do not know whether their caller is in inference mode.)"""
+        out = np.empty((len(rows), 3, self._size, self._size), np.uint8) if into is None else into
+
+        def put(position: int) -> None:
+            view = self._one(int(rows[position]), None if boxes is None else boxes[position])
+            out[position if places is None else int(places[position])] = view.numpy()
+
+        if len(rows) == 1:  # `failures` is in the pool itself
+            put(0)
+        else:
+            list(self._pool.map(put, range(len(rows))))
+        return torch.from_numpy(out)
 
     def _one(self, row: int, box: NDArray[np.int32] | None = None) -> Tensor:
         id = self._table.ids[row]
@@ -124,19 +142,25 @@ class RunData:
     teacher: str | None
     failed: Mapping[str, int]
     """samples left out, by "class, group" """
+    accounted: Mapping[str, Any] | None = None
+    """what was listed, and what of it got no row (`bird_cache.summary.accounted`); None where the cache does not say"""
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of one split, in order."""
         return np.flatnonzero(self.table.splits == split)
 
-    def cell_counts(self) -> Int[Tensor, "classes groups"]:
-        """How many training samples each (class, group) cell has."""
-        rows, table = self.rows("train"), self.table
+    def cell_counts(self, split: str) -> Int[Tensor, "classes groups"]:
+        """How many samples of a split each (class, group) cell has."""
+        rows, table = self.rows(split), self.table
         counts = torch.zeros(len(self.class_names), len(self.group_names), dtype=torch.int64)
         labels, groups = torch.from_numpy(table.labels[rows]), torch.from_numpy(table.groups[rows])
         return counts.index_put(
             (labels.long(), groups.long()), torch.ones(len(rows), dtype=torch.int64), accumulate=True
         )
+
+    def empty_cells(self) -> dict[str, list[str]]:
+        """The (class, group) cells without a sample by name, for each split that has samples and such a cell."""
+        return empty_cells(self.table, self.class_names, self.group_names, (*SPLITS, CHOOSE))
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the train split's features, each (d,); a constant feature has deviation 1."""
@@ -170,11 +194,11 @@ class RunData:
         if self.images is not None:
             if stored is not None:
                 assert self.boxes is not None
-                pixels = self.images.boxed(rows, self.boxes[rows, stored])
+                pixels = send(self.images.boxed(rows, self.boxes[rows, stored]), device)
             else:
-                pixels = self.images.get(rows)
+                pixels = send(self.images.get(rows), device)
                 pixels = pixels if views is None else apply_views(pixels, views)
-            inputs = unit_range(send(pixels, device))
+            inputs = unit_range(pixels)
         else:
             assert features is not None
             inputs = send(features, device)
@@ -233,6 +257,7 @@ def load_data(config: RunConfig) -> RunData:
     dataset = open_dataset(config.dataset, config.data_root, **config.dataset_settings)
     table = prepare(dataset, limit=config.limit, workers=config.workers)
     require_test_cells(dataset, table)
+    tell_remarks(dataset.remarks)
     images = Images(dataset, table, dataset.image_size, config.workers)
     failures = images.failures()
     if len(failures) > 0.01 * len(table):
@@ -260,6 +285,7 @@ def load_data(config: RunConfig) -> RunData:
         fingerprint=None,
         teacher=None,
         failed=_count(table, list(failures), dataset.class_names, dataset.group_names),
+        accounted=accounted(len(table), left_out_of(table), dataset.class_names, dataset.group_names),
     )
 
 
@@ -308,6 +334,7 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
         fingerprint=store.fingerprint,
         teacher=plan.notes.get("teacher"),
         failed=_count(whole, np.flatnonzero(~usable).tolist(), plan.class_names, plan.group_names),
+        accounted=accounted(plan.rows, plan.left_out, plan.class_names, plan.group_names),
     )
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from bird.datasets.base import Dataset
 from bird.errors import DataError, ImageError
+from bird.images import carries_little
 from bird.teachers import Service, Teacher
 from bird.views import BOX, draw_boxes
 from bird_cache.manifest import Plan
@@ -22,24 +20,31 @@ from bird_cache.samples import Samples
 from bird_pipelines.paid import Job, payload
 from bird_pipelines.update import Earlier
 
-__all__ = ["Decoded", "decode", "in_order", "plan_jobs"]
+__all__ = ["Decoded", "decode", "plan_jobs"]
 
-T = TypeVar("T")
+
+class Views(NamedTuple):
+    """Views of one shape, and their places among all views of a batch: as a rule that is every one."""
+
+    places: list[int]
+    pixels: Tensor
 
 
 class Decoded(NamedTuple):
     """A decoded batch, and which of its rows (numbered in the whole cache) could not be decoded, and why. `rows` are those
-    to compute; `pixels` hold their views one after the other, `boxes` say which they are (len(rows), views, 5)."""
+    to compute; `pixels` hold their views, `boxes` say which they are (len(rows), views, 5)."""
 
     job: Job
     rows: NDArray[np.int64]
-    pixels: Tensor
+    pixels: list[Views]
     boxes: np.ndarray
     failed: dict[int, str]
     sources: dict[int, bytes]
     """the encoded images that could be read, where the store holds them"""
     payloads: dict[int, bytes]
     """what is sent to a service"""
+    doubtful: dict[int, str]
+    """rows whose images carry little, and what they are"""
 
 
 def plan_jobs(plan: Plan, shards: Sequence[int], batch_size: int) -> list[Job]:
@@ -56,18 +61,6 @@ def plan_jobs(plan: Plan, shards: Sequence[int], batch_size: int) -> list[Job]:
     ]
 
 
-def in_order(pool: ThreadPoolExecutor, work: Callable[[Job], T], jobs: Sequence[Job], depth: int) -> Iterator[T]:
-    """What `work` makes of each job, in order, at most `depth` of them ahead of the one in use."""
-    queue: deque[Future[T]] = deque()
-    upcoming = iter(jobs)
-    for job in islice(upcoming, depth):
-        queue.append(pool.submit(work, job))
-    while queue:
-        yield queue.popleft().result()
-        for job in islice(upcoming, 1):
-            queue.append(pool.submit(work, job))
-
-
 def decode(
     teacher: Teacher | Service, dataset: Dataset, samples: Samples, job: Job, plan: Plan, earlier: Earlier | None = None
 ) -> Decoded:
@@ -80,6 +73,7 @@ def decode(
     failed: dict[int, str] = {}
     sources: dict[int, bytes] = {}
     payloads: dict[int, bytes] = {}
+    doubtful: dict[int, str] = {}
     for row in (every if plan.images else rows).tolist():
         try:
             data = read(dataset, samples, row)
@@ -88,6 +82,8 @@ def decode(
             if (position := int(np.searchsorted(rows, row))) == len(rows) or rows[position] != row:
                 continue
             image = dataset.decode(samples.ids[row], data)
+            if (little := carries_little(image)) is not None:
+                doubtful[row] = little
             if isinstance(teacher, Service):
                 payloads[row] = payload(samples.ids[row], data, image)
                 continue
@@ -100,10 +96,22 @@ def decode(
         except OSError as error:
             failed[row] = f"unreadable: {error.strerror or error}"
     if isinstance(teacher, Service) or not len(rows):
-        return Decoded(job, rows, torch.empty(0), boxes, failed, sources, payloads)
+        return Decoded(job, rows, [], boxes, failed, sources, payloads, doubtful)
     blank = torch.zeros_like(views[min(views)][0] if views else teacher.preprocess(np.zeros((64, 64, 3), np.uint8)))
-    pixels = [view for row in rows.tolist() for view in views.get(row, [blank] * plan.views)]
-    return Decoded(job, rows, torch.stack(pixels), boxes, failed, sources, {})
+    every_view = [view for row in rows.tolist() for view in views.get(row, [blank] * plan.views)]
+    return Decoded(job, rows, put_together(every_view), boxes, failed, sources, {}, doubtful)
+
+
+def put_together(views: Sequence[Tensor]) -> list[Views]:
+    """Those of one shape in one tensor: a library's processor may keep a photo's proportions."""
+    places: dict[torch.Size, list[int]] = {}
+    for place, view in enumerate(views):
+        places.setdefault(view.shape, []).append(place)
+    # As they lie in memory, channels last: the teacher turns them around when it normalises.
+    return [
+        Views(same, torch.stack([views[place].permute(1, 2, 0) for place in same]).permute(0, 3, 1, 2))
+        for same in places.values()
+    ]
 
 
 def read(dataset: Dataset, samples: Samples, row: int) -> bytes:

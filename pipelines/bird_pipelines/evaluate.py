@@ -24,7 +24,7 @@ def evaluate(
     RUN/predictions-SPLIT.npz.
 
     `data_root` and `cache` replace the places that the run remembers. Raises RunError for a folder without a finished
-    run, StaleCacheError if the cache there is another one by now, DataError for an unknown split.
+    run, StaleCacheError if the cache there is another one by now, UsageError for an unknown split.
     """
     config, fingerprint = run_config(run, data_root=data_root, cache=cache)
     student = load_student(run)

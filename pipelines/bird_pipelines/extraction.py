@@ -1,9 +1,9 @@
 """Phase one: run the frozen teacher once over the data set, and write what it says to the cache.
 
 Each of some threads takes a batch from the files through the teacher, and one writes. On the CPU that is a batch a core:
-nothing waits for another core between two layers. A GPU takes one batch after the other. A shard is a pure function of the
-plan: batches start at its first row and a failed image keeps its place, so that a resumed run computes the very batches
-that an unbroken one does.
+nothing waits for another core between two layers. A GPU's queue is filled by one of them at a time. A shard is a pure
+function of the plan: batches start at its first row and a failed image keeps its place, so that a resumed run computes the
+very batches that an unbroken one does.
 """
 
 from __future__ import annotations
@@ -11,31 +11,42 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 
 from bird.datasets import open_dataset
-from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells
+from bird.datasets.base import Dataset, SampleTable, empty_cells, prepare
+from bird.devices import enough_memory
 from bird.errors import DataError, TeacherError
-from bird.teachers import Service, Teacher, expand_layers, load_teacher, open_service
+from bird.teachers import Service, Teacher, expand_layers
 from bird_cache.errors import StorageError
 from bird_cache.folders import Folder, open_folder
 from bird_cache.manifest import Manifest, Plan, Receipt, Store
 from bird_cache.numbers import Dtype, storage_dtype
-from bird_cache.samples import Samples
+from bird_cache.samples import OK, Samples
 from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer
+from bird_pipelines.ahead import in_order
+from bird_pipelines.asking import open_teacher
+from bird_pipelines.catalogue import describe_teacher
 from bird_pipelines.config import PrecomputeConfig
-from bird_pipelines.decoding import Decoded, decode, in_order, plan_jobs
+from bird_pipelines.decoding import Decoded, decode, plan_jobs
 from bird_pipelines.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
-from bird_pipelines.planning import BOXES, LAYER, make_plan, samples_of
-from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests
+from bird_pipelines.planning import (
+    BOXES,
+    LAYER,
+    make_plan,
+    require_cells,
+    require_revision,
+    samples_of,
+    warn_of_cells,
+)
+from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests, tell_remarks
 from bird_pipelines.update import Earlier
 
 __all__ = ["need_room", "precompute", "precompute_command"]
@@ -73,6 +84,8 @@ def precompute(
     if isinstance(teacher, Service):
         refuse_views(views)
         adopt_canaries(teacher, open_folder(out))
+    elif views:
+        teacher.preprocess(np.zeros((8, 8, 3), np.uint8), np.array([0, 0, 8, 8, 0], np.int32))  # can it see a box?
     plan = make_plan(
         teacher,
         dataset,
@@ -105,6 +118,8 @@ def open_for(out: str | Path, plan: Plan, samples: Samples) -> Iterator[FeatureW
     """The writer of a new or unfinished cache; or, where a finished one lacks some of the layers, of those alone."""
     folder = open_folder(out)
     there = read_manifest(folder)[1] if find_layout(folder) is not None else None
+    if there is not None:
+        require_revision(there.plan, plan, str(out))
     missing = {name: spec for name, spec in plan.layers.items() if there is not None and name not in there.layers()}
     if there is None or not there.complete:
         with open_writer(out, plan, samples) as writer:
@@ -138,7 +153,8 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         max_problem_share=max_failed,
         workers=workers,
     )
-    require_test_cells(data, table)
+    require_cells(data, table)
+    tell_remarks(data.remarks)
     if config.dry_run:
         return estimate(teacher, data, table, config.price_per_1000)
     precompute(
@@ -158,35 +174,23 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         views=config.views,
         update=config.update,
     )
+    store = open_cache(config.out)
+    if store.manifest.complete:  # what was planned may have failed
+        kept = table.take(store.samples.having("status", OK))
+        names, planned = (data.class_names, data.group_names), empty_cells(table, data.class_names, data.group_names)
+        lost = {split: cells for split, cells in empty_cells(kept, *names).items() if cells != planned.get(split)}
+        warn_of_cells(lost, ": all its images failed")
     unusable = {problem.id: problem.reason for problem in table.problems}
-    return open_cache(config.out).info() | {"prepared": dict(table.notes), "left_out": unusable}
-
-
-def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
-    """The teacher that is asked: a service where its name is an address."""
-    if "://" in config.teacher:
-        return open_service(
-            config.teacher,
-            image_size=config.image_size,
-            kind=config.kind,
-            key_env=config.api_key_env,
-            per_minute=config.requests_per_minute,
-        )
-    return load_teacher(
-        config.teacher,
-        weights=config.weights,
-        device=config.device,
-        precision=config.precision,
-        image_size=config.image_size,
-    )
+    info = store.info() | {"prepared": dict(table.notes), "left_out": unusable}
+    return info | {"remarks": [*data.remarks]}
 
 
 def estimate(teacher: Teacher | Service, data: Dataset, table: SampleTable, price: float | None) -> dict[str, Any]:
     """What would be asked of the teacher; of a service also bytes, time and cost. Reads the data set, asks nothing."""
-    asking: dict[str, Any] = {"images": len(table)}
     if isinstance(teacher, Service):
         asking = teacher.estimate(len(table), sum(len(data.read(id)) for id in table.ids.tolist()), price)
-    return {"teacher": teacher.name, "dim": teacher.dim, "kind": teacher.feature_kind, **asking}
+        return {"teacher": teacher.name, "dim": teacher.dim, "kind": teacher.feature_kind, **teacher.notes, **asking}
+    return {**describe_teacher(teacher), "images": len(table)}
 
 
 class Batches:
@@ -202,7 +206,6 @@ class Batches:
     ) -> None:
         self.teacher, self.dataset, self.samples, self.plan, self.earlier = teacher, dataset, samples, plan, earlier
         self.beside = isinstance(teacher, Teacher) and teacher.on_cpu
-        self._alone = nullcontext() if self.beside else Lock()
 
     def __call__(self, job: Job) -> tuple[Decoded, dict[str, np.ndarray]]:
         """The decoded batch, and what the teacher says of it (a service has yet to be asked). Raises TeacherError,
@@ -210,9 +213,11 @@ class Batches:
         batch = decode(self.teacher, self.dataset, self.samples, job, self.plan, self.earlier)
         if isinstance(self.teacher, Service) or not len(batch.rows):
             return batch, {}
-        with self._alone:
+        size = self.plan.notes["batch_size"]
+        where = f"teacher {self.teacher.name}, --batch-size {size}"
+        with enough_memory(where, "lower --batch-size, or use --precision bf16"):
             answers = teach(self.teacher, self.plan, batch)
-        return batch._replace(pixels=torch.empty(0)), answers
+        return batch._replace(pixels=[]), answers
 
 
 def run_jobs(
@@ -231,9 +236,10 @@ def run_jobs(
     parts: list[dict[str, np.ndarray]] = []
     paid = Paid(batches.teacher, writer.folder) if isinstance(batches.teacher, Service) else None
     sources: dict[int, bytes] = {}
+    doubtful: dict[int, str] = {}
     writes: deque[Future[Receipt]] = deque()
     with workers_of(batches, workers) as pool, ThreadPoolExecutor(1, "write") as writers:
-        for batch, answers in in_order(pool, batches, jobs, workers + 2):
+        for batch, answers in in_order(pool, batches, jobs, workers + 1):
             if stop():
                 raise Interrupted
             job = batch.job
@@ -246,13 +252,14 @@ def run_jobs(
                 refuse_too_many(plan, samples, failures, max_failed)
             parts.append(with_earlier(answers, plan, batch, earlier))
             sources |= batch.sources
+            doubtful |= batch.doubtful
             if job.last:
                 start, end = plan.bounds(job.shard)
                 lost = {row: reason for row, reason in failures.items() if start <= row < end}
                 arrays = {name: np.concatenate([each[name] for each in parts]) for name in plan.layers}
                 commit = writer.write_shard if paid is None else paid.committing(writer)
-                writes.append(writers.submit(commit, job.shard, arrays, lost, sources.get))
-                parts, sources = [], {}
+                writes.append(writers.submit(commit, job.shard, arrays, lost, sources.get, doubtful))
+                parts, sources, doubtful = [], {}, {}
             while len(writes) > (0 if job is jobs[-1] else WRITES_IN_FLIGHT):
                 writes.popleft().result()
             advance(job.stop - job.start)
@@ -282,10 +289,14 @@ def workers_of(batches: Batches, count: int) -> Iterator[ThreadPoolExecutor]:
 def teach(teacher: Teacher, plan: Plan, batch: Decoded) -> dict[str, np.ndarray]:
     """What the teacher says of a batch: each layer (rows * views, *shape). Raises TeacherError."""
     asked = [name for name in plan.layers if name != BOXES]
-    answers = {name: tensor.numpy() for name, tensor in teacher.answer(batch.pixels, asked).items()}
-    for name, values in answers.items():
-        if values.shape != (wanted := (len(batch.rows) * plan.views, *plan.layers[name].shape)):
-            raise wrong_shape(teacher, values.shape, wanted)
+    parts = [teacher.answer(views.pixels, asked) for views in batch.pixels]
+    order = np.argsort([place for views in batch.pixels for place in views.places])
+    answers = {}
+    for name in asked:
+        values = [part[name].numpy() for part in parts]
+        answers[name] = values[0] if len(values) == 1 else np.concatenate(values)[order]
+        if answers[name].shape != (wanted := (len(batch.rows) * plan.views, *plan.layers[name].shape)):
+            raise wrong_shape(teacher, answers[name].shape, wanted)
     return answers
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 
 from bird_cache.files import replace
+from bird_pipelines.marks import MARK
 from bird_pipelines.plots import MUTED, PALETTE, STYLE, WIDTH, inline_svg
 from bird_pipelines.recipes import Figure
 from bird_pipelines.table import COLUMNS
@@ -47,14 +48,19 @@ def bars(record: Mapping[str, Any], figure: Figure) -> Canvas:
     for place, (_, row), cell in zip(places, rows, cells, strict=True):
         colour = PALETTE[methods.index(row["label"]) % len(PALETTE)]
         if cell["mean"] is not None:
-            axes.barh(place, cell["mean"], 0.62, color=colour, alpha=0.85, xerr=cell["std"] or 0, ecolor=MUTED)
+            style: Any = (
+                {"facecolor": "none", "edgecolor": colour, "hatch": "///"} if cell["trivial"] else {"color": colour}
+            )
+            axes.barh(place, cell["mean"], 0.62, alpha=0.85, xerr=cell["std"] or 0, ecolor=MUTED, **style)
         if cell["paper"]:
             axes.errorbar(
                 cell["paper"]["mean"], place, xerr=cell["paper"]["std"], fmt="D", mfc="white", color="#22262c", ms=5
             )
-    floors = [cell["floor"] for cell in cells if cell["floor"] is not None]
+    floors = [(cell["floor"], place) for place, cell in zip(places, cells, strict=True) if cell["floor"] is not None]
     if floors:
-        axes.axvline(float(np.mean(floors)), color=MUTED, linestyle=(0, (3, 2)), label="mean floor of ours")
+        at, rows_of = zip(*floors, strict=True)
+        ends = np.array(rows_of)[:, None] + [-0.45, 0.45]
+        axes.vlines(at, ends[:, 0], ends[:, 1], color="#22262c", linestyle=(0, (2, 1)), label="floor of ours")
     axes.errorbar([], [], fmt="D", mfc="white", color="#22262c", ms=5, label="the paper")
     axes.set_yticks(places, [name_of(block, row) for block, row in rows])
     axes.invert_yaxis()
@@ -64,7 +70,9 @@ def bars(record: Mapping[str, Any], figure: Figure) -> Canvas:
     axes.set_title(figure.title + (" (demo: not the paper's data)" if record["demo"] else ""))
     axes.grid(axis="x")
     ours = Patch(color=MUTED, label="ours, ± standard deviation")
-    canvas.legend(handles=[ours, *axes.get_legend_handles_labels()[0]], loc="outside lower left", ncols=3)
+    hollow = [Patch(facecolor="none", edgecolor=MUTED, hatch="///", label=MARK)]
+    marks = hollow if any(cell["trivial"] for cell in cells) else []
+    canvas.legend(handles=[ours, *marks, *axes.get_legend_handles_labels()[0]], loc="outside lower left", ncols=4)
     return canvas
 
 

@@ -1,27 +1,73 @@
-"""`bird cache fit-head`: logits for a teacher that gives only features, stored with a fingerprint of their own."""
+"""Logits for a teacher that gives only features: of a head that is fitted to them, for a run, or stored in the cache with a
+fingerprint of their own (`bird cache fit-head`)."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bird.devices import choose_device, threads
+from bird.students import Student
 from bird_cache.errors import CacheError, StaleCacheError
 from bird_cache.manifest import Layer
+from bird_cache.order import batches, shuffled
 from bird_cache.samples import OK
 from bird_cache.store import open_cache
 from bird_cache.writer import open_part
-from bird_pipelines.config import resolve
-from bird_pipelines.data import LOGITS, cache_dataset, load_data
+from bird_pipelines.config import RunConfig, resolve
+from bird_pipelines.data import LOGITS, RunData, cache_dataset, load_data
+from bird_pipelines.learners import make_learner
+from bird_pipelines.progress import progress
+from bird_pipelines.requirements import make_method
 from bird_pipelines.scoring import logits_of
-from bird_pipelines.training import features_only, fit_teacher_head
 
-__all__ = ["fit_head"]
+__all__ = ["features_only", "fit_head", "fit_teacher_head", "teacher_logits"]
 
 PART = "head"
+
+
+def teacher_logits(data: RunData, config: RunConfig, device: torch.device) -> Tensor:
+    """The teacher's logits of all rows: the cache's, or those of a head fitted here."""
+    if data.logits is not None:
+        return data.logits
+    head = fit_teacher_head(data, config, device)
+    return logits_of(head, features_only(data), np.arange(len(data.table)), device)
+
+
+def fit_teacher_head(data: RunData, config: RunConfig, device: torch.device) -> Student:
+    """A head for a teacher that has none: adapter and linear layer, trained with CE on the cached train features (the
+    Baseline row of the foundation models). The same for every student seed."""
+    head_config = config.model_copy(
+        update={
+            "student": "adapter",
+            "method": "baseline",
+            "seed": 0,
+            "lr": 1e-3,
+            "batch_size": 128,
+            "precision": "fp32",
+        }
+    )
+    data = features_only(data)
+    method, rows = make_method(head_config, data), data.rows("train")
+    learner = make_learner(head_config, data, device, method)
+    with progress("teacher head", "samples", config.head_epochs * len(rows)) as advance:
+        for epoch in range(config.head_epochs):
+            for picked in batches(shuffled(rows, 0, epoch), head_config.batch_size):
+                batch = data.batch(picked, device)
+                method.step(learner, batch, lambda: batch, warm=False)  # noqa: B023  (baseline draws no meta batch)
+                advance(len(picked))
+    return learner.model.student
+
+
+def features_only(data: RunData) -> RunData:
+    """The same data for a student that reads no image."""
+    return dataclasses.replace(data, images=None)
 
 
 def fit_head(cache: str, *, epochs: int = 10, device: str = "auto") -> dict[str, Any]:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bird.datasets import open_dataset
-from bird.datasets.base import Dataset, SampleTable, prepare, require_test_cells
-from bird.errors import DataError, UsageError
+from bird.datasets.base import Dataset, SampleTable, prepare
+from bird.errors import DataError, UsageError, unknown_name
 from bird_cache.errors import FeatureError, ImportedVectorsError
 from bird_cache.files import digest, storage_error
 from bird_cache.importers import Imported, read_vectors
@@ -28,8 +28,9 @@ from bird_cache.summary import name_of_cell
 from bird_cache.writer import open_writer
 from bird_pipelines.caches import image_reader
 from bird_pipelines.extraction import need_room
-from bird_pipelines.planning import dataset_causes, samples_of, shard_and_chunk_rows
-from bird_pipelines.progress import Interrupted, progress, stop_requests
+from bird_pipelines.left_out import left_out_of
+from bird_pipelines.planning import dataset_causes, require_cells, samples_of, shard_and_chunk_rows
+from bird_pipelines.progress import Interrupted, progress, stop_requests, tell_remarks
 
 __all__ = ["export", "import_vectors"]
 
@@ -118,14 +119,15 @@ def import_vectors(
     known: dict[str, Any] = {"--kind": KINDS, "--match": MATCHES, "--dtype": DTYPES, "--store": STORES}
     for name, value in {"--kind": kind, "--match": match, "--dtype": dtype, "--store": store}.items():
         if value not in known[name]:
-            raise UsageError(where=name, found=repr(value), wanted=f"one of {', '.join(known[name])}", fix="choose one")
+            raise unknown_name(name, value, known[name])
     if not provenance.strip():
         fix = "say it in words: nobody can find out later"
         raise UsageError(where="--provenance", found="no text", wanted="model, version and who ran it", fix=fix)
     given = read_layers(vectors, logits, ids, id_column, vector_column)
     data = open_dataset(dataset, data_root, **(settings or {}))
     table = prepare(data, limit=limit, keep_conflicts=keep_conflicts, max_problem_share=max_failed)
-    require_test_cells(data, table)
+    require_cells(data, table)
+    tell_remarks(data.remarks)
     place = find_rows(table.ids, given[LAYER], MATCHES[match], vectors)
     refuse_gaps(data, table, place, max_failed)
     refuse_unusable(table, given[LAYER], place, kind, vectors)
@@ -200,6 +202,7 @@ def plan_import(
         class_names=data.class_names,
         group_names=data.group_names,
         notes=notes,
+        left_out=left_out_of(table),
     )
 
 
@@ -326,7 +329,7 @@ def export(cache: str, out: Path, layer: str = LAYER) -> dict[str, Any]:
     store = open_cache(cache)
     store.require_complete()
     if layer not in (known := store.manifest.layers()):
-        raise UsageError(where="--layer", found=repr(layer), wanted=f"one of {', '.join(known)}", fix="choose one")
+        raise unknown_name("--layer", layer, known)
     if out.exists() or out.is_symlink():
         raise UsageError(where=str(out), found="something there already", wanted="a new folder", fix="choose another")
     rows = store.manifest.plan.rows

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bird.devices import choose_device, send, threads
+from bird.devices import choose_device, enough_memory, send, threads
 from bird.errors import UsageError
 from bird.methods import METHODS, Batch, Hyperparameters, build_method
 from bird.precision import in_bf16, require_precision
@@ -31,9 +31,12 @@ from bird_cache.order import shuffled, slices
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data
+from bird_pipelines.head import teacher_logits
 from bird_pipelines.profiling import Clock
 from bird_pipelines.progress import Interrupted, progress, stop_requests
-from bird_pipelines.training import Trainer, distill, hyperparameters, outcome, teacher_logits
+from bird_pipelines.requirements import hyperparameters, tell_empty_cells
+from bird_pipelines.sums import Pending
+from bird_pipelines.training import LESS, Trainer, distill, outcome
 
 __all__ = ["distill_many", "groups_of", "models_at_once"]
 
@@ -95,6 +98,8 @@ def stackable(config: RunConfig) -> bool:
 def train_group(group: Sequence[RunConfig], data: RunData) -> None:
     """Train those of the group that are not finished, as many at once as are faster so."""
     require_precision(group[0].precision, choose_device(group[0].device))
+    with threads(1):  # made before the folders are claimed, as in `distill`
+        source = None if all((config.out / "run.json").exists() for config in group) else Source(group[0], data)
     for config in group:
         runs.claim(config, data.fingerprint)
     with ExitStack() as locks:
@@ -102,8 +107,9 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
             locks.enter_context(write_lock(config.out))
         left = [config for config in group if not (config.out / "run.json").exists()]
         most = models_at_once(data)
-        with threads(1):
-            source = Source(left[0], data) if left else None
+        if left:
+            tell_empty_cells(data)
+        with threads(1), enough_memory(f"{len(group)} runs, --batch-size {group[0].batch_size}", LESS):
             for start in range(0, len(left), most):
                 assert source is not None
                 trainers = [Trainer(config, data) for config in left[start : start + most]]
@@ -170,11 +176,12 @@ class Stack:
         self.learner = StackedLearner([trainer.learner for trainer in trainers])
         if self.first.config.precision == "bf16":
             in_bf16(self.learner.model)
+        self.pending = Pending()
         self.clock = Clock(source.device)
         self.clock.watch(self.learner)
         hyper = hyper_of([trainer.config for trainer in trainers], source.device)
         self.method = build_method(self.first.config.method, hyper, len(self.first.data.group_names))
-        self.method.prepare(self.first.data.cell_counts())
+        self.method.prepare(self.first.data.cell_counts("train"))
 
     def run(self) -> None:
         """All epochs that are left."""
@@ -195,11 +202,13 @@ class Stack:
                     if stop() or now - saved > config.checkpoint_seconds:
                         self.spend(now - began)
                         began = saved = now
+                        self.settle()
                         for trainer in self.trainers:
                             trainer.save()
                     if stop():
                         raise Interrupted
                 self.spend(time.monotonic() - began)
+                self.settle()
                 for trainer in self.trainers:
                     trainer.end_epoch()
 
@@ -213,12 +222,20 @@ class Stack:
             self.learner,
             batch,
             clock.around("data", self.meta_batch, "meta"),
-            warm=self.first.epoch >= self.first.config.warmup,
+            warm=self.first.warm,
         )
         clock.enter("other")
-        columns = {name: values.tolist() for name, values in losses.items()}
-        for index, trainer in enumerate(self.trainers):
-            trainer.record({name: values[index] for name, values in columns.items()}, rows.shape[1])
+        self.pending.add(losses, rows.shape[1], self.sums())
+        for trainer in self.trainers:
+            trainer.count(rows.shape[1])
+
+    def settle(self) -> None:
+        """Let each run know what its steps have lost."""
+        self.pending.settle(self.sums())
+
+    def sums(self) -> list[dict[str, float]]:
+        """Each run's own, which a new epoch replaces."""
+        return [trainer.sums for trainer in self.trainers]
 
     def meta_batch(self) -> Batch:
         """Each model's own meta batch of this step."""
@@ -226,7 +243,7 @@ class Stack:
 
     def stored_views(self, count: int) -> NDArray[np.int64] | None:
         """Which stored view each model's samples are seen in, (S, B), as in single runs."""
-        views = [each for trainer in self.trainers if (each := trainer.stored_views(count)) is not None]
+        views = [each for trainer in self.trainers if (each := trainer.stored_views(trainer.step, count)) is not None]
         return np.stack(views) if views else None
 
     def spend(self, seconds: float) -> None:

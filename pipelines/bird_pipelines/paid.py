@@ -15,7 +15,7 @@ import xxhash
 from PIL import Image
 
 from bird.errors import ImageError, UsageError
-from bird.images import decode_image
+from bird.images import decode_image, reads_alike
 from bird.teachers import Service
 from bird_cache.folders import Folder
 from bird_cache.manifest import Receipt
@@ -84,10 +84,10 @@ class Paid:
 
 
 def payload(id: str, data: bytes, image: np.ndarray) -> bytes:
-    """What is sent for a sample: its original bytes where they decode to its pixels, else its pixels as PNG (some data
-    sets alter them after decoding)."""
+    """What is sent for a sample: its original bytes where every reader sees its pixels in them, else its pixels as PNG:
+    some data sets alter them after decoding, and a photo that lies on its side, say, is not turned by every service."""
     try:
-        if np.array_equal(decode_image(data, id), image):
+        if np.array_equal(decode_image(data, id), image) and reads_alike(data):
             return data
     except ImageError:
         pass

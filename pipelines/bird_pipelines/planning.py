@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from bird.datasets.base import Dataset, SampleTable
+from bird.datasets.base import Dataset, SampleTable, empty_cells, require_test_cells
 from bird.teachers import Service, Teacher
 from bird.views import BOX, view_policy
+from bird_cache.errors import StaleCacheError
 from bird_cache.manifest import Layer, Plan, Store
 from bird_cache.numbers import Dtype
 from bird_cache.samples import PENDING, Samples
+from bird_pipelines.left_out import left_out_of
+from bird_pipelines.marks import few
+from bird_pipelines.progress import tell
 
-__all__ = ["BOXES", "LAYER", "dataset_causes", "make_plan", "samples_of", "shard_and_chunk_rows"]
+__all__ = [
+    "BOXES",
+    "LAYER",
+    "dataset_causes",
+    "make_plan",
+    "require_cells",
+    "require_revision",
+    "samples_of",
+    "shard_and_chunk_rows",
+    "teacher_causes",
+    "warn_of_cells",
+]
 
 LAYER, BOXES = "penultimate", "boxes"
 LARGEST_SHARD: dict[Store, int] = {"zarr": 65_536, "webdataset": 8192}  # rows; a tar is made in memory, with its images
@@ -42,7 +57,7 @@ def make_plan(
         specs[BOXES] = Layer(shape=(BOX,), dtype="int32", kind="boxes")
     return Plan(
         causes={
-            "teacher": {"weights": teacher.weights_digest, "dim": teacher.dim, "kind": teacher.feature_kind},
+            "teacher": teacher_causes(teacher),
             "preprocessing": dict(teacher.preprocessing),
             "precision": precision,
             "dtype": dtype,
@@ -59,8 +74,48 @@ def make_plan(
         images=store == "webdataset",
         class_names=dataset.class_names,
         group_names=dataset.group_names,
-        notes={"teacher": teacher.name, "batch_size": str(batch_size)},
+        notes={"teacher": teacher.name, "batch_size": str(batch_size), **teacher.notes},
+        left_out=left_out_of(table),
     )
+
+
+def teacher_causes(teacher: Teacher | Service) -> dict[str, Any]:
+    """What identifies a teacher: its weights, and the architecture that they fill, where it is known."""
+    config = dict(teacher.config) if isinstance(teacher, Teacher) else {}
+    causes = {"weights": teacher.weights_digest, "dim": teacher.dim, "kind": teacher.feature_kind}
+    return causes | ({"config": config} if config else {})
+
+
+def require_cells(dataset: Dataset, table: SampleTable) -> None:
+    """Before a teacher runs: raise DataError for a (class, group) cell that test lacks; tell on stderr, by name, of those
+    that train or meta lacks. Not every method needs them."""
+    require_test_cells(dataset, table)
+    warn_of_cells(empty_cells(table, dataset.class_names, dataset.group_names))
+
+
+def warn_of_cells(empty: Mapping[str, Sequence[str]], why: str = "") -> None:
+    """Tell on stderr of cells without a sample, by split and name."""
+    for split, cells in empty.items():
+        tell(f"warning: no {split} sample of {few(cells)}{why}; methods that need one, such as bird, refuse this cache")
+
+
+def require_revision(there: Plan, now: Plan, where: str) -> None:
+    """Raise StaleCacheError, with both commits, where the hub has other weights under the teacher's name than when the cache
+    `there` was begun."""
+    before, after = there.notes.get("revision"), now.notes.get("revision")
+    weights = [_weights(plan) for plan in (there, now)]
+    if before and after and before != after and weights[0] != weights[1]:
+        raise StaleCacheError(
+            where=where,
+            found=f"vectors by the weights of {before}",
+            wanted=f"those of {after}, which the hub has now",
+            fix="ask for the earlier ones (hf:REPO@COMMIT, or --weights FILE), or write to another folder with --out",
+        )
+
+
+def _weights(plan: Plan) -> object:
+    teacher = plan.causes.get("teacher")
+    return teacher.get("weights") if isinstance(teacher, dict) else None
 
 
 def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import io
 import math
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-__all__ = ["curve_plot", "front_plot", "gate_plot", "inline_svg", "recall_plot", "scatter_plot"]
+__all__ = ["Point", "curve_plot", "front_plot", "gate_plot", "inline_svg", "recall_plot", "scatter_plot"]
 
 Floats = NDArray[np.float64]
 
@@ -72,11 +73,12 @@ def recall_plot(
     class_names: Sequence[str],
     group_names: Sequence[str],
     floor: float,
+    floors: Sequence[float],
     name: str,
 ) -> str:
     """Recall per cell, (C, M) shares in 0..1, as an annotated map, beside each class's gap (x100) as a bar.
 
-    `floor` is the mean-DEO (x100) that equal recalls would show with so few samples.
+    `floor` is the mean-DEO (x100) that equal recalls would show with so few samples, `floors` each class's gap.
     """
     shares = np.asarray(recalls, dtype=np.float64)
     classes, groups = shares.shape
@@ -93,11 +95,11 @@ def recall_plot(
         cells.tick_params(length=0, colors=INK)
         cells.spines[:].set_visible(False)
         cells.invert_yaxis()
-        _gap_bars(bars, 100 * np.ptp(shares, axis=1), floor)
+        _gap_bars(bars, 100 * np.ptp(shares, axis=1), floor, floors)
         return inline_svg(figure, name, "recall per class and group, and the gap between groups per class")
 
 
-def _gap_bars(axes: Axes, gaps: Floats, floor: float) -> None:
+def _gap_bars(axes: Axes, gaps: Floats, floor: float, floors: Sequence[float]) -> None:
     axes.barh(np.arange(len(gaps)) + 0.5, gaps, height=0.62, color=GAP, alpha=0.85)
     label: dict[str, Any] = {
         "va": "center",
@@ -106,9 +108,12 @@ def _gap_bars(axes: Axes, gaps: Floats, floor: float) -> None:
     }
     for row, gap in enumerate(gaps):
         axes.annotate(f"{gap:.1f}", (gap, row + 0.5), (4, 0), textcoords="offset points", **label)
-    axes.axvline(float(gaps.mean()), color=INK, linewidth=1.2, label=f"mean-DEO {gaps.mean():.1f}")
-    axes.axvline(floor, color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)), label=f"its floor {floor:.1f}")
-    axes.set_xlim(0, 1.14 * max(float(gaps.max()), floor, 1.0))
+    label_of_mean = f"mean-DEO {gaps.mean():.1f} (its floor {floor:.1f})"
+    axes.axvline(float(gaps.mean()), color=INK, linewidth=1.2, label=label_of_mean)
+    places = np.arange(len(gaps)) + 0.5
+    dashes: dict[str, Any] = {"color": INK, "linewidth": 1.4, "linestyle": (0, (3, 2))}
+    axes.vlines(floors, places - 0.42, places + 0.42, label="floor of each gap", **dashes)
+    axes.set_xlim(0, 1.14 * max(float(gaps.max()), *floors, 1.0))
     axes.set_title("Gap between groups ×100 (lower is better)", pad=24)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0, labelleft=False)
@@ -137,6 +142,11 @@ def curve_plot(curve: Sequence[Mapping[str, Any]], warmup: int | None, name: str
         for key, (label, colour) in META.items():
             values = _series([(line.get("meta") or {}).get(key) for line in curve])
             _line(meta, epochs, values, label, colour)
+        hollow = [(line.get("meta") or {}) for line in curve]
+        trivial = [(epoch, at["mean_deo"]) for epoch, at in zip(epochs, hollow, strict=True) if at.get("trivial")]
+        if shown := [point for point in trivial if point[1] is not None]:
+            ring: dict[str, Any] = {"facecolors": "white", "edgecolors": PALETTE[1], "zorder": 4}
+            meta.scatter(*zip(*shown, strict=True), s=24, label="of a trivial student", **ring)
         meta.set_ylim(0, 100)
         _frame(meta, "Meta split ×100", epochs[-1], warmup)
         return inline_svg(figure, name, "training curves: loss parts, and accuracy and mean-DEO on the meta split")
@@ -190,43 +200,65 @@ def gate_plot(curve: Sequence[Mapping[str, Any]], name: str) -> str | None:
         return inline_svg(figure, name, "histogram of the gate's values by epoch")
 
 
-def scatter_plot(
-    points: Sequence[tuple[str, str, float, float]], floor: float, methods: Sequence[str], name: str
-) -> str:
-    """AUROC against mean-DEO (both x100). `points` are runs: (method, configuration, mean-DEO, AUROC).
+class Point(NamedTuple):
+    """A run in the scatter plot; mean-DEO, AUROC and the floor of that mean-DEO are x100."""
+
+    method: str
+    configuration: str
+    mean_deo: float
+    auroc: float
+    floor: float
+    trivial: bool
+
+
+def scatter_plot(points: Sequence[Point], methods: Sequence[str], name: str) -> str:
+    """`scatter` as an inline SVG."""
+    with matplotlib.rc_context(STYLE):
+        return inline_svg(scatter(points, methods), name, "AUROC against mean-DEO, one mark a run, with its floor")
+
+
+def scatter(points: Sequence[Point], methods: Sequence[str]) -> Figure:
+    """AUROC against mean-DEO (both x100), with the floor of each mark as a tick at its height.
 
     Small marks are runs, a large one is the mean of a configuration's runs; one colour and mark a method,
-    by its place in `methods`.
+    by its place in `methods`. The marks of trivial students are hollow.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
-        axes = figure.subplots()
-        axes.axvline(floor, color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)), zorder=1, label="floor of mean-DEO")
-        for index, method in enumerate(methods):
-            colour, marker = (
-                PALETTE[index % len(PALETTE)],
-                MARKERS[(index + index // len(PALETTE)) % len(MARKERS)],
-            )
-            mine = [point for point in points if point[0] == method]
-            if not mine:
-                continue
-            axes.scatter(
-                [p[2] for p in mine],
-                [p[3] for p in mine],
-                s=22,
-                color=colour,
-                marker=marker,
-                alpha=0.45,
-                linewidths=0,
-            )
-            _means(axes, mine, colour, marker)
-        axes.set_xlim(left=0)
-        axes.margins(0.08)
-        axes.set_xlabel("mean-DEO ×100  (← lower is better)")
-        axes.set_ylabel("AUROC ×100  (higher is better →)")
-        axes.grid()
-        figure.legend(loc="outside right upper", labelspacing=0.9)
-        return inline_svg(figure, name, "AUROC against mean-DEO, one mark a run")
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for index, method in enumerate(methods):
+        colour, marker = (
+            PALETTE[index % len(PALETTE)],
+            MARKERS[(index + index // len(PALETTE)) % len(MARKERS)],
+        )
+        mine = [point for point in points if point.method == method]
+        if not mine:
+            continue
+        for point in mine:
+            face = "none" if point.trivial else colour
+            style: dict[str, Any] = {"edgecolors": colour if point.trivial else "none", "linewidths": 0.8}
+            style |= {"facecolors": face, "alpha": 0.45, "clip_on": False}  # a mark at 0 is drawn whole
+            axes.scatter(point.mean_deo, point.auroc, s=22, marker=marker, **style)
+            _floor_of(axes, point, colour, small=True)
+        _means(axes, mine, colour, marker)
+    axes.plot([], [], color=MUTED, marker="|", markersize=12, linewidth=0.9, linestyle=":", label="floor of the mark")
+    if any(point.trivial for point in points):
+        axes.scatter([], [], s=60, facecolors="none", edgecolors=MUTED, linewidths=1.2, label="trivial student")
+    axes.set_xlim(left=0)
+    axes.margins(0.08)
+    axes.set_xlabel("mean-DEO ×100  (← lower is better)")
+    axes.set_ylabel("AUROC ×100  (higher is better →)")
+    axes.grid()
+    figure.legend(loc="outside right upper", labelspacing=0.9)
+    return figure
+
+
+def _floor_of(axes: Axes, point: Point, colour: str, *, small: bool = False) -> None:
+    """A tick at the floor of a mark, at its height, and a thin line that joins the two."""
+    alpha, width = (0.35, 0.6) if small else (1.0, 0.9)
+    ends = (point.floor, point.mean_deo)
+    axes.plot(ends, [point.auroc] * 2, color=colour, alpha=0.6 * alpha, linewidth=width, linestyle=":", marker="")
+    tick: dict[str, Any] = {"marker": "|", "markersize": 7 if small else 15, "markeredgewidth": width + 0.5}
+    axes.plot(point.floor, point.auroc, color=colour, alpha=alpha, linestyle="", zorder=2, **tick)
 
 
 def front_plot(candidates: Sequence[Mapping[str, Any]], auroc_floor: float, name: str) -> str:
@@ -235,10 +267,22 @@ def front_plot(candidates: Sequence[Mapping[str, Any]], auroc_floor: float, name
         figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
         axes = figure.subplots()
         front = sorted((each["mean_deo"], each["auroc"]) for each in candidates if each["front"])
-        axes.plot(*zip(*front, strict=True), color=PALETTE[0], marker="o", markersize=7, label="Pareto front", zorder=3)
+        if front:
+            line: dict[str, Any] = {"color": PALETTE[0], "marker": "o", "markersize": 7, "zorder": 3}
+            axes.plot(*zip(*front, strict=True), label="Pareto front", **line)
         for other, colour, label in ((True, MUTED, "candidate"), (False, PALETTE[1], "AUROC below the floor")):
-            points = [e for e in candidates if not e["front"] and e["feasible"] is other]
+            points = [e for e in candidates if not e["front"] and not e["trivial"] and e["feasible"] is other]
             axes.scatter([e["mean_deo"] for e in points], [e["auroc"] for e in points], s=26, color=colour, label=label)
+        if hollow := [(each["mean_deo"], each["auroc"]) for each in candidates if each["trivial"]]:
+            face: dict[str, Any] = {"facecolors": "none", "edgecolors": PALETTE[1]}
+            across, up = zip(*hollow, strict=True)
+            axes.scatter(across, up, s=26, label="trivial student", **face)
+        for each in candidates:
+            if each["deo_floor"] is not None:
+                axes.plot(
+                    each["deo_floor"], each["auroc"], color=MUTED, marker="|", markersize=9, linestyle="", zorder=2
+                )
+        axes.plot([], [], color=MUTED, marker="|", markersize=9, linestyle="", label="floor of the mean-DEO")
         chosen = next(each for each in candidates if each["chosen"])
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": INK, "linewidths": 1.6, "zorder": 4}
         axes.scatter([chosen["mean_deo"]], [chosen["auroc"]], s=190, label="chosen", **ring)
@@ -251,18 +295,26 @@ def front_plot(candidates: Sequence[Mapping[str, Any]], auroc_floor: float, name
         return inline_svg(figure, name, "AUROC against mean-DEO on the choosing half, one mark a candidate")
 
 
-def _means(axes: Axes, runs: Sequence[tuple[str, str, float, float]], colour: str, marker: str) -> None:
-    """A method's configurations, each the mean of its runs; where there are several, each with what tells it apart."""
-    method = runs[0][0]
-    labels = list(dict.fromkeys(run[1] for run in runs))
-    means = np.array([np.mean([run[2:] for run in runs if run[1] == label], axis=0) for label in labels])
-    style: dict[str, Any] = {"edgecolors": "white", "linewidths": 1.2, "label": method, "zorder": 3}
-    axes.scatter(means[:, 0], means[:, 1], s=110, color=colour, marker=marker, **style)
-    common = set.intersection(*({*label.split(" · ")} for label in labels))
-    if len(labels) > 1:
-        for label, mean in zip(labels, means, strict=True):
+def _means(axes: Axes, runs: Sequence[Point], colour: str, marker: str) -> None:
+    """A method's configurations, each the mean of its runs; where there are several, each with what tells it apart. One
+    with a trivial student among its runs is hollow."""
+    method, by_label = runs[0].method, defaultdict[str, list[Point]](list)
+    for run in runs:
+        by_label[run.configuration].append(run)
+    axes.scatter([], [], s=110, color=colour, marker=marker, edgecolors="white", linewidths=1.2, label=method)
+    common = set.intersection(*({*label.split(" · ")} for label in by_label))
+    for label, mine in by_label.items():
+        deo, auroc, floor = np.mean([(run.mean_deo, run.auroc, run.floor) for run in mine], axis=0).tolist()
+        mean = Point(method, label, deo, auroc, floor, any(run.trivial for run in mine))
+        face, edge = ("white", colour) if mean.trivial else (colour, "white")
+        axes.scatter(
+            deo, auroc, s=110, facecolors=face, edgecolors=edge, linewidths=1.4, marker=marker, zorder=3, clip_on=False
+        )
+        _floor_of(axes, mean, colour)
+        if len(by_label) > 1:
             text = " · ".join(part for part in label.split(" · ") if part not in common)
-            axes.annotate(text, mean, (8, 0), textcoords="offset points", va="center", color=MUTED, fontsize=8)
+            style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "color": MUTED, "fontsize": 8}
+            axes.annotate(text, (deo, auroc), (8, 0), **style)
 
 
 def _series(values: Sequence[float | None]) -> Floats:

@@ -6,11 +6,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Advance", "Interrupted", "progress", "stop_requests"]
+__all__ = ["Advance", "Interrupted", "progress", "stop_requests", "tell", "tell_remarks"]
 
 LINE_SECONDS = 10.0
 Advance = Callable[..., None]
@@ -19,6 +19,17 @@ Advance = Callable[..., None]
 
 class Interrupted(Exception):
     """The work was stopped by Ctrl-C or SIGTERM at a point from which the same command resumes."""
+
+
+def tell(line: str) -> None:
+    """A line for who waits, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def tell_remarks(remarks: Iterable[str]) -> None:
+    """A line on stderr for each thing that a person should know before the work begins."""
+    for remark in remarks:
+        tell(f"note: {remark}")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bird.errors import UsageError
+from bird.errors import UsageError, unknown_name
 from bird_pipelines.published import METHOD_OF
 
 __all__ = ["NAMES", "PROFILES", "Block", "Figure", "Profile", "Recipe", "Row", "load_recipe", "select"]
@@ -142,7 +142,7 @@ def row_id(block: Block, label: str) -> str:
 def load_recipe(name: str) -> tuple[Recipe, Figure | None]:
     """The table of that name; for a figure its table, and the figure. Raises UsageError for an unknown name."""
     if name not in NAMES:
-        raise UsageError(where="bird reproduce", found=repr(name), wanted=f"one of {', '.join(NAMES)}", fix="name one")
+        raise unknown_name("bird reproduce", name, NAMES)
     given = _read(name)
     if name in FIGURES:
         figure = Figure(name=name, **given)
@@ -153,7 +153,7 @@ def load_recipe(name: str) -> tuple[Recipe, Figure | None]:
 def load_profile(name: str, recipe: Recipe) -> Profile:
     """The profile of that name. Raises UsageError for an unknown one, or one that is not for this table."""
     if name not in PROFILES:
-        raise UsageError(where="--profile", found=repr(name), wanted=f"one of {', '.join(PROFILES)}", fix="name one")
+        raise unknown_name("--profile", name, PROFILES)
     profile = Profile(name=name, **_read("profiles")[name])
     if profile.tables is not None and recipe.table not in profile.tables:
         raise UsageError(
@@ -174,11 +174,13 @@ def select(recipe: Recipe, patterns: Sequence[str]) -> list[Row]:
     for pattern in patterns:
         found = {row.id for row in recipe.rows if fnmatch.fnmatch(row.id, pattern) or pattern in row.id.split("/")}
         if not found:
-            raise UsageError(
-                where=f"--only {pattern}",
-                found="no such row",
-                wanted=f"one of {', '.join(row.id for row in recipe.rows)}",
-                fix="name a row, or a part of one, such as bird",
+            ids = [row.id for row in recipe.rows]
+            raise unknown_name(
+                "--only",
+                pattern,
+                dict.fromkeys([*ids, *(part for id in ids for part in id.split("/"))]),
+                "name a row, or a part of one, such as bird",
+                wanted=f"a row, or a part between the slashes, of {', '.join(ids)}",
             )
         chosen |= found
     return [row for row in recipe.rows if not patterns or row.id in chosen]

@@ -13,10 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bird.errors import RunError
-from bird.metrics import two_level_intervals
+from bird.metrics import gap_floors, two_level_intervals
 from bird_cache.files import replace, storage_error
 from bird_cache.manifest import flatten
 from bird_pipelines import plots
+from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS, few, reason_of, trivial_seeds, with_caveats
 
 __all__ = ["write_report"]
 
@@ -104,7 +105,8 @@ def read_run(folder: Path) -> Run | str:
     if info.get("complete") is not True:
         return f"{name}: unfinished after {len(curve)} epochs"
     missing = [key for key in ("config", "class_names", "group_names", "rows") if key not in info]
-    metrics = {split: _metrics(folder / f"metrics-{split}.json") for split in SPLITS}
+    names = info.get("class_names")
+    metrics = {split: with_caveats(_metrics(folder / f"metrics-{split}.json"), names) for split in SPLITS}
     if missing or "method" not in info["config"] or "seed" not in info["config"]:
         found = f"run.json without {', '.join(missing) or 'method and seed'}"
         raise RunError(where=str(folder), found=found, wanted="what `bird distill` writes", fix="run it again")
@@ -153,6 +155,8 @@ def render(
         enough=ENOUGH_SEEDS,
         replicates=REPLICATES,
         columns=COLUMNS,
+        mark=MARK,
+        what_trivial_means=WHAT_TRIVIAL_MEANS,
         tables=[_table(configurations, split) for split in SPLITS],
         scatters=_scatters(configurations),
         details=[_detail(index, each, shared) for index, each in enumerate(configurations)],
@@ -162,19 +166,24 @@ def render(
 def _table(configurations: Sequence[Configuration], split: str) -> dict[str, Any]:
     """The results on one split: a row a configuration."""
     rows = [{"label": each.label, **_result(each, split)} for each in configurations]
-    columns = [name for name in COLUMNS if name != "f1_binary" or any(row["cells"].get(name) for row in rows)]
+    columns = [
+        name
+        for name in COLUMNS
+        if name != "f1_binary" or any(row["cells"] and row["cells"][name]["mean"] is not None for row in rows)
+    ]
     return {"split": split, "columns": columns, "rows": rows}
 
 
 def _result(configuration: Configuration, split: str) -> dict[str, Any]:
-    """Mean, standard deviation (ddof 1), 95 % interval, floor and gap beyond chance of each metric, all x100.
+    """Mean, standard deviation (ddof 1), 95 % interval, floor and gap beyond chance of each metric over the seeds, all x100;
+    what does not exist is None, with `reason` for a metric; `trivial` says which seeds' gap says nothing.
 
     Intervals are computed from the counts, which AUROC's over several seeds cannot be.
     """
     runs = configuration.evaluated(split)
     if not runs:
         reason = configuration.runs[0].metrics[split].get("error")
-        return {"seeds": 0, "cells": {}, "reason": reason}
+        return {"seeds": 0, "cells": {}, "reason": reason, "trivial": None}
     metrics = [run.metrics[split] for run in runs]
     confusions = [np.asarray(each["confusion"], dtype=np.int64) for each in metrics]
     intervals = {name: ends[1:] for name, ends in two_level_intervals(confusions, REPLICATES).items()}
@@ -183,18 +192,19 @@ def _result(configuration: Configuration, split: str) -> dict[str, Any]:
     cells = {}
     for name in COLUMNS:
         values = [each[name] for each in metrics if each.get(name) is not None]
-        if values:
-            gaps = metrics if name.endswith("_deo") else []
-            floors = [each["deo_floor"][name.removesuffix("_deo")] for each in gaps]
-            beyond = [each.get("beyond_chance", {}).get(name.removesuffix("_deo")) for each in gaps]
-            cells[name] = {
-                "mean": float(np.mean(values)),
-                "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                "interval": intervals.get(name),
-                "floor": float(np.mean(floors)) if floors else None,
-                "beyond": float(np.mean(beyond)) if beyond and None not in beyond else None,
-            }
-    return {"seeds": len(runs), "cells": cells, "reason": None}
+        gaps = metrics if values and name.endswith("_deo") else []
+        floors = [each["deo_floor"][name.removesuffix("_deo")] for each in gaps]
+        beyond = [each["beyond_chance"][name.removesuffix("_deo")] for each in gaps]
+        cells[name] = {
+            "mean": float(np.mean(values)) if values else None,
+            "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            "interval": intervals.get(name),
+            "floor": float(np.mean(floors)) if floors else None,
+            "beyond": float(np.mean(beyond)) if beyond else None,
+            "reason": None if values else reason_of(name, metrics) or "not recorded",
+        }
+    marks = trivial_seeds({run.settings["seed"]: run.metrics[split] for run in runs})
+    return {"seeds": len(runs), "cells": cells, "reason": None, "trivial": marks}
 
 
 def _scatters(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
@@ -202,15 +212,17 @@ def _scatters(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
     scatters = []
     methods = list(dict.fromkeys(str(each.setting("method")) for each in configurations))
     for index, dataset in enumerate(dict.fromkeys(str(each.setting("dataset")) for each in configurations)):
-        points, floors = [], []
+        points = []
         for each in configurations:
-            if str(each.setting("dataset")) == dataset:
-                for run in each.evaluated("test"):
-                    metrics = run.metrics["test"]
-                    points.append((str(each.setting("method")), each.label, metrics["mean_deo"], metrics["auroc"]))
-                    floors.append(metrics["deo_floor"]["mean"])
+            for run in each.evaluated("test") if str(each.setting("dataset")) == dataset else ():
+                metrics = run.metrics["test"]
+                if metrics["mean_deo"] is not None and metrics["auroc"] is not None:
+                    place = (metrics["mean_deo"], metrics["auroc"], metrics["deo_floor"]["mean"])
+                    points.append(
+                        plots.Point(str(each.setting("method")), each.label, *place, bool(metrics["trivial"]))
+                    )
         if points:
-            svg = plots.scatter_plot(points, float(np.mean(floors)), methods, f"scatter{index}")
+            svg = plots.scatter_plot(points, methods, f"scatter{index}")
             scatters.append({"dataset": dataset, "plot": Markup(svg)})
     return scatters
 
@@ -219,20 +231,22 @@ def _detail(index: int, configuration: Configuration, shared: Sequence[str]) -> 
     """The plots of a configuration's first run: recalls and gaps, curves, gate."""
     run = configuration.runs[0]
     shown = next((split for split in SPLITS if "auroc" in run.metrics[split]), None)
-    recall = None
-    if shown:
-        metrics = run.metrics[shown]
+    recall, metrics = None, run.metrics[shown] if shown else {}
+    if metrics and metrics["mean_deo"] is not None:
         names = (
             [str(each) for each in run.info["class_names"]],
             [str(each) for each in run.info["group_names"]],
         )
-        recall = plots.recall_plot(metrics["recalls"], *names, metrics["deo_floor"]["mean"], f"recall{index}")
+        counts = np.asarray(metrics["confusion"], dtype=np.int64)
+        floors = (metrics["deo_floor"]["mean"], gap_floors(counts, replicates=REPLICATES).tolist())
+        recall = plots.recall_plot(metrics["recalls"], *names, *floors, f"recall{index}")
     acts = any(line.get("bias") is not None or line.get("gate") for line in run.curve)
     warmup = run.settings.get("warmup") if acts else None
+    seconds = [each.info["seconds"] for each in configuration.runs if each.info.get("seconds") is not None]
     return {
         "label": configuration.label,
         "seeds": [each.settings["seed"] for each in configuration.runs],
-        "seconds": float(np.mean([each.info.get("seconds", 0.0) for each in configuration.runs])),
+        "seconds": float(np.mean(seconds)) if seconds else None,
         "views": run.info.get("view_policy", "not recorded"),
         "shares": list((run.info.get("time_shares") or {}).items()),
         "settings": [(name, value) for name, value in run.settings.items() if name not in (*shared, *SHOWN)],
@@ -240,13 +254,16 @@ def _detail(index: int, configuration: Configuration, shared: Sequence[str]) -> 
         "seed": run.settings["seed"],
         "split": shown,
         "recall": recall and Markup(recall),
+        "reason": metrics.get("undefined", {}).get("mean_deo"),
+        "trivial": metrics.get("trivial"),
         "curve": Markup(plots.curve_plot(run.curve, warmup, f"curve{index}")) if run.curve else None,
         "gate": Markup(gate) if (gate := plots.gate_plot(run.curve, f"gate{index}")) else None,
     }
 
 
 def _sources(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
-    """What data the runs read, each kind once: data set, teacher, fingerprint, rows a split, failed rows a group."""
+    """What data the runs read, each kind once: data set, teacher, fingerprint, rows a split, failed rows a group, empty
+    cells."""
     sources = {}
     for each in configurations:
         info = each.runs[0].info
@@ -256,6 +273,8 @@ def _sources(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
             "fingerprint": info.get("fingerprint"),
             "rows": info["rows"],
             "failed": info.get("failed") or {},
+            "accounted": info.get("accounted"),
+            "empty": {split: few(cells) for split, cells in (info.get("empty_cells") or {}).items()},
         }
         sources[json.dumps(source, sort_keys=True)] = source
     return list(sources.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import active_children, get_context
@@ -13,7 +12,7 @@ from bird.errors import BirdError, UsageError
 from bird_cache.errors import CacheError
 from bird_pipelines.config import PrecomputeConfig, RunConfig
 from bird_pipelines.plan import Plan, Step, build_plan, finished, needed, weight_places
-from bird_pipelines.progress import Interrupted, stop_requests
+from bird_pipelines.progress import Interrupted, stop_requests, tell
 from bird_pipelines.recipes import Figure, Profile, Recipe, Row, load_profile, load_recipe, select
 from bird_pipelines.table import Outcome, tabulate
 
@@ -303,11 +302,6 @@ def count(step: Step) -> str:
     """How many runs a step still has, in words."""
     left = sum(not finished(config) for config in step.configs) if step.kind == "runs" else 0
     return f" ({left} runs)" if left else ""
-
-
-def tell(line: str) -> None:
-    """A line for who waits."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def message(error: Exception) -> str:

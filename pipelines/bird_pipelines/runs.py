@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from bird.errors import RunError
-from bird_cache.files import replace
+from bird_cache.files import LOCKS, replace
 from bird_cache.manifest import flatten
 from bird_pipelines.config import PLACE, RunConfig
 
@@ -56,7 +56,7 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
                     "choose another --out, or repeat the old settings to resume it",
                 )
         return
-    if foreign := [entry.name for entry in folder.iterdir() if entry.name != ".lock"]:
+    if foreign := [entry.name for entry in folder.iterdir() if entry.name not in LOCKS]:
         raise _refuse(
             folder,
             f"other files ({', '.join(sorted(foreign)[:3])})",

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bird.errors import DataError, RunError
+from bird.errors import RunError, unknown_name
 from bird.metrics import Metrics, assess
 from bird.paired import Predicted
 from bird.students import Student
@@ -44,16 +44,10 @@ def logits_of(
 def score(student: Student, data: RunData, split: str, device: torch.device, save_to: Path | None = None) -> Metrics:
     """Metrics on a split, whose predictions are also written to the run folder `save_to` if there is one.
 
-    Raises DataError for an empty or unknown split, EmptyCellError for an empty cell."""
+    Raises UsageError for an empty or unknown split, EmptyCellError for an empty cell."""
     rows = data.rows(split)
     if len(rows) == 0:
-        known = sorted({*data.table.splits})
-        raise DataError(
-            where="--split",
-            found=repr(split),
-            wanted=f"one of {', '.join(known)}",
-            fix="choose another split",
-        )
+        raise unknown_name("--split", split, sorted({*data.table.splits}), "choose another split")
     logits = logits_of(student, data, rows, device)
     scores = torch.softmax(logits.double(), 1).numpy()
     if save_to is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Any
 
 import typer
@@ -14,7 +16,9 @@ __all__ = [
     "parts",
     "parts_of",
     "repaired",
+    "replace_what_the_terminal_lacks",
     "run",
+    "surprise",
     "table",
     "tuned",
     "verification",
@@ -29,6 +33,34 @@ def panel(title: str, lines: dict[str, str], colour: str) -> None:
 
     text = Text("\n").join(Text.assemble((f"{name}: ", "bold"), value) for name, value in lines.items())
     Console(stderr=True).print(Panel(text, title=title, title_align="left", border_style=colour))
+
+
+def replace_what_the_terminal_lacks() -> None:
+    """A character that stdout's encoding lacks is printed as "?": a finished command never fails by its output."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def surprise(error: Exception) -> dict[str, str]:
+    """The lines of a panel for an error that is none of ours. What a file system refuses has a path and a remedy."""
+    from bird_cache.files import remedy
+
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        name = error.object[max(0, error.start - 60) : error.end + 60]
+        return {
+            "where": ascii(name),
+            "found": "a name that is not UTF-8",
+            "wanted": "paths of files and folders in UTF-8",
+            "what to do": "rename it (convmv does it for whole folders)",
+        }
+    if isinstance(error, OSError) and error.filename is not None:
+        names = [
+            ascii(name) if not str(name).isprintable() else str(name)
+            for name in (error.filename, error.filename2)
+            if name
+        ]
+        return {"where": ", ".join(names), "found": error.strerror or str(error), "what to do": remedy(error)}
+    return {"unexpected": str(error), "what to do": "run it again with --debug and report it"}
 
 
 def table(title: str, values: dict[str, Any]) -> None:
@@ -64,20 +96,43 @@ def cache(info: dict[str, Any]) -> None:
         "state": state,
         "fingerprint": info["fingerprint"],
         "teacher": info["notes"].get("teacher", "unknown"),
+        **{name: said for name, said in info["notes"].items() if name not in ("teacher", "batch_size")},
         "rows": f"{info['rows']:,} = {info['written']:,} written + {info['failed']:,} failed",
         "splits": ", ".join(f"{split} {count:,}" for split, count in info["splits"].items()),
         "layers": layers,
     }
     table("", head)
-    cells = {
-        name: f"{cell['rows']:>8,} rows {cell['failed']:>6,} failed, mean norm {number(info['norms'][name]['mean'])}"
-        for name, cell in info["groups"].items()
-    }
-    table("class, group", cells)
+    table("class, group: samples by split", cells_of(info))
     if info.get("prepared"):
         table("data set", info["prepared"])
+    if (accounted := info.get("accounted")) and accounted["left_out"]:
+        missing = accounted["listed"] - info["rows"]
+        typer.echo(f"listed {accounted['listed']:,} = {info['rows']:,} rows + {missing:,} left out before the teacher:")
+        for line in accounted["left_out"]:
+            split = f", {line['split']}" if line["split"] else ""
+            typer.echo(f"  {line['reason']}: {line['rows']:,} of {line['cell']}{split}")
+    for what, by_cell in info.get("doubtful", {}).items():
+        typer.echo(f"{what} images: {sum(by_cell.values()):,} of {info['rows']:,} rows")
+        table("", by_cell)
+    if "nearly black" in info.get("doubtful", {}):
+        typer.echo(
+            "nearly black: no pixel reaches 32 of 255. 16-bit images of fewer bits need --setting white_level=4095"
+        )
     if left_out := info.get("left_out"):
         table(f"left out: {len(left_out):,}, such as", dict(list(left_out.items())[:10]))
+
+
+def cells_of(info: dict[str, Any]) -> dict[str, str]:
+    """A line a (class, group) cell: its usable samples by split, and what failed; an empty one stands out."""
+    lines = {}
+    for name in next(iter(info["cells"].values())):
+        sizes = [
+            f"{split} {rows[name]:>7,}" if rows[name] else f"{split}    NONE" for split, rows in info["cells"].items()
+        ]
+        failed = info["groups"].get(name, {"failed": 0})["failed"]
+        norm = info["norms"].get(name, {"mean": None})["mean"]
+        lines[name] = f"{'  '.join(sizes)}  {failed:,} failed, mean norm {number(norm)}"
+    return lines
 
 
 def run(info: dict[str, Any]) -> None:
@@ -110,16 +165,24 @@ def metrics_of(metrics: dict[str, Any]) -> None:
         "mean_deo": "↓",
         "max_deo": "↓",
     }
-    rows = {}
+    rows, missing = {}, metrics.get("undefined", {})
     for name, arrow in arrows.items():
+        if metrics[name] is None:
+            rows[f"{name} {arrow}"] = f"n/a: {missing.get(name, 'not recorded')}"
+            continue
         interval = metrics["intervals"].get(name)
         span = f"  [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
+        if interval is None and (why := missing.get(f"intervals.{name}")):
+            span = f"  [n/a: {why}]"
         floor = metrics["deo_floor"].get(name.removesuffix("_deo")) if name.endswith("_deo") else None
         chance = f"  floor {floor:.1f}" if floor is not None else ""
-        beyond = metrics.get("beyond_chance", {}).get(name.removesuffix("_deo")) if name.endswith("_deo") else None
+        beyond = metrics["beyond_chance"].get(name.removesuffix("_deo")) if name.endswith("_deo") else None
         chance += f"  beyond chance {beyond:.1f}" if beyond is not None else ""
-        rows[f"{name} {arrow}"] = f"{number(metrics[name])}{span}{chance}"
+        mark = "  TRIVIAL, see below" if metrics.get("trivial") and name.endswith("_deo") else ""
+        rows[f"{name} {arrow}"] = f"{number(metrics[name])}{span}{chance}{mark}"
     table("x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows)
+    if why := metrics.get("trivial"):
+        typer.echo(f" trivial student, whose gap says nothing: {why}")
 
 
 def verification(result: dict[str, Any]) -> None:
@@ -129,6 +192,8 @@ def verification(result: dict[str, Any]) -> None:
     for name, cell in result.get("live", {}).get("cells", {}).items():
         lowest, mean = cell["cosine_min"], cell["cosine_mean"]
         typer.echo(f"  {name}: {cell['rows']} rows computed again, cosine {mean:.6f} on average, {lowest:.6f} at worst")
+    for name, value in result.get("live", {}).get("proof", {}).items():
+        typer.echo(f"  {name}: {value}")
     for finding in result["findings"]:
         typer.echo(f"  {finding}")
 
@@ -165,11 +230,16 @@ def tuned(result: dict[str, Any]) -> None:
     table("chosen", {name: f"{value:.4g}" for name, value in chosen["setting"].items()})
     judged = {
         "candidates": len(result["candidates"]),
-        "AUROC floor": number(result["auroc_floor"]) + ("" if chosen["feasible"] else "  (no candidate reached it)"),
+        "AUROC floor": number(result["auroc_floor"]),
         "baseline": f"mean-DEO {number(result['baseline']['mean_deo'])}, AUROC {number(result['baseline']['auroc'])}",
         "chosen": f"mean-DEO {number(chosen['mean_deo'])}, AUROC {number(chosen['auroc'])}",
     }
     table("on the choosing half of meta, x100", judged)
+    if not chosen["feasible"]:
+        typer.echo(" no candidate reached the AUROC floor with a student that is not trivial")
+    for name, each in (("chosen", chosen), ("baseline", result["baseline"]), ("test", test)):
+        if each.get("trivial"):
+            typer.echo(f" {name}: {each['trivial']}")
     if "error" in test:
         typer.echo(f"test: not evaluated: {test['error']}")
     else:

@@ -19,11 +19,12 @@ from bird.errors import DataError
 from bird.metrics import two_level_intervals
 from bird.paired import ENOUGH_SEEDS, Predicted, compare, holm, sign_flip_p
 from bird_pipelines import published
+from bird_pipelines.marks import ONE_SEED, WHAT_TRIVIAL_MEANS, reason_of, trivial_seeds
 from bird_pipelines.recipes import Profile, Recipe, Row
 from bird_pipelines.report import Run, read_run
 from bird_pipelines.scoring import load_predictions
 
-__all__ = ["COLUMNS", "Outcome", "tabulate"]
+__all__ = ["COLUMNS", "NO_RUN", "Outcome", "tabulate"]
 
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "auroc": ("AUROC", "↑"),
@@ -32,6 +33,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "max_deo": ("max-DEO", "↓"),
 }
 REPLICATES = 2000
+NO_RUN = "no run was evaluated"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def tabulate(recipe: Recipe, profile: Profile, outcomes: Sequence[Outcome]) -> d
         "metrics": list(recipe.metrics),
         "seeds": seeds,
         "enough_seeds": ENOUGH_SEEDS,
+        "what_trivial_means": WHAT_TRIVIAL_MEANS,
         "replicates": REPLICATES,
         "blocks": blocks,
         "headlines": headlines,
@@ -107,6 +110,7 @@ def _row(outcome: Outcome, recipe: Recipe, profile: Profile, ours: Mapping[str, 
     row, mine = outcome.row, ours[outcome.row.id]
     metrics = mine.metrics()
     other = ours.get(row.reference) if row.reference else None
+    marks = [trivial_seeds(each.metrics()) for each in (mine, other) if each is not None]
     counts = [np.asarray(each["confusion"], dtype=np.int64) for each in metrics.values()]
     intervals = two_level_intervals(counts, REPLICATES) if counts else {}
     errors = list(outcome.errors)
@@ -123,10 +127,13 @@ def _row(outcome: Outcome, recipe: Recipe, profile: Profile, ours: Mapping[str, 
         cell["difference"] = _minus(cell["mean"], cell["paper"] and cell["paper"]["mean"])
         cell["comparison"] = _comparison(key, metrics, other.metrics() if other else {}, paired)
         cell["paper_effect"] = _paper_effect(recipe, row, metric)
-        cell["direction"] = _direction(cell["comparison"], cell["paper_effect"])
+        says_nothing = key.endswith("_deo") and any(marks)  # then neither does the difference of two gaps
+        told = "trivial" if says_nothing and cell["comparison"] else None
+        cell["direction"] = told or _direction(cell["comparison"], cell["paper_effect"])
+        cell["trivial"] = marks[0] if key.endswith("_deo") else None
         cells[metric] = cell
     names = {"id": row.id, "label": row.label, "method": row.method, "reference": row.reference}
-    return {**names, "seeds": sorted(metrics), "errors": errors, "cells": cells}
+    return {**names, "seeds": sorted(metrics), "errors": errors, "trivial": marks[0], "cells": cells}
 
 
 def _key(metric: str, row: Row, metrics: Mapping[int, Mapping[str, Any]]) -> str:
@@ -138,18 +145,28 @@ def _key(metric: str, row: Row, metrics: Mapping[int, Mapping[str, Any]]) -> str
 
 
 def _cell(key: str, metrics: Mapping[int, Mapping[str, Any]], intervals: Mapping[str, Any]) -> dict[str, Any]:
-    values = [float(each[key]) for each in metrics.values()]
-    gaps = metrics.values() if key.endswith("_deo") else ()
+    """Our numbers in one metric; those that do not exist are None, and `undefined` says why."""
+    values = [float(each[key]) for each in metrics.values() if each[key] is not None]
+    gaps = [*metrics.values()] if values and key.endswith("_deo") else []
     floors = [each["deo_floor"][key.removesuffix("_deo")] for each in gaps]
-    beyond = [each.get("beyond_chance", {}).get(key.removesuffix("_deo")) for each in gaps]
-    return {
+    beyond = [each["beyond_chance"][key.removesuffix("_deo")] for each in gaps]
+    cell = {
         "metric": key,
         "mean": float(np.mean(values)) if values else None,
         "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        "interval": list(intervals[key]) if key in intervals else None,
+        "interval": list(intervals[key]) if values and key in intervals else None,
         "floor": float(np.mean(floors)) if floors else None,
-        "beyond_chance": float(np.mean(beyond)) if beyond and None not in beyond else None,
+        "beyond_chance": float(np.mean(beyond)) if beyond else None,
     }
+    why = reason_of(key, [*metrics.values()]) if metrics else NO_RUN
+    reasons = {
+        "mean": why,
+        "std": why or ONE_SEED,
+        "interval": why or "the counts of classes and groups do not determine it over seeds",
+        "floor": why or "it belongs to a gap",
+        "beyond_chance": why or "it belongs to a gap",
+    }
+    return {**cell, "undefined": {name: reason for name, reason in reasons.items() if cell[name] is None}}
 
 
 def _paired(mine: Ours, other: Ours | None) -> dict[str, Any]:
@@ -166,7 +183,8 @@ def _comparison(key: str, one: Mapping[int, Any], other: Mapping[int, Any], pair
 
     `p` belongs to the interval. Without one (AUROC) it is that of the seeds' signs.
     """
-    shared = sorted(one.keys() & other.keys())
+    both = sorted(one.keys() & other.keys())
+    shared = [seed for seed in both if one[seed][key] is not None and other[seed][key] is not None]
     if not shared:
         return None
     by_seed = [float(one[seed][key] - other[seed][key]) for seed in shared]
@@ -218,8 +236,9 @@ def _correct(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
 
 
 def _order(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
-    """Of all pairs of methods with different printed means: how many our means put in the same order."""
-    cells = [row["cells"][metric] for row in rows]
+    """Of all pairs of methods with different printed means: how many our means put in the same order. The gap of a trivial
+    student has no place in it."""
+    cells = [row["cells"][metric] for row in rows if not row["cells"][metric]["trivial"]]
     known = [(cell["mean"], cell["paper"]["mean"]) for cell in cells if cell["mean"] is not None and cell["paper"]]
     products = [(a[0] - b[0]) * (a[1] - b[1]) for a, b in combinations(known, 2) if a[1] != b[1]]
     agree = sum(product > 0 for product in products)

@@ -13,25 +13,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bird_cache.files import replace, storage_error
-from bird_pipelines.table import COLUMNS
+from bird_pipelines.marks import MARK
+from bird_pipelines.table import COLUMNS, NO_RUN
 
 __all__ = ["CSV_COLUMNS", "write_table"]
 
 CSV_COLUMNS = (
     *("profile", "table", "dataset", "teacher", "student", "label", "method", "metric", "seeds", "mean", "std", "low"),
-    *(
-        "high",
-        "floor",
-        "beyond_chance",
-        "paper_mean",
-        "paper_std",
-        "difference",
-        "reference",
-        "effect",
-        "effect_low",
-        "effect_high",
-    ),
-    *("p", "p_holm", "paper_effect", "direction", "error"),
+    *("high", "floor", "beyond_chance", "paper_mean", "paper_std", "difference", "reference", "effect", "effect_low"),
+    *("effect_high", "p", "p_holm", "paper_effect", "direction", "undefined", "trivial", "error"),
 )
 TEX = {"\\": r"\textbackslash{}", **{each: f"\\{each}" for each in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\^{}"}
 Record = Mapping[str, Any]
@@ -67,7 +57,9 @@ def as_html(record: Record, plots: Mapping[str, str]) -> str:
     )
     environment.filters |= {"number": _number, "signed": _signed, "range": _range}
     drawn = [(title, Markup(svg)) for title, svg in plots.items()]
-    return environment.get_template("table.html.j2").render(**record, columns=COLUMNS, plots=drawn)
+    return environment.get_template("table.html.j2").render(
+        **record, columns=COLUMNS, mark=MARK, no_run=NO_RUN, plots=drawn
+    )
 
 
 def as_markdown(record: Record) -> str:
@@ -86,7 +78,7 @@ def as_markdown(record: Record) -> str:
         for row in block["rows"]:
             parts = [_markdown_cell(row["cells"][metric]) for metric in record["metrics"]]
             lines += [f"| {row['label']} | {len(row['seeds']) or '–'} | {' | '.join(parts)} |"]
-        lines += [""]
+        lines += ["", *(f"- {row['label']}: {row['trivial']}" for row in block["rows"] if row["trivial"])]
         for metric, order in block["order"].items():
             if order["pairs"]:
                 said = f"{order['agree']} of {order['pairs']} pairs of methods in the paper's order (tau {order['tau']:.2f})"
@@ -99,13 +91,15 @@ def as_markdown(record: Record) -> str:
 
 
 def _markdown_cell(cell: Record) -> str:
-    ours = _number(cell["mean"], cell["std"])
+    ours = _ours(cell)
     if cell["interval"] and cell["mean"] is not None:
         ours += f" [{_range(cell['interval'])}]"
     if cell["floor"] is not None:
         ours += f", floor {cell['floor']:.1f}"
     if cell["beyond_chance"] is not None:
         ours += f", beyond chance {cell['beyond_chance']:.1f}"
+    if cell["trivial"]:
+        ours += f" **{MARK}**"
     paper = _number(cell["paper"]["mean"], cell["paper"]["std"], 2) if cell["paper"] else "–"
     return f"{ours} | {paper} | {_signed(cell['difference'])} | {_effect(cell)}"
 
@@ -150,7 +144,8 @@ def as_csv(record: Record) -> str:
                 line = {name: block[name] for name in ("dataset", "teacher", "student")}
                 line |= {name: row[name] for name in ("label", "method", "reference")}
                 line |= {name: cell[name] for name in ("metric", "mean", "std", "floor", "beyond_chance", "difference")}
-                line |= {name: cell[name] for name in ("paper_effect", "direction")}
+                line |= {name: cell[name] for name in ("paper_effect", "direction", "trivial")}
+                line |= {"undefined": "; ".join(f"{name}: {why}" for name, why in cell["undefined"].items())}
                 line |= {name: found.get(name) for name in ("effect", "p", "p_holm")}
                 line |= {"low": low, "high": high, "effect_low": effect_low, "effect_high": effect_high}
                 line |= {"paper_mean": paper.get("mean"), "paper_std": paper.get("std")}
@@ -172,19 +167,32 @@ def as_latex(record: Record) -> str:
         lines += [f"\\multicolumn{{{len(metrics) + 1}}}{{l}}{{\\textbf{{Demo, not the paper's table}}}} \\\\"]
     arrows = {"↑": "$\\uparrow$", "↓": "$\\downarrow$"}
     lines += [" & ".join(["", *(f"{COLUMNS[each][0]} {arrows[COLUMNS[each][1]]}" for each in metrics)]) + " \\\\"]
+    notes: dict[str, None] = {}
     for block in record["blocks"]:
         lines += ["\\midrule", f"\\multicolumn{{{len(metrics) + 1}}}{{l}}{{{_tex(block['name'])}}} \\\\"]
         for row in block["rows"]:
             cells = [row["cells"][metric] for metric in metrics]
-            ours = [_number(cell["mean"], cell["std"]).replace("±", "$\\pm$").replace("–", "--") for cell in cells]
+            ours = [_ours(cell).replace("±", "$\\pm$").replace("–", "--") for cell in cells]
+            ours = [text + ("$^\\dagger$" if cell["trivial"] else "") for text, cell in zip(ours, cells, strict=True)]
+            notes |= {f"{row['label']}: {row['trivial']}": None} if row["trivial"] else {}
             printed = [cell["paper"] for cell in cells]
             paper = [_number(each["mean"], each["std"], 2).replace("±", "$\\pm$") if each else "--" for each in printed]
             lines += [" & ".join([_tex(row["label"]), *ours]) + " \\\\", " & ".join(["\\quad paper", *paper]) + " \\\\"]
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+    told = [
+        f"\\multicolumn{{{len(metrics) + 1}}}{{p{{.95\\linewidth}}}}{{$^\\dagger$ {_tex(note)}}} \\\\" for note in notes
+    ]
+    return "\n".join([*lines, "\\bottomrule", *told, "\\end{tabular}", ""])
 
 
 def _tex(text: str) -> str:
     return "".join(TEX.get(each, each) for each in text)
+
+
+def _ours(cell: Record) -> str:
+    """Mean and deviation; n/a with its reason where runs were evaluated and the number does not exist."""
+    if cell["mean"] is None and cell["undefined"]["mean"] != NO_RUN:
+        return f"n/a: {cell['undefined']['mean']}"
+    return _number(cell["mean"], cell["std"])
 
 
 def _number(mean: float | None, std: float | None = None, digits: int = 1) -> str:

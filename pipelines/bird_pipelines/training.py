@@ -1,42 +1,50 @@
 """Phase two: train a student from the cache. The teacher is never loaded, and need not exist any more.
 
 Every random choice is a pure function of (seed, epoch, step), and a checkpoint holds everything else: a run that was
-killed ends with the same weights as one that was not.
+killed ends with the same weights as one that was not. So a step's batches can be made while the step before is computed.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bird.devices import choose_device, threads
-from bird.errors import EmptyCellError, UsageError
-from bird.methods import Batch, Hyperparameters, Method, SingleLearner, build_method
+from bird.caveats import trivial, undefined
+from bird.devices import choose_device, enough_memory, threads
+from bird.errors import DataError, EmptyCellError
+from bird.methods import Batch, SingleLearner
 from bird.metrics import confusion, mean_deo, recalls
-from bird.precision import in_bf16, require_precision
-from bird.students import STUDENTS, Student, build_student, require_stages, student_files
+from bird.precision import require_precision
+from bird.students import student_files
 from bird.transforms import draw_views
 from bird_cache.files import replace, write_lock
 from bird_cache.order import StratifiedRows, batches, raw, shuffled
 from bird_pipelines import runs
+from bird_pipelines.ahead import one_ahead
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data
+from bird_pipelines.head import teacher_logits
+from bird_pipelines.learners import make_learner
+from bird_pipelines.marks import with_caveats
 from bird_pipelines.profiling import PARTS, Clock, Tracer
 from bird_pipelines.progress import Interrupted, progress, stop_requests
+from bird_pipelines.requirements import make_method, require_samples, tell_empty_cells
 from bird_pipelines.scoring import logits_of, score
+from bird_pipelines.sums import Pending
 
-__all__ = ["Trainer", "distill", "features_only", "fit_teacher_head", "outcome", "teacher_logits"]
+__all__ = ["Material", "Trainer", "distill", "outcome"]
 
 GATE_BINS = 50
+LESS = "lower --batch-size or --meta-per-cell, or add --recompute; what was saved is kept"
 LIBRARIES = ("bird-distill", "torch", "torchvision", "numpy", "zarr")
 
 
@@ -45,26 +53,44 @@ def distill(config: RunConfig) -> dict[str, Any]:
     with its metrics.
 
     Raises RunError if the folder holds another run, the cache's and the data set's errors, UsageError for a method
-    that needs what is not there or a precision that the device has not, Interrupted after saving a checkpoint.
+    that needs what is not there or a precision that the device has not, EmptyCellError for one that needs a sample in
+    every cell; all of them before the folder is touched. Interrupted after saving a checkpoint.
     """
     require_precision(config.precision, choose_device(config.device))
     data = load_data(config)
+    with enough_memory(f"--batch-size {config.batch_size}", LESS):
+        finish(config, data)
+    return outcome(config)
+
+
+def finish(config: RunConfig, data: RunData) -> None:
+    """Do what is left of a run."""
+    # Made before the folder is claimed: one that a misspelt name had claimed would refuse the right one.
+    trainer = None if (config.out / "run.json").exists() else Trainer(config, data)
     runs.claim(config, data.fingerprint)
     with write_lock(config.out):
-        if not (config.out / "run.json").exists():
-            trainer = Trainer(config, data)
+        if trainer is not None and not (config.out / "run.json").exists():
+            tell_empty_cells(data)
             # An adapter's matrices are small: a second thread gained 14 % on an idle machine, and cost a factor of five
             # beside another program, since idle threads spin.
             with threads(1 if data.images is None else torch.get_num_threads()):
                 trainer.run()
                 trainer.conclude()
-    return outcome(config)
 
 
 def outcome(config: RunConfig) -> dict[str, Any]:
     """run.json of a finished run, with its metrics. Raises RunError where there is none."""
+    info = runs.read_json(config.out / "run.json")
     metrics = {split: runs.read_json(config.out / f"metrics-{split}.json") for split in config.scored()}
-    return runs.read_json(config.out / "run.json") | {"out": str(config.out), "metrics": metrics}
+    marked = {split: with_caveats(each, info["class_names"]) for split, each in metrics.items()}
+    return info | {"out": str(config.out), "metrics": marked}
+
+
+class Material(NamedTuple):
+    """What one step works on, on its device: the batch, and the meta batch where the step has one."""
+
+    batch: Batch
+    meta: Batch | None
 
 
 class Trainer:
@@ -74,20 +100,12 @@ class Trainer:
         self.config, self.data = config, data
         self.device = choose_device(config.device)
         self.method = make_method(config, data)
+        require_samples(config, self.method, data)
         self.moments = data.moments() if self.method.features else None
         channels = data.stages.open(self.method.stages) if self.method.stages and data.stages is not None else []
         self.learner = make_learner(config, data, self.device, self.method, channels)
-        self.method.prepare(data.cell_counts())
-        self.train_rows = data.rows("train")
-        meta = data.rows("meta")
-        if self.method.meta and not len(meta):
-            raise UsageError(
-                where=f"--method {config.method}",
-                found="no sample in the meta split" + ("" if config.limit is None else f" (--limit {config.limit})"),
-                wanted="some, for the meta step",
-                fix="raise --limit" if config.limit is not None else "use a method without a meta step",
-            )
-        table = data.table
+        self.method.prepare(data.cell_counts("train"))
+        self.train_rows, meta, table = data.rows("train"), data.rows("meta"), data.table
         self.meta_rows = StratifiedRows(
             meta, table.labels[meta], table.groups[meta], per_cell=config.meta_per_cell, seed=config.seed
         )
@@ -96,6 +114,7 @@ class Trainer:
         self.clock = Clock(self.device, wait=config.profile)
         self.tracer = Tracer(config.out, self.clock) if config.profile else None
         self.sums: dict[str, float] = {}
+        self.pending = Pending()
         self.curve: list[dict[str, Any]] = []
         self.teacher_logits: Tensor | None = None
 
@@ -114,56 +133,72 @@ class Trainer:
                 self.clock.start()
                 self.method.begin_epoch(self.epoch)
                 order = shuffled(self.train_rows, self.config.seed, self.epoch)
-                for rows in batches(order, self.config.batch_size, self.consumed):
-                    self.one_step(rows)
-                    advance(len(rows), f"epoch {self.epoch + 1}/{self.config.epochs}")
-                    now = time.monotonic()
-                    if stop() or now - saved > self.config.checkpoint_seconds:
-                        self.seconds, began, saved = self.seconds + now - began, now, now
-                        self.save()
-                    if stop():
-                        raise Interrupted
+                self.clock.enter("data")
+                with closing(self.materials(order)) as materials:
+                    for material in materials:
+                        self.one_step(material)
+                        advance(len(material.batch.labels), f"epoch {self.epoch + 1}/{self.config.epochs}")
+                        now = time.monotonic()
+                        if stop() or now - saved > self.config.checkpoint_seconds:
+                            self.seconds, began, saved = self.seconds + now - began, now, now
+                            self.save()
+                        if stop():
+                            raise Interrupted
+                        self.clock.enter("data")
                 self.clock.enter("other")
                 self.seconds += time.monotonic() - began
                 self.end_epoch()
         if self.tracer is not None:
             self.tracer.close()
 
-    def one_step(self, rows: NDArray[np.int64]) -> None:
-        """One update of the student from the given train rows."""
-        warm, clock = self.epoch >= self.config.warmup, self.clock
+    @property
+    def warm(self) -> bool:
+        """Whether the warmup is over."""
+        return self.epoch >= self.config.warmup
+
+    def materials(self, order: NDArray[np.int64]) -> Generator[Material]:
+        """What is left of an epoch in that order, step by step; decoded and copied while the step before is computed. (On
+        the CPU vectors are there sooner than a thread could be asked.)"""
+        steps = enumerate(batches(order, self.config.batch_size, self.consumed), self.step)
+        if self.data.images is None and self.device.type == "cpu":
+            return (self.material(*each) for each in steps)
+        return one_ahead(lambda each: self.material(*each), steps)
+
+    def material(self, step: int, rows: NDArray[np.int64]) -> Material:
+        """What the given step of this epoch needs for the given train rows: a function of these and the seed alone."""
+        batch = self.batch(rows, self.views(step, len(rows)), self.stored_views(step, len(rows)))
+        return Material(batch, self.batch(self.meta_rows.draw(step)) if self.method.meta and self.warm else None)
+
+    def one_step(self, material: Material) -> None:
+        """One update of the student."""
+        clock = self.clock
         if self.tracer is not None:
-            self.tracer.before_step(warm or self.config.warmup == self.config.epochs)
-        clock.enter("data")
+            self.tracer.before_step(self.warm or self.config.warmup == self.config.epochs)
         self.learner.model.train()
-        batch = self.batch(rows, self.views(len(rows)), self.stored_views(len(rows)))
-        meta = clock.around("data", lambda: self.batch(self.meta_rows.draw(self.step)), "meta")
         clock.enter("forward")
-        losses = self.method.step(self.learner, batch, meta, warm=warm)
+        losses = self.method.step(self.learner, material.batch, lambda: meta_of(material, clock), warm=self.warm)
         clock.enter("other")
-        self.record({name: float(value) for name, value in losses.items()}, len(rows))
+        self.pending.add(losses, len(material.batch.labels), [self.sums])
+        self.count(len(material.batch.labels))
 
-    def record(self, losses: Mapping[str, float], count: int) -> None:
-        """A step on `count` rows is done."""
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value * count
+    def count(self, rows: int) -> None:
+        """A step on `rows` rows is done."""
         self.step += 1
-        self.consumed += count
+        self.consumed += rows
 
-    def views(self, count: int) -> NDArray[np.int64] | None:
-        """The random views of this step's images, or None where the student sees the deterministic one."""
+    def views(self, step: int, count: int) -> NDArray[np.int64] | None:
+        """The random views of a step's images, or None where the student sees the deterministic one."""
         if self.data.images is None or not self.config.augment or self.data.boxes is not None:
             return None
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.config.seed, 2, self.step])))
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.config.seed, 2, step])))
         return draw_views(rng, count, self.data.image_size, self.data.flip)
 
-    def stored_views(self, count: int) -> NDArray[np.int64] | None:
-        """Which of the cache's random views this step's samples are seen in; None where it stores none, or none is
-        wanted."""
+    def stored_views(self, step: int, count: int) -> NDArray[np.int64] | None:
+        """Which of the cache's random views a step's samples are seen in; None where it stores none, or none is wanted."""
         if self.data.boxes is None or not self.config.augment:
             return None
         random_views = self.data.boxes.shape[1] - 1
-        return 1 + (raw(self.config.seed, 5, self.step, count=count) % np.uint64(random_views)).astype(np.int64)
+        return 1 + (raw(self.config.seed, 5, step, count=count) % np.uint64(random_views)).astype(np.int64)
 
     def batch(
         self,
@@ -184,6 +219,7 @@ class Trainer:
 
     def end_epoch(self) -> None:
         """Close the epoch's line of the curve and save: the checkpoint last, so that no kill leaves a curve a line short."""
+        self.pending.settle([self.sums])
         self.epoch += 1
         line: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "seconds": round(self.seconds, 3)}
         parts = ("loss", "ce", "distance", "bias", "meta_bias", "adversary")
@@ -196,22 +232,24 @@ class Trainer:
         replace(self.config.out / "curve.jsonl", lines.encode())
         self.save()
 
-    def meta_score(self) -> dict[str, float] | None:
-        """Accuracy and mean-DEO on the meta split, x100; None where a cell of it is empty."""
-        rows, table = self.data.rows("meta"), self.data.table
-        predictions = logits_of(self.learner.student, self.data, rows, self.device).argmax(1).numpy()
-        classes, groups = len(self.data.class_names), len(self.data.group_names)
-        counts = confusion(table.labels[rows], table.groups[rows], predictions, classes, groups)
-        try:
-            return {
-                "accuracy": float(100 * (predictions == table.labels[rows]).mean()),
-                "mean_deo": mean_deo(recalls(counts)),
-            }
-        except EmptyCellError:
+    def meta_score(self) -> dict[str, Any] | None:
+        """Accuracy and mean-DEO on the meta split, x100, and why the gap says nothing, if so; None where there is no meta
+        sample. A gap is None where a cell is empty."""
+        rows, table, names = self.data.rows("meta"), self.data.table, self.data.class_names
+        if not len(rows):
             return None
+        predictions = logits_of(self.learner.student, self.data, rows, self.device).argmax(1).numpy()
+        counts = confusion(table.labels[rows], table.groups[rows], predictions, len(names), len(self.data.group_names))
+        accuracy = None if "accuracy" in undefined(counts) else float(100 * (predictions == table.labels[rows]).mean())
+        found = {"accuracy": accuracy, "trivial": trivial(counts, names)}
+        try:
+            return found | {"mean_deo": mean_deo(recalls(counts))}
+        except DataError:
+            return found | {"mean_deo": None}
 
     def save(self) -> None:
         """Everything that cannot be derived, in one checkpoint."""
+        self.pending.settle([self.sums])
         learner = self.learner
         tensors = {f"model.{name}": value for name, value in learner.model.state_dict().items()}
         tensors |= runs.optimizer_tensors("optimizer", learner.optimizer)
@@ -254,15 +292,17 @@ class Trainer:
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
         out, data, student = self.config.out, self.data, self.learner.student
-        for name, content in student_files(student, data.fingerprint).items():
+        files = student_files(student, data.fingerprint, data.class_names, data.group_names)
+        for name, content in files.items():
             replace(out / name, content)
         for split in self.config.scored():
-            try:
-                metrics: Mapping[str, Any] = score(
-                    student, data, split, self.device, out if split == "test" else None
-                ).as_json()
-            except EmptyCellError as error:
-                metrics = {"error": str(error)}
+            keep = out if split == "test" else None
+            metrics: Mapping[str, Any] = {"error": f"no sample in the {split} split"}
+            if len(data.rows(split)):
+                try:
+                    metrics = score(student, data, split, self.device, keep).as_json()
+                except EmptyCellError as error:
+                    metrics = {"error": str(error)}
             runs.write_json(out / f"metrics-{split}.json", metrics)
         runs.finish(out, self.summary())
 
@@ -279,108 +319,19 @@ class Trainer:
             "time_shares": self.clock.shares(),
             "steps": self.step,
             "rows": {split: len(data.rows(split)) for split in ("train", *self.config.scored())},
+            "empty_cells": data.empty_cells(),
             "failed": dict(data.failed),
+            "accounted": data.accounted,
             "view_policy": data.view_policy(self.config.augment, staged=self.method.stages is not None),
             "versions": {name: version(name) for name in LIBRARIES},
         }
 
 
-def hyperparameters(config: RunConfig) -> Hyperparameters:
-    """The run's, as the methods take them."""
-    return Hyperparameters(
-        alpha=config.alpha,
-        tau=config.tau,
-        lambda_=config.lambda_,
-        mu1=config.mu1,
-        mu2=config.mu2,
-        fitnet_weight=config.fitnet_weight,
-        at_beta=config.at_beta,
-        mfd_weight=config.mfd_weight,
-        ad_weight=config.ad_weight,
-        ad_lr=config.ad_lr,
-        ad_every=max(config.ad_every, 1),
-        dro_step=config.dro_step,
-        average=config.average,
-    )
-
-
-def make_method(config: RunConfig, data: RunData) -> Method:
-    """The run's method. Raises UsageError if it needs a teacher and the run has no cache."""
-    method = build_method(config.method, hyperparameters(config), len(data.group_names))
-    method.recompute = config.recompute
-    if method.stages and config.student in STUDENTS:
-        require_stages(config.student)
-    if data.features is None and (method.features or method.logits or method.stages):
-        raise UsageError(
-            where=f"--method {config.method}",
-            found="no cache",
-            wanted="a teacher's features",
-            fix="use `bird distill --cache CACHE`, or --method baseline",
-        )
-    return method
-
-
-def make_learner(
-    config: RunConfig, data: RunData, device: torch.device, method: Method, stage_channels: Sequence[int] = ()
-) -> SingleLearner:
-    """The student as the seed draws it, with all that the method trains beside it."""
-    mean, std = data.moments() if data.features is not None else (None, None)
-    student: Student = build_student(
-        config.student,
-        classes=len(data.class_names),
-        image_size=data.image_size,
-        feature_mean=mean,
-        feature_std=std,
-        seed=seed_of(config.seed, 3),
-        heads=len(data.group_names) if method.heads_by_group else 1,
-    )
-    dim = None if data.features is None else data.features.shape[-1]
-    student = student.to(device)
-    seed = seed_of(config.seed, 4)
-    learner = method.learner(
-        student, teacher_dim=dim, stage_channels=stage_channels, lr=config.lr, mu2=config.mu2, seed=seed
-    )
-    if config.precision == "bf16":
-        in_bf16(learner.model)
-    return learner
-
-
-def teacher_logits(data: RunData, config: RunConfig, device: torch.device) -> Tensor:
-    """The teacher's logits of all rows: the cache's, or those of a head fitted here."""
-    if data.logits is not None:
-        return data.logits
-    head = fit_teacher_head(data, config, device)
-    return logits_of(head, features_only(data), np.arange(len(data.table)), device)
-
-
-def fit_teacher_head(data: RunData, config: RunConfig, device: torch.device) -> Student:
-    """A head for a teacher that has none: adapter and linear layer, trained with CE on the cached train features (the
-    Baseline row of the foundation models). The same for every student seed."""
-    head_config = config.model_copy(
-        update={
-            "student": "adapter",
-            "method": "baseline",
-            "seed": 0,
-            "lr": 1e-3,
-            "batch_size": 128,
-            "precision": "fp32",
-        }
-    )
-    data = features_only(data)
-    method, rows = make_method(head_config, data), data.rows("train")
-    learner = make_learner(head_config, data, device, method)
-    with progress("teacher head", "samples", config.head_epochs * len(rows)) as advance:
-        for epoch in range(config.head_epochs):
-            for picked in batches(shuffled(rows, 0, epoch), head_config.batch_size):
-                batch = data.batch(picked, device)
-                method.step(learner, batch, lambda: batch, warm=False)  # noqa: B023  (baseline draws no meta batch)
-                advance(len(picked))
-    return learner.model.student
-
-
-def features_only(data: RunData) -> RunData:
-    """The same data for a student that reads no image."""
-    return dataclasses.replace(data, images=None)
+def meta_of(material: Material, clock: Clock) -> Batch:
+    """The meta batch, which a method asks for where its feedback begins."""
+    assert material.meta is not None, "a method that takes meta batches without saying so (Method.meta)"
+    clock.enter("meta")
+    return material.meta
 
 
 def gate_histogram(learner: SingleLearner) -> list[int]:
@@ -389,8 +340,3 @@ def gate_histogram(learner: SingleLearner) -> list[int]:
     phi = torch.cat([parameter.detach().flatten() for parameter in learner.gate.parameters()])
     values = torch.sigmoid(phi).cpu().numpy()
     return [int(count) for count in np.histogram(values, GATE_BINS, (0.0, 1.0))[0]]
-
-
-def seed_of(seed: int, purpose: int) -> int:
-    """A seed for torch that differs by purpose."""
-    return int(raw(seed, purpose, count=1)[0] >> np.uint64(1))

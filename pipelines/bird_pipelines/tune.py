@@ -2,6 +2,7 @@
 
 The meta split is halved (by class and group, by the search's seed): one half feeds the meta step, on the other a candidate
 is judged. Its mean-DEO, averaged over seeds, is minimised; a candidate whose AUROC falls below the floor is not feasible.
+A candidate with a trivial student (`bird.caveats`), whose gap says nothing, is not feasible either.
 While candidates are compared the test split is not read. At the end the chosen setting is trained with the whole meta split
 and scored on test; after that the study is closed.
 
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bird.errors import RunError, UsageError
-from bird_cache.files import replace, write_lock
+from bird_cache.files import LOCKS, replace, write_lock
 from bird_cache.manifest import flatten
 from bird_cache.order import raw
 from bird_pipelines import runs
 from bird_pipelines.config import CHOOSE, RunConfig
+from bird_pipelines.data import load_data
 from bird_pipelines.many import distill_many
+from bird_pipelines.marks import MARK, ONE_SEED, WHAT_TRIVIAL_MEANS, few, reason_of, trivial_seeds
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -77,8 +80,8 @@ class Search:
 def tune(base: RunConfig, search: Search) -> dict[str, Any]:
     """Choose the weights of `base.method` in the folder `base.out` and return what tune.json says. Resumes.
 
-    Raises UsageError for a method that has nothing to choose, RunError if the folder holds another study, or one whose
-    test split has been opened and that should go on; whatever `distill_many` raises.
+    Raises UsageError for a method that has nothing to choose or a meta split that is too small, RunError if the folder
+    holds another study, or one whose test split has been opened and that should go on; whatever `distill_many` raises.
     """
     if base.method not in SPACES:
         raise UsageError(
@@ -87,6 +90,8 @@ def tune(base: RunConfig, search: Search) -> dict[str, Any]:
             wanted=f"one of {', '.join(SPACES)}",
             fix="train it with `bird distill`",
         )
+    if not (base.out / "tune.json").exists():
+        require_halves(base, search)
     claim(base, search)
     with write_lock(base.out):
         if not (base.out / "tune.json").exists():
@@ -117,7 +122,7 @@ def claim(base: RunConfig, search: Search) -> None:
                     wanted=f"{field} = {here.get(field)}",
                     fix="choose another --out, or repeat the old settings to resume it",
                 )
-    elif foreign := [entry.name for entry in base.out.iterdir() if entry.name != ".lock"]:
+    elif foreign := [entry.name for entry in base.out.iterdir() if entry.name not in LOCKS]:
         raise RunError(
             where=f"study {base.out}",
             found=f"other files ({foreign[0]})",
@@ -125,6 +130,19 @@ def claim(base: RunConfig, search: Search) -> None:
             fix="choose another --out",
         )
     runs.write_json(path, asked)
+
+
+def require_halves(base: RunConfig, search: Search) -> None:
+    """Before anything is trained: raise UsageError where the choosing half of meta lacks a (class, group) cell."""
+    data = load_data(base.model_copy(update={"choose": search.seed}))
+    empty = data.empty_cells().get(CHOOSE, [])
+    if empty or not len(data.rows(CHOOSE)):
+        raise UsageError(
+            where=f"study {base.out}",
+            found=f"no sample of {few(empty) or 'any class'} in the choosing half of meta",
+            wanted="at least two meta samples in every (class, group) cell",
+            fix="use a larger --limit, or a cache with a larger meta split",
+        )
 
 
 def open_study(base: RunConfig, search: Search) -> Study:
@@ -155,7 +173,7 @@ def one_round(study: Study, base: RunConfig, search: Search, floor: float) -> No
     found = judge(base, search, {trial.number: trial.params for trial in drawn}, "candidates")
     for trial in drawn:
         values = found[trial.number]
-        for name in METRICS:
+        for name in (*METRICS, "deo_floor", "trivial"):
             trial.set_user_attr(name, values[name])
         trial.set_user_attr("shortfall", floor - values["auroc"])
         with warnings.catch_warnings():
@@ -182,9 +200,9 @@ def draw(study: Study, method: str, seed: int) -> Trial:
     return trial
 
 
-def shortfall(trial: FrozenTrial) -> tuple[float]:
-    """How far a candidate's AUROC lies below the floor: above 0 it is not feasible."""
-    return (float(trial.user_attrs["shortfall"]),)
+def shortfall(trial: FrozenTrial) -> tuple[float, float]:
+    """How far a candidate's AUROC lies below the floor, and 1 for a trivial student: above 0 it is not feasible."""
+    return float(trial.user_attrs["shortfall"]), float(bool(trial.user_attrs.get("trivial")))
 
 
 def complete(study: Study) -> list[FrozenTrial]:
@@ -197,8 +215,9 @@ def complete(study: Study) -> list[FrozenTrial]:
 
 def judge(
     base: RunConfig, search: Search, settings: Mapping[int, Mapping[str, float]], kind: str
-) -> dict[int, dict[str, float]]:
-    """Each setting's metrics on the choosing half, averaged over the seeds; all runs together."""
+) -> dict[int, dict[str, Any]]:
+    """Each setting's metrics on the choosing half, averaged over the seeds, and in words which students are trivial; all
+    runs together."""
     configs = [
         base.model_copy(
             update={FIELDS.get(name, name): value for name, value in values.items()}
@@ -208,31 +227,40 @@ def judge(
         for seed in range(search.seeds)
     ]
     infos = distill_many(configs)
-    means = {}
+    means: dict[int, dict[str, Any]] = {}
     for index, number in enumerate(settings):
         scores = [info["metrics"][CHOOSE] for info in infos[index * search.seeds : (index + 1) * search.seeds]]
-        if wrong := [each["error"] for each in scores if "error" in each]:
+        wrong = [each["error"] for each in scores if "error" in each]
+        if wrong := wrong or [why for name in METRICS if (why := reason_of(name, scores))]:
             raise RunError(
                 where=f"study {base.out}",
                 found=f"half of meta cannot be scored: {wrong[0]}",
-                wanted="at least two meta samples in every (class, group) cell",
+                wanted="two classes, two groups, and at least two meta samples in every (class, group) cell",
                 fix="use a larger --limit, or a cache with a larger meta split",
             )
         means[number] = {name: float(np.mean([each[name] for each in scores])) for name in METRICS}
+        means[number]["deo_floor"] = float(np.mean([each["deo_floor"]["mean"] for each in scores]))
+        means[number]["trivial"] = trivial_seeds(dict(enumerate(scores)))
     return means
 
 
 def candidates_of(study: Study) -> list[dict[str, Any]]:
-    """The judged candidates: which are feasible, which on the Pareto front of mean-DEO and AUROC, which is chosen."""
+    """The judged candidates: which are feasible, which on the Pareto front of mean-DEO and AUROC, which is chosen. A
+    trivial student is neither, whatever its gap."""
     found: list[dict[str, Any]] = [
         {"number": t.number, "setting": dict(t.params), **{name: t.user_attrs[name] for name in METRICS}}
-        | {"feasible": t.user_attrs["shortfall"] <= 0}
+        | {"trivial": t.user_attrs.get("trivial"), "deo_floor": t.user_attrs.get("deo_floor")}
+        | {"feasible": max(shortfall(t)) <= 0}
         for t in complete(study)
     ]
+    telling = [each for each in found if not each["trivial"]]
     for each in found:
-        each["front"] = not any(dominates(other, each) for other in found)
+        each["front"] = not each["trivial"] and not any(dominates(other, each) for other in telling)
     feasible = [each for each in found if each["feasible"]]
-    best = min(feasible or found, key=lambda e: (e["mean_deo"], -e["auroc"]) if feasible else (-e["auroc"], 0.0))
+    best = min(
+        feasible or telling or found,
+        key=lambda e: (e["mean_deo"], -e["auroc"]) if feasible else (-e["auroc"], 0.0),
+    )
     for each in found:
         each["chosen"] = each is best
     return found
@@ -273,13 +301,17 @@ def conclude(study: Study, base: RunConfig, search: Search, floor: float, refere
 
 def summary_of(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation (ddof 1) of the test metrics over the seeds; or why they are not there."""
-    if wrong := [each["error"] for each in tests if "error" in each]:
+    wrong = [each["error"] for each in tests if "error" in each]
+    if wrong := wrong or [why for name in METRICS if (why := reason_of(name, tests))]:
         return {"error": wrong[0]}
     columns = {name: [each[name] for each in tests] for name in METRICS}
-    return {
+    scores = {
         name: {"mean": float(np.mean(v)), "std": float(np.std(v, ddof=1)) if len(v) > 1 else None}
+        | ({"undefined": {"std": ONE_SEED}} if len(v) == 1 else {})
         for name, v in columns.items()
-    } | {"seeds": len(tests), "deo_floor": float(np.mean([each["deo_floor"]["mean"] for each in tests]))}
+    }
+    floor = float(np.mean([each["deo_floor"]["mean"] for each in tests]))
+    return {**scores, "seeds": len(tests), "deo_floor": floor, "trivial": trivial_seeds(dict(enumerate(tests)))}
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -299,4 +331,5 @@ def render(result: Mapping[str, Any]) -> str:
     ranked = sorted(result["candidates"], key=lambda each: (not each["feasible"], each["mean_deo"]))
     plot = Markup(front_plot(result["candidates"], result["auroc_floor"], "front"))
     page = environment.get_template("tune.html.j2")
-    return page.render(**{**result, "candidates": ranked}, plot=plot, metrics=METRICS)
+    marks = {"mark": MARK, "what_trivial_means": WHAT_TRIVIAL_MEANS}
+    return page.render(**{**result, "candidates": ranked}, plot=plot, metrics=METRICS, **marks)

@@ -9,6 +9,7 @@ from bird_cache.manifest import Plan
 from bird_cache.numbers import from_storage
 from bird_cache.samples import Samples
 from bird_cache.store import open_cache
+from bird_pipelines.planning import require_revision
 
 __all__ = ["Earlier"]
 
@@ -22,6 +23,7 @@ class Earlier:
         self.store = open_cache(path)
         self.store.require_complete()
         there = self.store.manifest.plan
+        require_revision(there, plan, path)
         causes = {
             **plan.causes,
             "dataset": there.causes["dataset"],

@@ -19,16 +19,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from bird.datasets import DATASETS, open_dataset
-from bird.datasets.base import Dataset, Listing, SampleTable, carve_meta, prepare, subset
+from bird.datasets.base import (
+    Dataset,
+    Listing,
+    SampleTable,
+    carve_meta,
+    empty_cells,
+    prepare,
+    require_test_cells,
+    subset,
+)
 from bird.errors import DataError, UsageError
 
 REAL_CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10"
+
+NEWER = {"white_level"}  # settings that older caches do not name: left out where they are the default
 
 
 def strings(values: list[str]) -> NDArray[np.object_]:
@@ -52,8 +64,10 @@ def pairs(table: SampleTable) -> list[tuple[str, str, int, int]]:
 
 def reopened(dataset: Dataset, root: Path | None) -> Dataset:
     kept = json.loads(json.dumps(dict(dataset.settings)))
-    assert set(kept) == set(DATASETS[dataset.name].defaults)
-    return open_dataset(dataset.name, root, **kept)
+    assert set(kept) >= set(DATASETS[dataset.name].defaults) - NEWER
+    again = open_dataset(dataset.name, root, **kept)
+    assert dict(again.settings) == kept
+    return again
 
 
 # ---------------------------------------------------------------------------------------------- laws of the table
@@ -582,6 +596,8 @@ def test_utkface_cells_seed_and_names(tmp_path: Path) -> None:
 def test_utkface_copies_stay_on_one_side_and_test_holds_different_images(tmp_path: Path) -> None:
     write_utkface(tmp_path / "a", 101)
     write_utkface(tmp_path / "b", 101)
+    for file in [*(tmp_path / "b").rglob("*.jpg")]:  # another name: the content alone tells that it is a copy
+        file.rename(file.with_name(file.name.replace("_2017", "_2018")))
     table = prepare(open_dataset("utkface", tmp_path, preset="mfd"), meta_at_least=1)
     test = table.take(table.splits == "test")
     assert test.cells(3, 4).tolist() == [[100] * 4] * 3
@@ -640,7 +656,13 @@ BAD_TABLES: dict[str, tuple[str, list[tuple[object, ...]], str]] = {
     "null group": ("path,label,group", [("0.jpg", 0, "")], "1 of 1 rows with no group"),
     "null path": ("path,label,group", [("", 0, 0)], "1 of 1 rows with no path: row 1"),
     "null id": ("path,label,group,id", [("0.jpg", 0, 0, "")], "no id"),
-    "unknown split": ("path,label,group,split", [("0.jpg", 0, 0, "val"), ("1.jpg", 0, 0, "")], r"2 of 2 .*0.jpg' \('val'"),
+    "unknown split": ("path,label,group,split", [("0.jpg", 0, 0, "fold1"), ("1.jpg", 0, 0, "")], r"2 of 2 .*'fold1'"),
+    "numbered split": ("path,label,group,split", [("0.jpg", 0, 0, "0"), ("1.jpg", 0, 0, "1")], "0 is train, 1 is meta"),
+    "nan": ("path,label,group", [(f"{n}.jpg", ("nan", "a", "<NA>")[n], 0) for n in range(3)], "2 of 3 .*'<NA>' .1 rows"),
+    "no group": ("path,label,group", [(f"{n}.jpg", 0, ("NaT", "NULL", "x")[n]) for n in range(3)], "2 of 3 .*no group"),
+    "blanks": ("path,label,group", [(f"{n}.jpg", ("a", "a ", "a ")[n], 0) for n in range(3)], r"'a' \(1 rows\), 'a ' \(2"),
+    "unicode forms": ("path,label,group", [("0.jpg", "\u00e9", 0), ("1.jpg", "e\u0301", 0)], r"'e\\u0301' \(1 rows\)"),
+    "digits": ("path,label,group", [("0.jpg", 0, 0), ("1.jpg", "00", 0), ("2.jpg", 1, 0)], "'00' .1 rows"),
     "duplicate id": ("path,label,group,id", [("0.jpg", 0, 0, "a"), ("1.jpg", 0, 0, "a")], r"2 of 2 .*'a' \(row 1\)"),
     "duplicate path": ("path,label,group", [("0.jpg", 0, 0), ("0.jpg", 0, 1)], "2 of 2"),
     "unicode twins": ("path,label,group", [("caf\u00e9.jpg", 0, 0), ("cafe\u0301.jpg", 0, 0)], "2 of 2"),
@@ -648,8 +670,6 @@ BAD_TABLES: dict[str, tuple[str, list[tuple[object, ...]], str]] = {
     "path upwards": ("path,label,group", [("a/../../x.jpg", 0, 0)], "leaves"),
     "path with NUL": ("path,label,group", [("a\0.jpg", 0, 0)], "leaves|unreadable"),
     "the folder itself": ("path,label,group", [(".", 0, 0)], "leaves"),
-    "link out": ("path,label,group", [("out/secret.jpg", 0, 0)], "leaves"),
-    "link to a file": ("path,label,group", [("out.jpg", 0, 0)], "leaves"),
     "more than ten": ("path,label,group", [(f"{n}.jpg", "", 0) for n in range(12)], "12 of 12 .*'9.jpg'; wanted"),
     "a gap in the labels": ("path,label,group", [("0.jpg", 0, 0), ("1.jpg", 2, 0)], r"label: .* integers 0, 2; .* 0\.\.1"),
     "labels from 1": ("path,label,group", [("0.jpg", 1, 0), ("1.jpg", 2, 0)], r"integers 1, 2"),
@@ -665,23 +685,17 @@ BAD_TABLES: dict[str, tuple[str, list[tuple[object, ...]], str]] = {
 @pytest.mark.parametrize("name", BAD_TABLES)
 def test_table_refusals(tmp_path: Path, name: str, record_property: object) -> None:
     record_property("14 labels, groups, paths", 1)
-    root, outside = tmp_path / "root", tmp_path / "outside"
-    root.mkdir()
-    outside.mkdir()
-    (outside / "secret.jpg").write_bytes(jpeg(1))
-    (root / "out").symlink_to(outside)
-    (root / "out.jpg").symlink_to(outside / "secret.jpg")
     header, rows, found = BAD_TABLES[name]
-    write_table(root, rows, header)
+    write_table(tmp_path, rows, header)
     with pytest.raises(DataError, match=found):
-        open_dataset("table", root)
+        open_dataset("table", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("column", "values", "found"),
     [
         ("label", pa.array([0.5, 1.0]), "column label: found values of type double"),
-        ("group", pa.array([True, False]), "column group: found values of type bool"),
+        ("split", pa.array([True, False]), "column split: found values of type bool"),
         ("path", pa.array([1, 2]), "column path: found values of type int64; wanted strings"),
         ("label", pa.array([None, 1]), "1 of 2 rows with no label"),
         ("label", pa.array([None, None]), "values of type null"),
@@ -743,3 +757,121 @@ def test_no_content_is_on_two_sides(tmp_path: Path, limit: int, meta_fraction: f
     assert not table.problems
     order = [("train", "meta", "test").index(split) for split in table.splits]
     assert order == sorted(order)
+
+
+# ------------------------------------------------------------------------------------- what is said before a teacher runs
+
+
+@pytest.mark.parametrize(
+    ("column", "rows"),
+    [
+        ("label", lambda row: (row[0], "yes", *row[2:])),
+        ("group", lambda row: (*row[:2], "female", *row[3:])),
+        ("label", lambda row: (row[0], 0, *row[2:])),
+    ],
+)
+def test_a_column_of_one_value_is_refused_by_its_name_and_value(tmp_path: Path, column: str, rows: object) -> None:
+    table = [rows(row) for row in table_of_images(tmp_path, 40)]  # type: ignore[operator]
+    write_table(tmp_path, table)
+    value = table[0][1 if column == "label" else 2]
+    with pytest.raises(DataError, match=rf"column {column}: found one value, '{value}', in all 40 rows; wanted two"):
+        open_dataset("table", tmp_path)
+
+
+def test_a_slip_in_a_tables_name_or_columns_is_told(tmp_path: Path) -> None:
+    write_table(tmp_path, table_of_images(tmp_path, 8), "path,lable,group")
+    with pytest.raises(DataError, match=r"rename 'lable' to label\?"):
+        open_dataset("table", tmp_path)
+    with pytest.raises(DataError, match=r"did you mean samples.csv\?"):
+        open_dataset("table", tmp_path, table="sample.csv")
+
+
+def test_empty_cells_are_named_by_split(tmp_path: Path) -> None:
+    parts = [("train", "train", "meta", "test")[number // 4 % 4] for number in range(80)]
+    rows = [(*row, part) for row, part in zip(table_of_images(tmp_path, 80), parts, strict=True)]
+    write_table(tmp_path, rows, "path,label,group,split")
+    dataset = open_dataset("table", tmp_path)
+    table = prepare(dataset)
+    names = dataset.class_names, dataset.group_names
+    assert empty_cells(table, *names) == {}
+    last = (table.labels == 1) & (table.groups == 1)
+    learned = table.take(~(last & (table.splits != "test")))
+    assert empty_cells(learned, *names) == {"train": ["class 1 x group 1"], "meta": ["class 1 x group 1"]}
+    require_test_cells(dataset, learned)
+    with pytest.raises(DataError, match="no test sample for class 1 x group 1"):
+        require_test_cells(dataset, table.take(~(last & (table.splits == "test"))))
+    with pytest.raises(DataError, match="no test sample for class 0 x group 0, class 0 x group 1, class 1 x group 0"):
+        require_test_cells(dataset, table.take(table.splits != "test"))
+
+
+# --------------------------------------------------------------------------------------------------------------- limit
+
+
+@pytest.mark.parametrize("limit", [200, 400, 1400])
+def test_a_limit_keeps_the_proportions_of_the_splits(limit: int) -> None:
+    """Meta is carved before the limit: of so few samples its least number a cell would be a third."""
+    dataset = open_dataset("digits-s", None)
+    whole, part = prepare(dataset), prepare(dataset, limit=limit)
+    assert len(part) == limit
+    split_of = dict(zip(whole.ids, whole.splits, strict=True))
+    assert all(split_of[id] == split for id, split in zip(part.ids, part.splits, strict=True))
+    raised = 0
+    for split in ("train", "meta", "test"):
+        cells, kept = (table.take(table.splits == split).cells(10, 2) for table in (whole, part))
+        assert kept.min() >= 1
+        raised += int(np.maximum(1 - cells * limit / len(whole), 0).sum())
+    for split in ("train", "meta", "test"):
+        wanted, got = (whole.splits == split).mean(), (part.splits == split).mean()
+        assert abs(got - wanted) <= (raised + 1) / limit, split
+
+
+@st.composite
+def three_splits(draw: st.DrawFn) -> SampleTable:
+    cell = st.tuples(st.sampled_from(["train", "train", "meta", "test"]), st.integers(0, 2), st.integers(0, 1))
+    rows = draw(st.lists(cell, min_size=1, max_size=150))
+    columns = [np.array([row[place] for row in rows]) for place in (1, 2)]
+    ids = strings([f"s{row}" for row in range(len(rows))])
+    return SampleTable(
+        ids, *columns, strings([row[0] for row in rows]), strings([f"{row:032x}" for row in range(len(rows))])
+    )
+
+
+@settings(deadline=None, max_examples=300)
+@given(three_splits(), st.integers(1, 160))
+def test_a_subset_keeps_what_is_learned_from_tested_on_and_meta(table: SampleTable, limit: int) -> None:
+    chosen = table.take(subset(table, limit))
+    assert len(chosen) == min(limit, len(table)) == len({*chosen.ids})
+    before, after = strata(table), strata(chosen)
+    share = min(1.0, limit / len(table))
+    if limit >= len(before):
+        assert all(after[key] >= 1 for key in before)
+    if limit >= len(before) and min(count * share for count in before.values()) < 1:
+        return  # what is raised to one sample is paid for by the others
+    for kind in (("train", "meta"), ("test",)):
+        count = sum(split in kind for split in table.splits)
+        assert abs(sum(split in kind for split in chosen.splits) - count * share) < 1
+        for label, group in {(key[1], key[2]) for key in before}:
+            cells = [sum(found[split, label, group] for split in kind) for found in (before, after)]
+            assert abs(cells[1] - cells[0] * share) < 1
+    if limit >= len(before):
+        assert abs((chosen.splits == "meta").sum() - (table.splits == "meta").sum() * share) <= 1
+
+
+def test_a_limit_keeps_a_meta_split_of_the_data_sets_own(tmp_path: Path) -> None:
+    parts = ("meta", "test", "train", "train", "train")
+    rows = [(*row, parts[number // 4 % 5]) for number, row in enumerate(table_of_images(tmp_path, 100))]
+    write_table(tmp_path, rows, "path,label,group,split")
+    dataset = open_dataset("table", tmp_path)
+    assert Counter(prepare(dataset).splits) == {"train": 60, "meta": 20, "test": 20}
+    assert Counter(prepare(dataset, limit=50).splits) == {"train": 30, "meta": 10, "test": 10}
+    few = prepare(dataset, limit=3)
+    split_of = {row[0]: row[3] for row in rows}
+    assert all(split_of[id] == split for id, split in zip(few.ids, few.splits, strict=True)), "nothing is carved anew"
+
+
+def test_the_sample_table_without_a_limit_is_what_it_always_was() -> None:
+    """Caches are found again by it."""
+    table = prepare(open_dataset("digits-s", None))
+    columns = zip(table.ids, table.splits, table.labels, table.groups, strict=True)
+    text = "\n".join(f"{id} {split} {label} {group}" for id, split, label, group in columns)
+    assert xxhash.xxh3_128_hexdigest(text.encode()) == "dd53b594dc10c4f1f1f73eb2864937ba"

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from helpers.images import BOMBS, DECODED, REFUSED, SIDE, encoded, exif, photo, rgb
-from PIL import Image
+from helpers.images import BOMBS, DECODED, REFUSED, SIDE, encoded, exif, flipped, photo, rgb
+from PIL import Image, ImageOps
 
 from bird.errors import ImageError
 from bird.images import decode_image
@@ -175,3 +175,54 @@ def test_decoding_in_threads_leaves_the_warning_filters_alone() -> None:
         results = list(pool.map(lambda _: decode_image(data, "x"), range(500)))
     assert warnings.filters == before
     assert all((result == results[0]).all() for result in results)
+
+
+def jpeg_of(width, height, seed, **settings):
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8))
+    image = coarse.resize((width, height), Image.Resampling.BICUBIC)
+    return encoded(image.convert(settings.pop("mode", "RGB")), "JPEG", **settings)
+
+
+JPEGS = {
+    "baseline": {"quality": 90},
+    "progressive": {"quality": 75, "progressive": True},
+    "no subsampling": {"quality": 95, "subsampling": 0},
+    "optimised": {"quality": 40, "optimize": True},
+    "restart markers": {"quality": 90, "restart_marker_blocks": 4},
+    "gray": {"mode": "L"},
+    "four inks": {"mode": "CMYK"},
+    "EXIF that turns nothing": {"exif": exif(1)},
+    "EXIF that turns": {"exif": exif(6)},
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_plain_jpeg_is_decoded_to_the_bytes_that_pillow_gives(kind):
+    for seed, (width, height) in enumerate([(178, 218), (33, 17), (1, 1), (64, 200)]):
+        data = jpeg_of(width, height, seed, **JPEGS[kind])
+        with Image.open(io.BytesIO(data)) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        np.testing.assert_array_equal(decode_image(data, "x"), expected)
+
+
+def test_a_damaged_jpeg_is_what_pillow_makes_of_it():
+    """A flipped bit or a lost end: the same pixels, or the same refusal; nothing is written to the terminal."""
+    rng, outcomes = np.random.default_rng(0), set()
+    for kind in ("baseline", "progressive", "restart markers"):
+        data = jpeg_of(178, 218, 0, **JPEGS[kind])
+        damaged = [data[:cut] for cut in rng.integers(1, len(data), 20)]
+        damaged += [flipped(data, int(at)) for at in rng.integers(2, len(data), 60)]
+        for each in damaged:
+            try:
+                with Image.open(io.BytesIO(each), formats=("JPEG",)) as image:
+                    expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            except Exception:
+                expected = None
+            if expected is None:
+                with pytest.raises(ImageError):
+                    decode_image(each, "x")
+            else:
+                np.testing.assert_array_equal(decode_image(each, "x"), expected)
+            outcomes.add(expected is None)
+    assert outcomes == {True, False}

@@ -11,14 +11,15 @@ from torch.nn import functional as F
 from torch.profiler import profile
 
 from bird.gate import Gate
-from bird.meta import feedback, jvp, probe
+from bird.meta import feedback
+from bird.passes import in_forward_mode, probe
 from bird.students import StudentOutput, build_student
 from bird.tangents import FastTangents, Tape
 
 
 def moved(arguments, tangents, **options):
     """Batch norm and its tangent."""
-    with torch.no_grad(), forward_ad.dual_level():
+    with forward_ad.dual_level():
         duals = [
             None if value is None else value if tangent is None else forward_ad.make_dual(value, tangent)
             for value, tangent in zip(arguments, tangents, strict=True)
@@ -63,7 +64,7 @@ def test_a_weight_of_zero_and_a_constant_channel_are_no_trouble():
 def test_evaluation_mode_is_left_alone():
     norm = nn.BatchNorm1d(3).double().eval()
     x, dx = torch.randn(2, 4, 3, dtype=torch.float64)
-    with FastTangents(), torch.no_grad(), forward_ad.dual_level():
+    with FastTangents(), forward_ad.dual_level():
         tangent = forward_ad.unpack_dual(norm(forward_ad.make_dual(x, dx))).tangent
     torch.testing.assert_close(tangent, dx / (1 + norm.eps) ** 0.5)
 
@@ -71,7 +72,7 @@ def test_evaluation_mode_is_left_alone():
 def tangent_of(func, arguments, moving, how):
     """Value and tangent of `func`, along the ones of `arguments` that move."""
     generator = torch.Generator().manual_seed(1)
-    with torch.no_grad(), forward_ad.dual_level():
+    with forward_ad.dual_level():
         duals = [
             forward_ad.make_dual(value, torch.randn(value.shape, generator=generator).double()) if moves else value
             for value, moves in zip(arguments, moving, strict=True)
@@ -130,16 +131,14 @@ def test_a_jvp_along_a_tape_is_torch_s_own(known):
     theta = {name: value.detach() for name, value in student.named_parameters()}
     direction = {name: torch.randn_like(value) for name, value in theta.items()}
     state = torch.get_rng_state()
-    with torch.no_grad(), forward_ad.dual_level():
+    with forward_ad.dual_level():
         duals = {name: forward_ad.make_dual(value, direction[name]) for name, value in theta.items()}
         expected = [forward_ad.unpack_dual(each).tangent for each in probe(student, duals, inputs)]
     torch.set_rng_state(state)
-    with Tape() as tape:
+    with Tape(student, keep=known) as tape:
         student(inputs)
-    if not known:
-        torch.set_rng_state(state)
     after = torch.get_rng_state()
-    found = jvp(student, theta, direction, inputs, tape if known else None)
+    found = in_forward_mode(student, direction, inputs, tape)
     assert torch.equal(torch.get_rng_state(), after)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
@@ -148,12 +147,12 @@ def test_a_jvp_along_a_tape_is_torch_s_own(known):
 def test_what_the_tape_holds_is_not_computed_again():
     student, inputs = build_student("resnet18", classes=2, image_size=32, seed=0), torch.randn(4, 3, 32, 32)
     theta = {name: value.detach() for name, value in student.named_parameters()}
-    with Tape() as tape:
+    with Tape(student) as tape:
         student(inputs)
     counts = []
-    for known in (tape, None):
+    for known in (tape, Tape(student)):
         with profile() as calls:
-            jvp(student, theta, theta, inputs, known)
+            in_forward_mode(student, theta, inputs, known)
         counts.append({each.key: each.count for each in calls.key_averages()})
     convolutions = len([each for each in student.modules() if isinstance(each, nn.Conv2d)])
     assert counts[0]["aten::convolution"] == 2 * convolutions - 1  # the first one's input does not move
@@ -189,9 +188,8 @@ def test_a_student_that_draws_is_seen_with_the_same_draws():
     torch.manual_seed(1)
     with Tape() as tape:
         output = student(inputs)
-    options = {"inputs": inputs, "output": output, "inner_loss": inner(output), "teacher": teacher, "tape": tape}
-    options |= {"distance": lambda h, gated: F.mse_loss(h.features, gated), "meta_inputs": inputs, "meta_loss": outer}
-    _, (found,) = feedback(student, gate, **options, alpha=1.0, mu1=1.0)
+    options = {"inputs": inputs, "output": output, "inner_loss": inner, "tape": tape}
+    _, (found,) = feedback(student, gate, **options, meta_inputs=inputs, meta_loss=outer, mu1=1.0)
     torch.manual_seed(1)
     slopes = torch.autograd.grad(inner(student(inputs)), list(theta.values()), create_graph=True)
     ahead = {name: p - g for (name, p), g in zip(theta.items(), slopes, strict=True)}

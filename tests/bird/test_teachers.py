@@ -43,6 +43,11 @@ def batch_of(teacher, count=5):
     return torch.stack([teacher.preprocess(photograph(seed=seed)) for seed in range(count)])
 
 
+def seen(teacher, image):
+    """What the network sees of one image."""
+    return teacher.normalise(teacher.preprocess(image)[None])[0]
+
+
 def save_state(state, path):
     state = {name: value.detach().contiguous() for name, value in state.items()}
     save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
@@ -209,7 +214,7 @@ def test_shapes_and_kinds(teachers, kind, dim, feature_kind, side):
     teacher = teachers[kind]
     pixels = batch_of(teacher)
     assert pixels.shape == (5, 3, side, side)
-    assert pixels.dtype == torch.float32
+    assert pixels.dtype == torch.uint8
     vectors = teacher.features(pixels)
     assert vectors.shape == (5, teacher.dim) == (5, dim)
     assert vectors.dtype == torch.float32
@@ -257,7 +262,7 @@ def test_threads_that_ask_at_once_hear_only_their_own(teachers, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_carry_no_gradient_and_repeat(teachers, kind):
     teacher = teachers[kind]
-    pixels = batch_of(teacher, 2).requires_grad_(True)
+    pixels = batch_of(teacher, 2)
     with torch.enable_grad():
         vectors = teacher.features(pixels.detach())
     assert not vectors.requires_grad
@@ -325,7 +330,7 @@ def test_clip_equals_open_clip(teachers, clip_states, kind):
     model.load_state_dict(clip_states[name])
     size = model.visual.image_size
     theirs = open_clip.image_transform(size, is_train=False)
-    pixels = batch_of(teachers[kind])
+    pixels = teachers[kind].normalise(batch_of(teachers[kind]))
     for seed, view in enumerate(pixels):
         expected = theirs(Image.fromarray(photograph(seed=seed)))
         torch.testing.assert_close(view, expected, rtol=0, atol=2e-6)
@@ -341,13 +346,13 @@ def test_a_squashing_model_is_squashed(clip_states, tmp_path, monkeypatch):
 
     values = {key: pretrained.get_pretrained_cfg("ViT-B-16-SigLIP", "webli")[key] for key in OPEN_CLIP_VIEW}
     assert values["resize_mode"] == "squash"
-    monkeypatch.setitem(pretrained._PRETRAINED, "bird-tiny-vit", {"squashed": values})
     weights = save_state(clip_states["bird-tiny-vit"], tmp_path / "w.safetensors")
+    plain = load_teacher("open_clip:bird-tiny-vit/none", weights=weights)
+    monkeypatch.setitem(pretrained._PRETRAINED, "bird-tiny-vit", {"squashed": values})
     teacher = load_teacher("open_clip:bird-tiny-vit/squashed", weights=weights)
     theirs = open_clip.image_transform(32, is_train=False, **values)
     image = photograph()
-    torch.testing.assert_close(teacher.preprocess(image), theirs(Image.fromarray(image)), rtol=0, atol=2e-6)
-    plain = load_teacher("open_clip:bird-tiny-vit/none", weights=weights)
+    torch.testing.assert_close(seen(teacher, image), theirs(Image.fromarray(image)), rtol=0, atol=2e-6)
     assert dict(teacher.preprocessing) != dict(plain.preprocessing)
 
 
@@ -368,14 +373,14 @@ def test_flava_is_the_cls_token_after_the_last_norm(teachers, flava_folder):
 
     model = FlavaModel.from_pretrained(flava_folder).eval()
     teacher = teachers["flava"]
-    pixels = batch_of(teacher)
+    pixels = teacher.normalise(batch_of(teacher))
     with torch.inference_mode():
         expected = model.image_model(pixels).last_hidden_state[:, 0]
     torch.testing.assert_close(teacher.features(pixels), expected, rtol=1e-5, atol=1e-6)
     processor = FlavaImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})
     theirs = processor(Image.fromarray(photograph()), return_tensors="pt")["pixel_values"][0]
     # The processor resamples by torch or by PIL, whichever is installed: they round differently, by a level or two.
-    torch.testing.assert_close(teacher.preprocess(photograph()), theirs, rtol=0, atol=2.5 / 255 / 0.26)
+    torch.testing.assert_close(seen(teacher, photograph()), theirs, rtol=0, atol=2.5 / 255 / 0.26)
 
 
 def test_hugging_face_follows_the_folder(teachers, vit_folder):
@@ -387,7 +392,7 @@ def test_hugging_face_follows_the_folder(teachers, vit_folder):
     assert preprocessing["mean"] == [0.1, 0.2, 0.3]
     assert preprocessing["std"] == [0.4, 0.5, 0.6]
     assert preprocessing["interpolation"] == "bilinear"
-    pixels = batch_of(teacher)
+    pixels = teacher.normalise(batch_of(teacher))
     model = ViTModel.from_pretrained(vit_folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         expected = model(pixels).pooler_output
@@ -418,17 +423,14 @@ def test_hugging_face_does_not_guess_pixels(vit_folder, tmp_path):
     assert "preprocessor_config.json" in message(error)
 
 
-def test_a_model_of_images_and_text_is_refused(vit_folder, tmp_path):
-    from transformers import CLIPConfig, CLIPModel
+def test_a_model_that_wants_text_beside_the_image_is_refused(vit_folder, tmp_path):
+    from transformers import ViltConfig, ViltModel
 
-    layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = CLIPConfig(
-        vision_config={**layers, "image_size": 32, "patch_size": 16}, text_config={**layers, "vocab_size": 64}
-    )
-    CLIPModel(config).save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViltModel(ViltConfig(**sizes, image_size=32, patch_size=16, vocab_size=64)).save_pretrained(tmp_path)
     shutil.copy(vit_folder / "preprocessor_config.json", tmp_path)
     with pytest.raises(TeacherError) as error:
-        load_teacher("hf:someone/clip", weights=tmp_path)
+        load_teacher("hf:someone/vilt", weights=tmp_path)
     assert "images alone" in message(error)
 
 
@@ -436,7 +438,7 @@ def test_torchvision_is_the_input_of_the_head(teachers, shufflenet):
     from torchvision.transforms import v2
 
     teacher = teachers["torchvision"]
-    pixels = batch_of(teacher)
+    pixels = teacher.normalise(batch_of(teacher))
     net = shufflenet.eval()
     with torch.inference_mode():
         expected = net(pixels)
@@ -452,7 +454,7 @@ def test_torchvision_is_the_input_of_the_head(teachers, shufflenet):
         ]
     )
     image = photograph()
-    torch.testing.assert_close(teacher.preprocess(image), theirs(Image.fromarray(image)), rtol=0, atol=2e-6)
+    torch.testing.assert_close(seen(teacher, image), theirs(Image.fromarray(image)), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "vgg11", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x0_5"])
@@ -472,7 +474,7 @@ def test_torchvision_architectures_with_their_own_number_of_classes(arch, suffix
 def test_run_sees_what_the_student_was_evaluated_on(teachers, run_folder):
     teacher = teachers["run"]
     image = photograph()
-    assert torch.equal(teacher.preprocess(image), center_view(image, 32).float() / 255.0)
+    assert torch.equal(seen(teacher, image), center_view(image, 32).float() / 255.0)
     assert teacher.name == "run:resnet18"
 
 
@@ -816,7 +818,7 @@ def test_stages_and_logits_of_a_classifier(architecture, tmp_path):
     net = models.get_model(architecture, weights=None, num_classes=5).eval()
     weights = save_state(net.state_dict(), tmp_path / "w.safetensors")
     teacher = load_teacher(f"torchvision:{architecture}", weights=weights, image_size=64)
-    pixels = batch_of(teacher, 2)
+    pixels = teacher.normalise(batch_of(teacher, 2))
     found = teacher.answer(pixels, expand_layers(teacher, ["maps", "attention", "logits"]))
     assert len(found) == 2 * len(CLASSIFIERS[architecture]) + 1
     with torch.inference_mode():
@@ -835,7 +837,7 @@ def test_stages_and_logits_of_our_own_run(architecture, tmp_path):
     for name, data in student_files(student).items():
         (tmp_path / name).write_bytes(data)
     teacher = load_teacher(f"run:{tmp_path}")
-    pixels = batch_of(teacher, 2)
+    pixels = teacher.normalise(batch_of(teacher, 2))
     found = teacher.answer(pixels, expand_layers(teacher, ["penultimate", "logits", "maps", "attention"]))
     last = "stage4" if architecture == "shufflenetv2" else "layer4"
     with torch.inference_mode():
@@ -853,7 +855,7 @@ def test_stages_of_clips_resnet(teachers, clip_states):
 
     model = open_clip.create_model("bird-tiny-rn", load_weights=False, pretrained_text=False).eval()
     model.load_state_dict(clip_states["bird-tiny-rn"])
-    pixels = batch_of(teachers["clip-rn"], 2)
+    pixels = teachers["clip-rn"].normalise(batch_of(teachers["clip-rn"], 2))
     found = teachers["clip-rn"].answer(pixels, expand_layers(teachers["clip-rn"], ["maps", "attention"]))
     with torch.inference_mode():
         x = model.visual.stem(pixels)
@@ -868,7 +870,7 @@ def test_tokens_of_clips_vit(teachers, clip_states):
 
     model = open_clip.create_model("bird-tiny-vit", load_weights=False, pretrained_text=False).eval()
     model.load_state_dict(clip_states["bird-tiny-vit"])
-    pixels = batch_of(teachers["clip-vit"], 2)
+    pixels = teachers["clip-vit"].normalise(batch_of(teachers["clip-vit"], 2))
     found = teachers["clip-vit"].answer(pixels, ["cls", "pooled", "penultimate"])
     model.visual.output_tokens = True
     with torch.inference_mode():
@@ -885,7 +887,7 @@ def test_tokens_of_transformers_vits(request, teachers, kind):
         model = FlavaModel.from_pretrained(request.getfixturevalue("flava_folder")).image_model.eval()
     else:
         model = ViTModel.from_pretrained(request.getfixturevalue("vit_folder"), dtype=torch.float32).eval()
-    pixels = batch_of(teachers[kind], 2)
+    pixels = teachers[kind].normalise(batch_of(teachers[kind], 2))
     found = teachers[kind].answer(pixels, ["cls", "pooled"])
     with torch.inference_mode():
         before = model(pixels, output_hidden_states=True).hidden_states[-1]
@@ -908,7 +910,7 @@ def test_tokens_of_transformers_clip(tmp_path, vit_folder):
     processor["image_processor_type"] = "CLIPImageProcessor"  # this architecture names none of its own
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     teacher = load_teacher("hf:someone/tiny-clip", weights=tmp_path)
-    pixels = batch_of(teacher, 2)
+    pixels = teacher.normalise(batch_of(teacher, 2))
     found = teacher.answer(pixels, ["cls", "pooled"])
     with torch.inference_mode():
         answer = model(pixels)
@@ -921,7 +923,7 @@ def test_an_onnx_file_gives_its_other_outputs_by_name(teachers):
     teacher = teachers["onnx"]
     assert list(teacher.layers) == ["penultimate", "map"]
     assert teacher.layers["map"].kind == "maps"
-    pixels = batch_of(teacher, 2)
+    pixels = teacher.normalise(batch_of(teacher, 2))
     assert torch.equal(teacher.answer(pixels, ["map"])["map"], pixels), "the graph's identity"
 
 

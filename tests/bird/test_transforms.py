@@ -2,8 +2,9 @@
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
-from bird.transforms import apply_views, center_view, draw_views, mirror_as, unit_range
+from bird.transforms import apply_views, center_view, crop_at_once, draw_views, mirror_as, unit_range
 
 
 def test_views_are_replayed_from_their_numbers():
@@ -14,6 +15,14 @@ def test_views_are_replayed_from_their_numbers():
     for image, (top, left, mirrored), whole in zip(apply_views(pixels, views), views, padded, strict=True):
         crop = whole[:, top : top + 32, left : left + 32]
         assert torch.equal(image, crop.flip(-1) if mirrored else crop)
+
+
+def test_a_batch_is_cropped_at_once_as_it_is_image_by_image():
+    for size, flip in ((32, True), (48, True), (9, False)):
+        pixels = torch.randint(0, 256, (20, 3, size, size), dtype=torch.uint8)
+        views = draw_views(np.random.default_rng(size), 20, size, flip=flip)
+        padded = pad(pixels, [max(1, size // 8)] * 4)
+        assert torch.equal(crop_at_once(padded, views, size), apply_views(pixels, views))
 
 
 def test_the_middle_view_is_the_image_itself():

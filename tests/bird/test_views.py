@@ -79,7 +79,7 @@ def test_teacher_and_student_see_the_same_crop(name, drawn):
     height, width, box = drawn
     image = coordinates(height, width)
     student = view_of(image, box, SIDE)
-    teacher = TEACHER_VIEWS[name](image, box) * 255
+    teacher = TEACHER_VIEWS[name](image, box)
     rows, columns = disagreement(teacher, student, height, width)
     tolerance = rounding(height, width)
     assert rows < tolerance
@@ -107,10 +107,10 @@ def test_the_check_sees_one_pixel_and_a_mirror(drawn):
     for axis in (0, 1):
         moved = box.copy()
         moved[axis] += 1
-        assert disagreement(View(SIDE)(image, moved) * 255, student, height, width)[axis] > tolerance
+        assert disagreement(View(SIDE)(image, moved), student, height, width)[axis] > tolerance
     mirrored = box.copy()
     mirrored[4] ^= 1
-    assert disagreement(View(SIDE)(image, mirrored) * 255, student, height, width)[1] > tolerance
+    assert disagreement(View(SIDE)(image, mirrored), student, height, width)[1] > tolerance
 
 
 @settings(max_examples=30)
@@ -119,7 +119,7 @@ def test_equal_sides_and_resizers_give_equal_bits(drawn, seed):
     height, width, box = drawn
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image.setflags(write=False)  # decoders hand out read-only arrays
-    assert torch.equal(View(SIDE)(image, box), view_of(image, box, SIDE).float().div(255))
+    assert torch.equal(View(SIDE)(image, box), view_of(image, box, SIDE))
     assert torch.equal(View(SIDE)(image, ZEROS), View(SIDE)(image))
     assert torch.equal(view_of(image, ZEROS, SIDE), center_view(image, SIDE))
 

@@ -77,6 +77,28 @@ def write(path, the_plan=None, rows=ROWS, before_shard=lambda shard: None):
     return computed
 
 
+def made_up(where, labels, groups, splits, features, class_names, group_names):
+    """A finished cache of made-up vectors (rows, d) in `where`, which calls itself one of Digits-S."""
+    rows = len(labels)
+    ids, digests = (strings([form.format(i) for i in range(rows)]) for form in ("s{}", "{:032x}"))
+    table = Samples(ids, np.asarray(labels), np.asarray(groups), strings(splits), digests, strings([PENDING] * rows))
+    the_plan = Plan(
+        causes={"teacher": "made up", "dataset": {"name": "digits-s", "settings": {}}},
+        layers={"penultimate": Layer(shape=features.shape[1:], dtype="float32", kind="penultimate")},
+        rows=rows,
+        shard_rows=256,
+        chunk_rows=64,
+        class_names=class_names,
+        group_names=group_names,
+    )
+    with open_writer(where, the_plan, table) as writer:
+        for shard in writer.pending():
+            start, stop = the_plan.bounds(shard)
+            writer.write_shard(shard, {"penultimate": features[start:stop, None].astype(np.float32)}, {})
+        writer.finish()
+    return where
+
+
 # ---- being killed -----------------------------------------------------------------------------------------------
 
 CALLS = ("open", "fsync", "link", "replace", "unlink", "mkdir")

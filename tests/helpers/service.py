@@ -1,6 +1,7 @@
 """A real embeddings service on this machine, with faults on demand: it counts what it is asked, and knows the truth."""
 
 import base64
+import io
 import json
 import random
 import threading
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import xxhash
+from PIL import Image, UnidentifiedImageError
 
 DIM = 12
 FAULTS = (
@@ -29,10 +31,19 @@ FAULTS = (
 
 
 def truth(image, salt=0):
-    """The vector of an image: a pure function of its bytes."""
-    seed = np.random.SeedSequence([xxhash.xxh3_64_intdigest(image), salt])
+    """The vector of an image: a pure function of its pixels, or of its bytes where they are no picture."""
+    seed = np.random.SeedSequence([xxhash.xxh3_64_intdigest(seen(image)), salt])
     words = np.random.Philox(seed).random_raw(DIM)
     return (words / 2**63 - 1).astype(np.float32) * 3
+
+
+def seen(image):
+    """What a service sees that opens an image and looks no further: no turning by EXIF, alpha dropped."""
+    try:
+        picture = Image.open(io.BytesIO(image)).convert("RGB")
+    except UnidentifiedImageError:
+        return image
+    return picture.tobytes() + bytes(picture.size[0] % 251)
 
 
 ENCODED = {"name": "image", "datatype": "BYTES", "shape": [-1, 1]}
@@ -40,9 +51,10 @@ ENCODED = {"name": "image", "datatype": "BYTES", "shape": [-1, 1]}
 
 class Peer:
     """`rate` of the requests go wrong, in every way of `FAULTS`; those in `script` do first, in that order. `poisoned` is
-    the status for a request with the image `poison`, `status` one for all. `given` is what its KServe model takes, `listed`
-    the names in its list of models. `asked` counts images it answered for rightly; `log` has (moment, images) a
-    request; after `stop_after` requests it answers nobody."""
+    the status for a request with the image `poison`, `status` one for all. `given` is what its KServe model takes and
+    `output` what it calls its answer, `listed` the names in its list of models, `embeds` what it makes of an image's bytes
+    instead of the truth. `asked` counts images it answered for rightly; `log` has (moment, images) a request; after
+    `stop_after` requests it answers nobody."""
 
     def __init__(
         self,
@@ -57,9 +69,12 @@ class Peer:
         given=ENCODED,
         listed=(),
         after="0.01",
+        embeds=None,
+        output="features",
     ):
         self.rate, self.random, self.faults, self.unit, self.salt = rate, random.Random(seed), faults, unit, salt
         self.status, self.poison, self.poisoned, self.given, self.listed = status, poison, poisoned, given, listed
+        self.embeds, self.output = embeds, output
         self.script, self.log, self.described, self.after = deque(), [], 200, after
         self.stop_after = None
         self.asked, self.keys, self.lock = Counter(), set(), threading.Lock()
@@ -94,7 +109,7 @@ class Peer:
         self.server.server_close()
 
     def vector(self, image):
-        found = truth(image, self.salt)
+        found = truth(image, self.salt) if self.embeds is None else self.embeds(image)
         return found / np.linalg.norm(found) if self.unit else found
 
     def handle(self, http):
@@ -129,7 +144,7 @@ class Peer:
         else:
             vectors = self.spoil_rows(fault, np.stack(vectors))
             output = {
-                "name": "features",
+                "name": self.output,
                 "datatype": "FP32",
                 "shape": [*vectors.shape],
                 "data": vectors.ravel().tolist(),

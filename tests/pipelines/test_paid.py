@@ -10,7 +10,8 @@ from helpers.shell import bird, bird_json, panel, stopped
 from bird.datasets import open_dataset
 from bird.datasets.base import prepare
 from bird.errors import TeacherError
-from bird.teachers.service import canary_images, open_service
+from bird.teachers.canaries import canary_images, twin_images
+from bird.teachers.service import open_service
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
 from bird_pipelines.extraction import precompute
@@ -34,7 +35,7 @@ def test_an_interrupted_run_never_pays_twice(tmp_path):
         bird(*command)
     store, dataset = open_cache(out), open_dataset("digits-s")
     sent = [payload(id, dataset.read(id), dataset.image(id)) for id in store.samples.ids]
-    again = peer.asked - Counter(sent) - Counter(canary_images() * 100)
+    again = peer.asked - Counter(sent) - Counter([*canary_images(), *sum(twin_images(), ())] * 100)
     assert again.total() <= 16, "at most the batch in flight is asked for again"
     assert verify(out).findings == []
     expected = np.stack([truth(image) for image in sent])
@@ -95,7 +96,7 @@ def test_a_cache_from_a_faulty_service_is_that_from_a_sound_one(tmp_path, protoc
 def test_an_outage_stops_the_run_which_goes_on_later(tmp_path):
     out = tmp_path / "cache"
     with Peer() as peer:
-        peer.stop_after = 6
+        peer.stop_after = 7
         with pytest.raises(TeacherError, match="status 503") as caught:
             filled(peer, out, attempts=2)
         assert caught.value.exit_code == 4

@@ -13,6 +13,7 @@ import pytest
 from bird.errors import RunError
 from bird.metrics import assess
 from bird_cache.errors import StorageError
+from bird_pipelines import plots
 from bird_pipelines.report import write_report
 
 CLASSES = [
@@ -212,6 +213,7 @@ def test_says_what_ran_and_what_came_out(page, runs):
         values = [each[name] for each in baseline]
         assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in text
     assert f"{np.mean([each['deo_floor']['mean'] for each in baseline]):.1f}" in text
+    assert f"beyond chance {np.mean([each['beyond_chance']['mean'] for each in baseline]):.1f}" in text
     assert "F1 of class 1" not in text
 
 
@@ -310,6 +312,98 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     run = make_run(tmp_path / "run")
     with pytest.raises(StorageError, match=r"run\.json"):
         write_report([run], run / "run.json" / "report.html")
+
+
+# ------------------------------------------------------------------------ floors, trivial students, what does not exist
+
+
+def rewritten(run, labels, groups, predictions, names=("no", "yes"), group_names=("a", "b")):
+    """The run with other test metrics."""
+    scores = np.random.default_rng(0).random((len(labels), len(names))) + np.eye(len(names))[labels]
+    found = assess(labels, groups, predictions, scores, len(names), len(group_names), replicates=100).as_json()
+    (run / "metrics-test.json").write_text(json.dumps(found))
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"class_names": names, "group_names": group_names}))
+    return found
+
+
+def test_each_mark_has_its_own_floor():
+    """Of two configurations one was tested on few rows: the mean of both floors is that of neither."""
+    points = [plots.Point("a", "a", 3.0, 90.0, 2.0, False), plots.Point("a", "a", 4.0, 91.0, 2.4, False)]
+    points.append(plots.Point("b", "b", 9.0, 80.0, 12.0, False))
+    axes = plots.scatter(points, ["a", "b"]).axes[0]
+    ticks = [line for line in axes.lines if line.get_marker() == "|" and len(line.get_xdata())]
+    drawn = {(round(float(line.get_xdata()[0]), 6), round(float(line.get_ydata()[0]), 6)) for line in ticks}
+    assert drawn == {(2.0, 90.0), (2.4, 91.0), (2.2, 90.5), (12.0, 80.0)}
+    upright = [
+        line for line in axes.lines if len({*np.atleast_1d(line.get_xdata()).tolist()}) == 1 and line not in ticks
+    ]
+    assert not [line for line in upright if len(np.atleast_1d(line.get_ydata())) > 1], "no line for all of them"
+
+
+def test_the_marks_of_trivial_students_are_hollow():
+    points = [plots.Point("a", "a", 3.0, 90.0, 2.0, False), plots.Point("b", "b", 0.0, 95.0, 0.0, True)]
+    axes = plots.scatter(points, ["a", "b"]).axes[0]
+    faces = [
+        each.get_facecolor()[0][:3].tolist()
+        for each in axes.collections
+        if len(each.get_offsets()) and len(each.get_facecolor())
+    ]
+    assert [1.0, 1.0, 1.0] in faces
+    labels = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    assert "trivial student" in labels
+    assert "floor of the mark" in labels
+
+
+def test_each_gap_has_its_own_floor(tmp_path):
+    """A class with few rows has a higher floor than the others."""
+    run = make_run(tmp_path / "run", method="fitnet")
+    labels = np.repeat([0, 1], [800, 12])
+    groups = np.arange(812) % 2
+    rewritten(run, labels, groups, np.where(np.arange(812) % 4 < 3, labels, 1 - labels))
+    page = write_report([run], tmp_path / "report.html").read_text()
+    assert "floor of each gap" in page
+    assert "its floor" in page
+
+
+def test_a_trivial_student_is_marked_in_the_table_and_in_its_detail(tmp_path):
+    labels, groups = np.arange(800) % 2, np.arange(800) // 2 % 2
+    made = [make_run(tmp_path / str(seed), method="ad", seed=seed) for seed in range(3)]
+    for run in made[:2]:
+        rewritten(run, labels, groups, np.ones(800, int))
+    rewritten(made[2], labels, groups, np.where(np.arange(800) % 5 == 0, 1 - labels, labels))
+    other = make_run(tmp_path / "other", method="fitnet")
+    rewritten(other, labels, groups, np.where(np.arange(800) % 5 == 0, 1 - labels, labels))
+    page = write_report([*made, other], tmp_path / "report.html")
+    text = text_of(page)
+    assert "ad: trivial student in 2 of 3 seeds, whose gap says nothing; seed 0: it names yes for every row" in text
+    assert "Trivial student: it names yes for every row" in text
+    assert page.read_text().count('class="mark">trivial student') == 2, "mean-DEO and max-DEO of one row"
+    assert "A student is marked trivial if it names one class for every row" in text
+
+
+def test_what_does_not_exist_is_not_available_with_its_reason(tmp_path):
+    labels = np.arange(300) % 2
+    one = make_run(tmp_path / "one", method="fitnet")
+    rewritten(
+        one, labels, np.zeros(300, int), np.where(np.arange(300) % 5 == 0, 1 - labels, labels), group_names=("all",)
+    )
+    text = text_of(write_report([one], tmp_path / "report.html"))
+    assert text.count("n/a there is one group: a gap is between two") == 2
+    assert "n/a: there is one group: a gap is between two" in text, "in place of the recalls' gaps"
+    assert "no run has metrics on the test split that hold both" in text, "no place in the plot"
+    many = make_run(tmp_path / "many")
+    text = text_of(write_report([one, many], tmp_path / "report.html"))
+    assert "n/a there are 10 classes: the F1 of class 1 is for two" in text
+
+
+def test_the_curve_rings_what_trivial_students_showed(tmp_path):
+    run = make_run(tmp_path / "run")
+    lines = list(curve(True))
+    for line in lines[:3]:
+        line["meta"]["trivial"] = "it names cat for every row"
+    (run / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "of a trivial student" in write_report([run], tmp_path / "report.html").read_text()
 
 
 def browser():

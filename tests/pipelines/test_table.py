@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bird.metrics import assess
+from bird.paired import holm, sign_flip_p
 from bird_pipelines.figures import draw
 from bird_pipelines.recipes import load_profile, load_recipe
 from bird_pipelines.table import Outcome, tabulate
@@ -79,6 +80,8 @@ def test_means_deviations_and_differences(made):
             assert cell["difference"] == pytest.approx(np.mean(values) - cell["paper"]["mean"])
         floors = [metrics["deo_floor"]["mean"] for _, metrics in runs.values()]
         assert row["cells"]["mean_deo"]["floor"] == pytest.approx(np.mean(floors))
+        beyond = [metrics["beyond_chance"]["mean"] for _, metrics in runs.values()]
+        assert row["cells"]["mean_deo"]["beyond_chance"] == pytest.approx(np.mean(beyond))
         low, high = row["cells"]["mean_deo"]["interval"]
         assert low < row["cells"]["mean_deo"]["mean"] < high
         assert source.label == row["label"]
@@ -96,9 +99,12 @@ def test_comparisons_are_paired_and_corrected(made):
     assert found["comparison"]["effect"] == pytest.approx(np.mean(expected))
     assert found["comparison"]["interval"][1] < 0
     assert found["direction"] == "same"
-    assert found["comparison"]["p"] == pytest.approx(2 / 256)
-    assert found["comparison"]["p_holm"] == pytest.approx(4 / 256)
-    assert rows[2]["cells"]["auroc"]["comparison"]["interval"] is None
+    tested = [row["cells"]["mean_deo"]["comparison"] for row in rows[1:]]
+    assert [each["p_holm"] for each in tested] == holm([each["p"] for each in tested])
+    assert all((each["p"] < 0.05) == (each["interval"][1] < 0 or each["interval"][0] > 0) for each in tested)
+    ranking = rows[2]["cells"]["auroc"]["comparison"]
+    assert ranking["interval"] is None
+    assert ranking["p"] == sign_flip_p(ranking["by_seed"])
 
 
 def test_no_p_value_below_eight_seeds(made):
@@ -198,3 +204,82 @@ def test_the_paper_speaks_for_itself(made):
     assert [each["stated"] for each in record["headlines"]] == [87.60, 81.67, 81.67]
     assert record["known_errors"]
     assert all(row["cells"]["mean_deo"]["paper"] for block in record["blocks"] for row in block["rows"])
+
+
+# ------------------------------------------------------------------------------------- what says nothing, and what is not
+
+
+@pytest.fixture(scope="module")
+def spoiled(made, tmp_path_factory):
+    """Table 7 whose BIRD names one class in every second seed, and whose "w/o Meta" was measured on one group."""
+    from bird.metrics import assess as measured
+
+    root = tmp_path_factory.mktemp("spoiled")
+    rows = {row.label: row for row in made}
+    changed = dict(made)
+    bird = rows["BIRD"]
+    changed[bird] = {s: finished_run(root / f"bird-{s}", s, *(ACCURACY["BIRD"])) for s in range(SEEDS)}
+    for seed in range(0, SEEDS, 2):
+        folder = changed[bird][seed][0]
+        labels, groups = np.arange(800) % 2, np.arange(800) // 2 % 2
+        found = measured(labels, groups, np.ones(800, int), np.eye(2)[labels], 2, 2, replicates=50).as_json()
+        (folder / "metrics-test.json").write_text(json.dumps(found))
+    single = rows["BIRD w/o Meta"]
+    changed[single] = {}
+    for seed in range(SEEDS):
+        folder, _ = finished_run(root / f"one-{seed}", seed, 0.8, 0.1)
+        labels = np.arange(800) % 2
+        found = measured(labels, np.zeros(800, int), labels, np.eye(2)[labels], 2, 1, replicates=50).as_json()
+        (folder / "metrics-test.json").write_text(json.dumps(found))
+        (folder / "predictions-test.npz").unlink()
+        changed[single][seed] = folder, found
+    return changed
+
+
+def test_a_trivial_row_is_marked_wherever_its_gap_stands(spoiled, tmp_path):
+    record = record_of(spoiled)
+    row = record["blocks"][0]["rows"][2]
+    assert row["trivial"].startswith(
+        "trivial student in 4 of 8 seeds, whose gap says nothing; seed 0: it names yes for"
+    )
+    for metric in ("mean_deo", "max_deo"):
+        assert row["cells"][metric]["trivial"] == row["trivial"]
+        assert row["cells"][metric]["direction"] == "trivial", "the difference of such a gap says nothing, too"
+    assert row["cells"]["auroc"]["trivial"] is None
+    assert record["blocks"][0]["order"]["mean_deo"]["pairs"] == 0, "of three rows one is trivial and one has no gap"
+    texts = {kind: open_text(path) for kind, path in write_table(record, tmp_path, "table7").items()}
+    for kind in ("html", "md", "json", "csv"):
+        assert "trivial student" in texts[kind], kind
+        assert "it names yes for every row" in texts[kind], kind
+    assert texts["html"].count('class="mark">trivial student') == 2
+    assert texts["tex"].count("$^\\dagger$") == 3
+    lines = [line for line in csv.DictReader(io.StringIO(texts["csv"])) if line["label"] == "BIRD"]
+    assert [bool(line["trivial"]) for line in lines] == [line["metric"].endswith("deo") for line in lines]
+
+
+def test_a_number_that_does_not_exist_says_why_in_every_file(spoiled, tmp_path):
+    record = record_of(spoiled, seeds=1)
+    rows = record["blocks"][0]["rows"]
+    gap = rows[1]["cells"]["mean_deo"]
+    assert (gap["mean"], gap["std"], gap["interval"], gap["floor"], gap["comparison"]) == (None,) * 5
+    assert {*gap["undefined"].values()} == {"there is one group: a gap is between two"}
+    assert rows[0]["cells"]["mean_deo"]["undefined"] == {"std": "one seed has no standard deviation"}
+    assert rows[1]["cells"]["auroc"]["mean"] == 100
+    texts = {kind: open_text(path) for kind, path in write_table(record, tmp_path, "table7").items()}
+    for kind, text in texts.items():
+        assert "there is one group" in text, kind
+
+
+def test_figures_have_a_floor_for_each_bar(spoiled):
+    from bird_pipelines.figures import bars
+
+    _, figure = load_recipe("figure3")
+    record = record_of(spoiled)
+    axes = bars(record, figure).axes[0]
+    (ticks,) = [each for each in axes.collections if each.get_label() == "floor of ours"]
+    cells = [row["cells"][figure.metric] for row in record["blocks"][0]["rows"]]
+    at = [float(segment[0][0]) for segment in ticks.get_segments()]
+    assert at == pytest.approx([cell["floor"] for cell in cells if cell["floor"] is not None])
+    assert len(at) == 2
+    hatched = [patch.get_hatch() for patch in axes.patches]
+    assert hatched == [None, "///"], "the trivial one is hollow"

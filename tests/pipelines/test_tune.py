@@ -8,10 +8,7 @@ from helpers import cachekit
 from helpers.shell import bird, bird_json, panel
 
 from bird.errors import RunError, UsageError
-from bird_cache.manifest import Layer, Plan
-from bird_cache.samples import PENDING, Samples
 from bird_cache.store import open_cache
-from bird_cache.writer import open_writer
 from bird_pipelines import tune as tuning
 from bird_pipelines.config import resolve
 from bird_pipelines.data import hold_out, load_data
@@ -27,26 +24,10 @@ def cache(tmp_path_factory):
     labels = rng.integers(0, 3, ROWS)
     groups = np.where(rng.random(ROWS) < 0.75, labels % 2, 1 - labels % 2)
     centres = rng.normal(size=(3 + 2, DIM))
-    vectors = (centres[labels] + centres[3 + groups] + rng.normal(size=(ROWS, DIM))).astype(np.float32)
-    splits = cachekit.strings([("train", "train", "meta", "test")[i % 4] for i in range(ROWS)])
-    ids, digests = (cachekit.strings([form.format(i) for i in range(ROWS)]) for form in ("s{}", "{:032x}"))
-    samples = Samples(ids, labels, groups, splits, digests, cachekit.strings([PENDING] * ROWS))
-    plan = Plan(
-        causes={"teacher": "made up", "dataset": {"name": "digits-s", "settings": {}}},
-        layers={"penultimate": Layer(shape=(DIM,), dtype="float32", kind="penultimate")},
-        rows=ROWS,
-        shard_rows=256,
-        chunk_rows=64,
-        class_names=("a", "b", "c"),
-        group_names=("g", "h"),
-    )
+    vectors = centres[labels] + centres[3 + groups] + rng.normal(size=(ROWS, DIM))
+    splits = [("train", "train", "meta", "test")[i % 4] for i in range(ROWS)]
     where = tmp_path_factory.mktemp("cache") / "cache"
-    with open_writer(where, plan, samples) as writer:
-        for shard in writer.pending():
-            start, stop = plan.bounds(shard)
-            writer.write_shard(shard, {"penultimate": vectors[start:stop, None]}, {})
-        writer.finish()
-    return where
+    return cachekit.made_up(where, labels, groups, splits, vectors, ("a", "b", "c"), ("g", "h"))
 
 
 SMALL = Search(trials=4, per_round=2, seeds=1, final_seeds=2, auroc_drop=50.0)
@@ -75,10 +56,11 @@ def test_meta_is_halved_by_cell_and_seed(cache, tmp_path):
 
 
 def test_the_chosen_setting_is_the_best_feasible_one_and_test_comes_last(cache, tmp_path):
-    out = tmp_path / "study"
-    result = tune(base(cache, out), SMALL)
+    out, learned = tmp_path / "study", {"epochs": 10, "warmup": 5, "lr": 1e-2}
+    result = tune(base(cache, out, **learned), SMALL)
     candidates = result["candidates"]
     assert len(candidates) == 4
+    assert not any(each["trivial"] for each in candidates), "they have learned something"
     assert candidates[0]["setting"] == pytest.approx({"lambda": 0.03, "alpha": 0.9, "mu2": 1e-3}), "the default first"
     feasible = [each for each in candidates if each["auroc"] >= result["auroc_floor"]]
     assert [each["feasible"] for each in candidates] == [each in feasible for each in candidates]
@@ -99,11 +81,62 @@ def test_the_chosen_setting_is_the_best_feasible_one_and_test_comes_last(cache, 
     page = (out / "tune.html").read_text()
     assert "<svg" in page
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert tune(base(cache, out), SMALL) == result
+    assert tune(base(cache, out, **learned), SMALL) == result
     with pytest.raises(RunError, match="test split has been opened"):
-        tune(base(cache, out), Search(**{**vars(SMALL), "trials": 6}))
+        tune(base(cache, out, **learned), Search(**{**vars(SMALL), "trials": 6}))
     with pytest.raises(RunError, match="epochs"):
-        tune(base(cache, out, epochs=3), SMALL)
+        tune(base(cache, out, **{**learned, "epochs": 8}), SMALL)
+
+
+class Told:
+    """A judged candidate, as optuna tells it."""
+
+    def __init__(self, number, deo, auroc, trivial=None):
+        self.number, self.params = number, {}
+        self.user_attrs = dict.fromkeys(tuning.METRICS, 0.0) | {"mean_deo": deo, "auroc": auroc, "shortfall": 0}
+        self.user_attrs |= {"trivial": trivial, "deo_floor": 3.0}
+
+
+class Study:
+    """A study that holds the given candidates."""
+
+    def __init__(self, *told):
+        self.told = told
+
+    def get_trials(self, **_):
+        return self.told
+
+
+def test_a_trivial_student_is_not_chosen_and_on_no_front():
+    """Its gap is the smallest and its AUROC the highest: scores can rank what the answers never name."""
+    found = candidates_of(Study(Told(0, 0.0, 96, "it names one class"), Told(1, 12.0, 90), Told(2, 9.0, 80)))
+    assert [each["chosen"] for each in found] == [False, False, True]
+    assert [each["front"] for each in found] == [False, True, True]
+    assert [each["feasible"] for each in found] == [False, True, True]
+    found = candidates_of(Study(Told(0, 0.0, 96, "it names one class"), Told(1, 5.0, 90, "it names one class")))
+    assert [each["chosen"] for each in found] == [True, False], "nothing else is there"
+    assert not any(each["feasible"] or each["front"] for each in found)
+
+
+def test_trivial_candidates_are_marked_on_the_page_and_in_the_terminal(cache, tmp_path, capsys):
+    """Two epochs at a small step: no student knows the classes yet."""
+    from bird_pipelines import show
+
+    result = tune(base(cache, tmp_path / "study", lr=1e-5), SMALL)
+    assert all(each["trivial"] for each in (*result["candidates"], result["baseline"], result["test"]))
+    page = (tmp_path / "study" / "tune.html").read_text()
+    assert page.count("trivial student") > len(result["candidates"])
+    assert "whose gap says nothing" in page
+    show.tuned(result)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no candidate reached the AUROC floor with a student that is not trivial" in printed
+    assert printed.count("trivial student") >= 3
+
+
+def test_a_meta_split_that_cannot_be_halved_is_refused_before_anything_is_trained(cache, tmp_path):
+    with pytest.raises(UsageError, match=r"class . x group [gh] .*in the choosing half of meta"):
+        tune(base(cache, tmp_path / "study", limit=30), SMALL)
+    assert not (tmp_path / "study").exists()
 
 
 class Stop(Exception):
@@ -140,16 +173,7 @@ def test_without_a_feasible_candidate_the_highest_auroc_is_taken(cache, tmp_path
 
 
 def test_the_front_has_no_candidate_that_another_beats():
-    class Told:
-        def __init__(self, number, deo, auroc):
-            self.number, self.params = number, {}
-            self.user_attrs = dict.fromkeys(tuning.METRICS, 0.0) | {"mean_deo": deo, "auroc": auroc, "shortfall": 0}
-
-    class Study:
-        def get_trials(self, **_):
-            return [Told(0, 10, 90), Told(1, 20, 95), Told(2, 15, 89), Told(3, 20, 94)]
-
-    found = candidates_of(Study())
+    found = candidates_of(Study(Told(0, 10, 90), Told(1, 20, 95), Told(2, 15, 89), Told(3, 20, 94)))
     assert [each["front"] for each in found] == [True, True, False, False]
     assert [each["chosen"] for each in found] == [True, False, False, False]
 

@@ -1,0 +1,171 @@
+"""Columns of a table as labels, groups and splits: taken at their word, told where the word is doubtful, or refused."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from bird.datasets.base import SPLITS
+from bird.errors import DataError
+
+__all__ = ["categories", "refuse", "refuse_twins", "splits_of", "texts"]
+
+_INTEGER = re.compile(r"-?[0-9]+")
+EMPTY = {"", "nan", "-nan", "<na>", "nat", "null", "none"}  # as a cast to text writes a missing value
+DOUBTFUL = {"na", "n/a", "#n/a", "?", "-", "missing", "unknown"}  # may be a name as well
+SPLIT_NAMES = {
+    "training": "train",
+    "val": "meta",
+    "valid": "meta",
+    "validation": "meta",
+    "dev": "meta",
+    "testing": "test",
+}
+
+
+def refuse(
+    file: Path, what: str, bad: Sequence[str], wanted: str, total: int, fix: str = "correct or remove these rows"
+) -> None:
+    """Raise DataError if there are `bad` rows (the first ten are named)."""
+    if bad:
+        raise DataError(
+            where=str(file),
+            found=f"{len(bad)} of {total} rows with {what}: {', '.join(bad[:10])}",
+            wanted=wanted,
+            fix=fix,
+        )
+
+
+def texts(file: Path, column: str, values: Sequence[Any]) -> list[str]:
+    """The values as text. Raises DataError for empty ones."""
+    empty = [f"row {row}" for row, value in enumerate(values, start=1) if value is None or value == ""]
+    refuse(file, f"no {column}", empty, f"a {column} in every row", len(values))
+    return [str(value) for value in values]
+
+
+def refuse_twins(file: Path, ids: Sequence[str]) -> None:
+    """Raise DataError for ids that are there twice, or look the same."""
+    plain = [unicodedata.normalize("NFC", id) for id in ids]  # two spellings of one accent look the same
+    count = Counter(plain)
+    twins = [f"{id!r} (row {row})" for row, id in enumerate(plain, start=1) if count[id] > 1]
+    refuse(file, "an id that another row has too", twins, "every id once", len(ids), "give every row an id of its own")
+
+
+def categories(
+    file: Path, column: str, values: Sequence[Any], ids: Sequence[str]
+) -> tuple[list[int], tuple[str, ...], list[str]]:
+    """The values as 0..K-1, their K names, and sentences on names that may not be what they seem. In CSV, values that all
+    look like integers are integers.
+
+    Raises DataError, with counts, for empty values (also as a cast to text writes them: nan, <NA>, NaT, null, None), for
+    spellings that differ only in blanks or unicode form, for one integer in two spellings, and for integers that are not
+    0..K-1. Names that differ only in case, or are one number, may be meant: those are told.
+    """
+    empty = [repr(id) for id, value in zip(ids, values, strict=True) if _plain(value) in EMPTY]
+    if empty:
+        count = Counter(str(value) for value in values if _plain(value) in EMPTY and value not in (None, ""))
+        read = f" (read as empty: {_listed(count)})" if count else ""
+        fix = f"write the {column} of these rows, or leave them out; a {column} that is called so needs another name"
+        refuse(file, f"no {column}", empty, f"a {column} in every row{read}", len(ids), fix)
+    counts = Counter(str(value) for value in values)
+    if alike := _alike(counts, _visible):
+        raise _several_spellings(file, column, alike)
+    remarks = _doubts(column, counts)
+    text = file.suffix == ".csv"
+    if all(isinstance(value, int) or (text and _INTEGER.fullmatch(value)) for value in values):
+        numbers = [int(value) for value in values]
+        kinds = sorted(set(numbers))
+        if len(kinds) != len(counts):
+            raise _several_spellings(file, column, _alike(counts, int))
+        if kinds != list(range(len(kinds))):
+            shown = ", ".join(map(str, kinds[:10])) + (", ..." if len(kinds) > 10 else "")
+            raise DataError(
+                where=f"{file}, column {column}",
+                found=f"the {len(kinds)} integers {shown}",
+                wanted=f"0..{len(kinds) - 1}, none left out",
+                fix="renumber them, or use names",
+            )
+        return numbers, tuple(map(str, kinds)), remarks
+    names = sorted(set(values))
+    number = {name: place for place, name in enumerate(names)}
+    return [number[value] for value in values], tuple(names), remarks
+
+
+def _plain(value: object) -> str:
+    return "" if value is None else str(value).strip().casefold()
+
+
+def _visible(name: str) -> str:
+    """The name as a reader sees it: one unicode form, single blanks, no marks without a shape."""
+    text = unicodedata.normalize("NFC", name)
+    return " ".join("".join(each for each in text if unicodedata.category(each) != "Cf").split())
+
+
+def _loose(name: str) -> str:
+    """`_visible`, without case and compatibility forms; a number as its value."""
+    text = unicodedata.normalize("NFKC", _visible(name)).casefold()
+    return str(Fraction(text)) if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", text) else text
+
+
+def _several_spellings(file: Path, column: str, alike: Sequence[Mapping[str, int]]) -> DataError:
+    return DataError(
+        where=f"{file}, column {column}",
+        found="one name in several spellings: " + "; ".join(_listed(each) for each in alike[:5]),
+        wanted="one spelling of each name (also of its blanks, its unicode form and its digits)",
+        fix="write each name in one way",
+    )
+
+
+def _doubts(column: str, counts: Mapping[str, int]) -> list[str]:
+    remarks = [
+        f"column {column}: these are taken as different names: {_listed(each)}" for each in _alike(counts, _loose)
+    ]
+    if doubtful := {name: count for name, count in counts.items() if _plain(name) in DOUBTFUL}:
+        remarks.append(
+            f"column {column}: taken as a name, though it may stand for a missing value: {_listed(doubtful)}"
+        )
+    return remarks
+
+
+def _alike(counts: Mapping[str, int], form: Callable[[str], Hashable]) -> list[dict[str, int]]:
+    """The names that `form` makes one of."""
+    groups: dict[Hashable, dict[str, int]] = {}
+    for name, count in sorted(counts.items()):
+        groups.setdefault(form(name), {})[name] = count
+    return [each for each in groups.values() if len(each) > 1]
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    """Names in quotes with their counts; escaped where another one looks the same."""
+    looks = Counter(_visible(name) for name in counts)
+    return ", ".join(
+        f"{ascii(name) if looks[_visible(name)] > 1 else repr(name)} ({count:,} rows)" for name, count in counts.items()
+    )
+
+
+def splits_of(file: Path, values: Sequence[Any], ids: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The values as train, meta and test, and a sentence on each other name that was taken. Raises DataError."""
+    read = {value: _split(value) for value in set(values)}
+    unknown = [f"{id!r} ({v!r})" for id, v in zip(ids, values, strict=True) if read[v] is None]
+    if unknown:
+        numbers = {value for value in read if isinstance(value, int) or str(value) in ("0", "1", "2")}
+        known = ", ".join(sorted(SPLIT_NAMES))
+        fix = f"write train, meta or test (also taken: {known})"
+        if numbers:
+            fix += "; numbers are not read: where they follow CelebA, 0 is train, 1 is meta (validation) and 2 is test"
+        if any(_plain(value) in EMPTY for value in read):
+            fix += "; leave the column out to have the splits drawn"
+        refuse(file, "an unknown split", unknown, f"one of {', '.join(SPLITS)}", len(ids), fix)
+    counts = Counter(value for value in values if value != read[value])
+    remarks = [f"split {value!r} is taken as {read[value]}: {count:,} rows" for value, count in sorted(counts.items())]
+    return [str(read[value]) for value in values], remarks
+
+
+def _split(value: object) -> str | None:
+    name = _plain(value)
+    return name if name in SPLITS else SPLIT_NAMES.get(name)

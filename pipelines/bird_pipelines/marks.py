@@ -1,0 +1,64 @@
+"""Marks beside numbers, as all pages and tables set them: what does not exist and why, and whose gap says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bird.caveats import trivial, undefined
+from bird.intervals import gap_intervals
+
+__all__ = ["MARK", "ONE_SEED", "WHAT_TRIVIAL_MEANS", "few", "reason_of", "trivial_seeds", "with_caveats"]
+
+MARK = "trivial student"
+ONE_SEED = "one seed has no standard deviation"
+WHAT_TRIVIAL_MEANS = (
+    "A student is marked trivial if it names one class for every row, never or hardly ever names some class, or is not"
+    " shown to be more accurate than naming the largest class for every row. Such a student can have a small gap without"
+    " treating the groups alike in anything, so its DEO says nothing."
+)
+
+
+def with_caveats(metrics: Mapping[str, Any], class_names: Sequence[object] | None = None) -> dict[str, Any]:
+    """The metrics of a run folder with `undefined` and `trivial` as they follow from its counts, whatever the version that
+    wrote them knew: a number that does not exist is None. So do the intervals of a gap and the gap beyond chance, which
+    early versions did not have. Metrics that say why there are none stay as they are.
+    """
+    if "confusion" not in metrics:
+        return dict(metrics)
+    counts = np.asarray(metrics["confusion"], dtype=np.int64)
+    missing = undefined(counts, class_names)
+    found = {**metrics, "undefined": missing, "trivial": trivial(counts, class_names)}
+    found |= {name: None for name in missing if name in metrics}
+    gone = {name.removeprefix("intervals.") for name in missing}
+    found["intervals"] = {name: None if name in gone else ends for name, ends in metrics["intervals"].items()}
+    if "deo_floor" in missing:
+        return found | {name: dict.fromkeys(("mean", "max")) for name in ("deo_floor", "beyond_chance")}
+    if "beyond_chance" not in metrics:
+        gaps = gap_intervals(counts)
+        found["intervals"] |= {name: [gap.low, gap.high] for name, gap in gaps.items()}
+        found["beyond_chance"] = {name.removesuffix("_deo"): gap.beyond_chance for name, gap in gaps.items()}
+    return found
+
+
+def few(names: Sequence[str], most: int = 10) -> str:
+    """Names in a sentence, the first of many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def reason_of(name: str, every: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a number of these metrics does not exist, if it is so."""
+    return next((each["undefined"][name] for each in every if name in each.get("undefined", {})), None)
+
+
+def trivial_seeds(by_seed: Mapping[Any, Mapping[str, Any]]) -> str | None:
+    """In words, which seeds' students are trivial and why; None where none is."""
+    reasons = {seed: each["trivial"] for seed, each in by_seed.items() if each.get("trivial")}
+    if not reasons:
+        return None
+    seed, why = next(iter(reasons.items()))
+    if len(by_seed) == 1:
+        return f"{MARK}, whose gap says nothing: {why}"
+    return f"{MARK} in {len(reasons)} of {len(by_seed)} seeds, whose gap says nothing; seed {seed}: {why}"

@@ -1,0 +1,40 @@
+"""The sums of an epoch's losses. They are read every some steps: reading a value waits for the device that computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+
+from bird.methods.base import Losses
+
+__all__ = ["Pending"]
+
+READ_EVERY = 64  # steps
+
+
+@final
+class Pending:
+    """What the last steps lost, not read yet."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Losses, int]] = []
+
+    def add(self, losses: Losses, rows: int, sums: Sequence[dict[str, float]]) -> None:
+        """Note the losses of a step on `rows` rows; from time to time `settle`."""
+        self._steps.append((losses, rows))
+        if len(self._steps) == READ_EVERY:
+            self.settle(sums)
+
+    def settle(self, sums: Sequence[dict[str, float]]) -> None:
+        """Add all that was noted to `sums`, one dict a model: by name, each step's loss times its rows."""
+        if not self._steps:
+            return
+        noted = [value.reshape(-1) for losses, _ in self._steps for value in losses.values()]
+        values = iter(torch.stack(noted).tolist())  # (losses, models), in one transfer
+        for losses, rows in self._steps:
+            for name in losses:
+                for own, value in zip(sums, next(values), strict=True):
+                    own[name] = own.get(name, 0.0) + value * rows
+        self._steps.clear()
