@@ -17,8 +17,9 @@ from statistics import NormalDist
 import numpy as np
 from coverage import true_recalls
 
-from bird.metrics import confusion, two_level_intervals
+from bird.metrics import confusion
 from bird.paired import Predicted, compare
+from bird.seeds import two_level_intervals
 
 PAIRS = (
     ("all 0", "all 0"),
@@ -80,7 +81,7 @@ def measure(cell, what, samples, seed, shared, spread):
                     p_values[name].append(each.p)
         else:
             counts = [confusion(r.labels, r.groups, r.predictions, classes, groups) for r in runs[0].values()]
-            for name, (mean, low, high) in two_level_intervals(counts, 500).items():
+            for name, (mean, low, high, _) in two_level_intervals(counts, 500).items():
                 if name in found:
                     found[name].append((low, high, mean, np.nan))
         seconds.append(time.process_time() - began)

@@ -20,9 +20,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bird.caveats import SCORES, does_not_exist, require_both_sides, require_gap, trivial, undefined
+from bird.caveats import SCORES, require_both_sides, require_gap, trivial, undefined
 from bird.errors import DataError, EmptyCellError
-from bird.intervals import GAPS, GapStatistic, gap_intervals, student
+from bird.intervals import gap_intervals
 
 __all__ = [
     "STATISTICS",
@@ -39,9 +39,8 @@ __all__ = [
     "mean_deo",
     "percentile_interval",
     "recalls",
+    "resampled",
     "statistics_of",
-    "two_level_interval",
-    "two_level_intervals",
 ]
 
 Ints = NDArray[np.int64]
@@ -197,7 +196,7 @@ def assess(
     missing = undefined(counts, class_names)
     observed = {name: float(value[0]) for name, value in statistics_of(counts[None], shares).items()}
     rng = np.random.default_rng(seed)
-    intervals = {name: percentile_interval(each) for name, each in _bootstrap(counts, replicates, rng).items()}
+    intervals = {name: percentile_interval(each) for name, each in resampled(counts, replicates, rng).items()}
     if "auroc" not in missing:
         observed["auroc"] = float(auroc(truth, table)[0])
         intervals["auroc"] = percentile_interval(auroc(truth, table, _row_weights(len(truth), AUROC_REPLICATES, rng)))
@@ -269,53 +268,6 @@ def auroc(labels: ArrayLike, scores: ArrayLike, weights: Iterator[Ints] | None =
     return macro
 
 
-def two_level_interval(
-    confusions: Sequence[Ints], statistic: Statistic = "mean_deo", replicates: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """(mean, low, high), x100, of a statistic over runs of several seeds; see `two_level_intervals`. Raises DataError for
-    one that does not exist."""
-    found = two_level_intervals(confusions, replicates, seed)
-    if statistic not in found:
-        raise does_not_exist(statistic, confusions[0])
-    return found[statistic]
-
-
-def two_level_intervals(
-    confusions: Sequence[Ints], replicates: int = 10_000, seed: int = 0
-) -> dict[str, tuple[float, float, float]]:
-    """(mean, low, high), x100, of each statistic over runs that exists: one (C, M, C) confusion for each training seed.
-
-    The interval speaks of the mean over training seeds, on rows such as these. Two errors add in squares: that of the
-    seeds, by Student's t, and that of the rows, which counts as common to all seeds, since seeds share their test set.
-    One run has the interval of its rows.
-    """
-    if not confusions:
-        raise DataError(
-            where="two-level interval", found="no runs", wanted="at least one", fix="pass a confusion a seed"
-        )
-    count, rng = len(confusions), np.random.default_rng(seed)
-    each = [{name: float(value[0]) for name, value in statistics_of(c[None], recalls(c)).items()} for c in confusions]
-    errors: dict[str, float] = dict.fromkeys(STATISTICS, 0.0)
-    if count > 1:
-        times = student(0.975, count - 1) / np.sqrt(count)
-        errors = {name: float(times * np.std([values[name] for values in each], ddof=1)) for name in STATISTICS}
-    added: dict[GapStatistic, float] = {name: errors[name] for name in GAPS}
-    ends: dict[str, list[tuple[float, float]]] = {name: [] for name in STATISTICS}
-    for counts, values in zip(confusions, each, strict=True):
-        for name, replicated in _bootstrap(counts, replicates, rng).items():
-            low, high = percentile_interval(replicated)
-            below, above = np.hypot(values[name] - low, errors[name]), np.hypot(high - values[name], errors[name])
-            ends[name].append((max(0.0, values[name] - below), min(100.0, values[name] + above)))
-        for name, gap in gap_intervals(counts, seed=seed, added=added).items():
-            ends[name].append((gap.low, gap.high))
-    missing = undefined(confusions[0])
-    found: dict[str, tuple[float, float, float]] = {}
-    for name in (name for name in STATISTICS if name not in missing):
-        low, high = np.mean(ends[name], axis=0)
-        found[name] = float(np.mean([values[name] for values in each])), float(low), float(high)
-    return found
-
-
 STATISTICS: tuple[Statistic, ...] = ("accuracy", "f1_macro", "mean_deo", "max_deo")
 
 
@@ -340,7 +292,7 @@ def _f1(counts: Ints) -> Floats:
     return f1
 
 
-def _bootstrap(counts: Ints, replicates: int, rng: np.random.Generator) -> dict[str, Floats]:
+def resampled(counts: Ints, replicates: int, rng: np.random.Generator) -> dict[str, Floats]:
     """Accuracy and macro F1 of `replicates` multinomial draws of the (C, M, C) counts within their total."""
     observed, total = recalls(counts), int(counts.sum())
     names = ("accuracy", "f1_macro")

@@ -24,8 +24,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from bird.caveats import undefined
+from bird.cells import cells_of
 from bird.errors import DataError
-from bird.intervals import GAPS, TAIL, Curves, GapStatistic, cells_of, curves_of, mean_curve, over_classes, student
+from bird.intervals import GAPS, TAIL, Curves, GapStatistic, curves_of, mean_curve, over_classes, student
 from bird.metrics import STATISTICS, Statistic, confusion, recalls, statistics_of
 
 __all__ = ["ENOUGH_SEEDS", "Comparison", "Predicted", "compare", "holm", "sign_flip_p"]

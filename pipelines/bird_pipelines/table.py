@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from bird.errors import DataError
-from bird.metrics import two_level_intervals
 from bird.paired import ENOUGH_SEEDS, Predicted, compare, holm, sign_flip_p
+from bird.seeds import OverSeeds, two_level_intervals
 from bird_pipelines import published
 from bird_pipelines.marks import ONE_SEED, WHAT_TRIVIAL_MEANS, reason_of, trivial_seeds
 from bird_pipelines.recipes import Profile, Recipe, Row
@@ -112,7 +112,7 @@ def _row(outcome: Outcome, recipe: Recipe, profile: Profile, ours: Mapping[str, 
     other = ours.get(row.reference) if row.reference else None
     marks = [trivial_seeds(each.metrics()) for each in (mine, other) if each is not None]
     counts = [np.asarray(each["confusion"], dtype=np.int64) for each in metrics.values()]
-    intervals = two_level_intervals(counts, REPLICATES) if counts else {}
+    over_seeds = two_level_intervals(counts, REPLICATES) if counts else {}
     errors = list(outcome.errors)
     try:
         paired = _paired(mine, other)
@@ -122,7 +122,7 @@ def _row(outcome: Outcome, recipe: Recipe, profile: Profile, ours: Mapping[str, 
     cells = {}
     for metric in recipe.metrics:
         key = _key(metric, row, metrics)
-        cell = _cell(key, metrics, {name: ends[1:] for name, ends in intervals.items()})
+        cell = _cell(key, metrics, over_seeds)
         cell["paper"] = _printed(recipe, row, metric)
         cell["difference"] = _minus(cell["mean"], cell["paper"] and cell["paper"]["mean"])
         cell["comparison"] = _comparison(key, metrics, other.metrics() if other else {}, paired)
@@ -144,19 +144,19 @@ def _key(metric: str, row: Row, metrics: Mapping[int, Mapping[str, Any]]) -> str
     return "f1_binary" if binary else "f1_macro"
 
 
-def _cell(key: str, metrics: Mapping[int, Mapping[str, Any]], intervals: Mapping[str, Any]) -> dict[str, Any]:
+def _cell(key: str, metrics: Mapping[int, Mapping[str, Any]], over_seeds: Mapping[str, OverSeeds]) -> dict[str, Any]:
     """Our numbers in one metric; those that do not exist are None, and `undefined` says why."""
     values = [float(each[key]) for each in metrics.values() if each[key] is not None]
     gaps = [*metrics.values()] if values and key.endswith("_deo") else []
     floors = [each["deo_floor"][key.removesuffix("_deo")] for each in gaps]
-    beyond = [each["beyond_chance"][key.removesuffix("_deo")] for each in gaps]
+    found = over_seeds.get(key) if values else None
     cell = {
         "metric": key,
         "mean": float(np.mean(values)) if values else None,
         "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        "interval": list(intervals[key]) if values and key in intervals else None,
+        "interval": [found.low, found.high] if found else None,
         "floor": float(np.mean(floors)) if floors else None,
-        "beyond_chance": float(np.mean(beyond)) if beyond else None,
+        "beyond_chance": found.beyond_chance if found else None,
     }
     why = reason_of(key, [*metrics.values()]) if metrics else NO_RUN
     reasons = {

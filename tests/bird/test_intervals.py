@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.stats import binom
 
-from bird.intervals import GAPS, cells_of, gap_interval, gap_intervals, student
-from bird.metrics import recalls, statistics_of, two_level_intervals
+from bird.cells import cells_of
+from bird.intervals import GAPS, gap_interval, gap_intervals, student
+from bird.metrics import recalls, statistics_of
+from bird.seeds import two_level_intervals
 
 
 def confusion_of(hits, rows):
@@ -52,7 +54,7 @@ def test_intervals_hold_the_true_gap_where_a_bootstrap_of_the_gap_does_not(true)
     for seed in range(70):
         found = two_level_intervals([drawn(true, 200, seed)], replicates=200)
         for name, truth in (("mean_deo", gaps.mean()), ("max_deo", gaps.max())):
-            _, low, high = found[name]
+            _, low, high, _ = found[name]
             held[name] += low <= truth + 1e-6 and truth - 1e-6 <= high
     assert min(held.values()) >= 62
 
@@ -84,7 +86,7 @@ def test_ends_lie_in_0_to_100_and_a_gap_outside_lies_above(sample):
 def test_a_higher_level_holds_the_lower_one(sample, level):
     cells = cells_of(sample)
     for name in GAPS:
-        narrow, wide = (gap_interval(cells, name, level=each) for each in (level, (1 + level) / 2))
+        narrow, wide = (gap_interval([cells], name, level=each) for each in (level, (1 + level) / 2))
         assert wide.low <= narrow.low
         assert narrow.high <= wide.high
         assert wide.beyond_chance == narrow.beyond_chance
@@ -113,8 +115,7 @@ def test_many_rows_give_the_textbook_interval():
 def test_an_error_besides_the_rows_adds_in_squares():
     true = np.array([[0.8, 0.5], [0.9, 0.6]])
     sample = confusion_of(np.rint(true * 2000).astype(int), np.full((2, 2), 2000))
-    plain = gap_intervals(sample)["mean_deo"]
-    wider = gap_intervals(sample, added={"mean_deo": 3.0})["mean_deo"]
+    plain, wider = (gap_interval([cells_of(sample)], "mean_deo", added=added) for added in (0.0, 3.0))
     assert wider.high - 30 == pytest.approx(np.hypot(plain.high - 30, 3), abs=0.1)
     assert 30 - wider.low == pytest.approx(np.hypot(30 - plain.low, 3), abs=0.1)
 
@@ -137,6 +138,19 @@ def test_chance_is_taken_off_on_average():
         beyond = np.mean([gaps[name].beyond_chance for _, gaps in seen])
         assert plug_in > 7
         assert beyond < plug_in / 2
+
+
+def test_over_seeds_equal_recalls_have_a_lower_end_of_0_and_nearly_nothing_beyond_chance():
+    """8 seeds of rows of their own. The mean of the seeds' lower ends is above 0 where one seed's is: in 4 of these 30."""
+    low, beyond = [], []
+    for sample in range(30):
+        runs = [cells_of(drawn(EQUAL, 200, 100 * sample + seed), draws=500) for seed in range(8)]
+        spread = np.std([each.observed.mean() for each in runs], ddof=1)
+        found = gap_interval(runs, "mean_deo", added=100 * student(0.975, 7) * spread / np.sqrt(8))
+        low.append(found.low)
+        beyond.append(found.beyond_chance)
+    assert np.mean(np.array(low) == 0) >= 0.93
+    assert np.mean(beyond) < 0.6
 
 
 def test_one_group_has_no_gap():
