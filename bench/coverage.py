@@ -163,9 +163,16 @@ def summary(table):
         for row in sorted(rows, key=lambda row: row["coverage"]):
             if row["coverage"] < 0.93:
                 lines.append(f"  below .93: {describe(row)}")
-        for row in rows:
-            if (row["width / narrowest"] or 0) > 1.5:
-                lines.append(f"  wide: {describe(row)}")
+        wide = [row for row in rows if (row["width / narrowest"] or 0) > 1.5]
+        lines.append(f"  more than 1.5 times as wide as the narrowest way that covers: {len(wide)} cells")
+        lines += [f"  widest: {describe(row)}" for row in sorted(wide, key=lambda row: -row["width / narrowest"])[:5]]
+        for way in dict.fromkeys(row["way"] for row in table if row["gap"] == name):
+            each = [row for row in table if row["gap"] == name and row["way"] == way]
+            covered = np.array([row["coverage"] for row in each])
+            lines.append(
+                f"  {way}: coverage {covered.min():.3f} to {covered.max():.3f}, mean {covered.mean():.3f}, below .93 in "
+                f"{(covered < 0.93).sum()} of {len(each)} cells, mean width {np.mean([row['width'] for row in each]):.1f}"
+            )
     return lines
 
 
@@ -221,8 +228,8 @@ def main():
     lines = summary(table)
     print("\n".join(lines))
     if args.save:
-        columns = list(table[0])
-        save(args.save, f"Coverage of 95 % intervals, {args.samples} samples a cell", columns, table, lines)
+        kept = [row for row in table if row["way"] == "ours"]  # of the rejected ways the summary is enough
+        save(args.save, f"Coverage of 95 % intervals, {args.samples} samples a cell", list(kept[0]), kept, lines)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def read(folder):
 
 
 def compare_all(predicted, reference):
-    """Each method less the reference: effect, 95 % interval, p by signs of the seeds (Holm over the methods)."""
+    """Each method less the reference: effect, 95 % interval, the interval's p (Holm over the methods)."""
     print(f"\nless {reference}, paired by seed and row, Holm over {len(predicted) - 1} methods")
     others = [name for name in predicted if name != reference]
     found = {name: compare(predicted[name], predicted[reference], *SHAPE) for name in others}
