@@ -16,6 +16,7 @@ from statistics import NormalDist
 
 import numpy as np
 from coverage import true_recalls
+from results import save
 
 from bird.metrics import confusion
 from bird.paired import Predicted, compare
@@ -129,6 +130,7 @@ def main():
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="*")
     parser.add_argument("--rows", type=int, nargs="*")
+    parser.add_argument("--only", metavar="SHAPES", help="one shape, or a pair such as 'one class 30 against all 0'")
     parser.add_argument("--samples", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shared", type=float, default=0.5)
@@ -140,6 +142,7 @@ def main():
     shapes = PAIRS if args.what == "pairs" else tuple((shape,) for shape in dict.fromkeys(sum(PAIRS, ())))
     cells = itertools.product(sizes, rows, args.seeds or ((1, 3, 8) if args.full else (8,)), shapes)
     cells = [cell for cell in cells if cell[0][1] > 2 or "halves" not in " ".join(cell[3])]
+    cells = [cell for cell in cells if args.only in (None, " against ".join(cell[3]))]
     one = partial(
         measure, what=args.what, samples=args.samples, seed=args.seed, shared=args.shared, spread=args.seed_spread
     )
@@ -153,8 +156,6 @@ def main():
     lines += [describe(row) for row in worst if row["coverage"] < 0.93]
     print("\n".join(lines))
     if args.save:
-        from results import save
-
         title = f"Coverage of 95 % intervals ({args.what}), {args.samples} samples a cell"
         save(args.save, title, list(dict.fromkeys(name for row in table for name in row)), table, lines)
 
