@@ -53,7 +53,8 @@ def timm_source(spec: str) -> Source | None:
     """Of `NAME[.TAG]`; None for what timm has elsewhere, or does not know."""
     import timm
 
-    if not timm.is_model(spec.partition(".")[0]):
+    architecture, _, tag = spec.partition(".")
+    if not timm.is_model(architecture) or (tag and spec not in timm.list_pretrained(f"{architecture}.*")):
         return None
     published = timm.models.get_pretrained_cfg(spec)
     repository, _, revision = str(getattr(published, "hf_hub_id", None) or "").partition("@")

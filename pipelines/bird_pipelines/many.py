@@ -218,6 +218,7 @@ class Stack:
         clock.enter("data")
         batch = self.source.batch(rows, self.stored_views(rows.shape[1]))
         clock.enter("forward")
+        self.method.number = self.first.step
         losses = self.method.step(
             self.learner,
             batch,
