@@ -50,9 +50,14 @@ class Offsets(nn.Module):
         return self.gate.unsqueeze(-2) * teacher
 
     def adjust(
-        self, logits: Float[Tensor, "*models batch classes"], protected: Int[Tensor, "*models batch"]
+        self,
+        logits: Float[Tensor, "*models batch classes"],
+        protected: Int[Tensor, "*models batch"],
+        posterior: Float[Tensor, "*models batch groups"] | None = None,
     ) -> Float[Tensor, "*models batch classes"]:
-        """z + phi[:, a] of each sample's own group a."""
+        """z + phi[:, a] of each sample's own group a; with a `posterior` over the groups, z + its mean of phi."""
+        if posterior is not None:
+            return logits + posterior @ self.phi.mT
         index = protected[..., None].expand(logits.shape)
         return logits + self.phi.mT.gather(-2, index)
 

@@ -31,7 +31,8 @@ class Batch:
     `inputs` are pixels in [0, 1], (batch, 3, size, size), or raw teacher features (batch, d) for the adapter;
     `teacher` the standardised penultimate features (batch, d); `teacher_logits` (batch, classes);
     `stages` one tensor a residual stage of the teacher, from the shallowest: maps (batch, channels, height, width) or
-    attention (batch, height, width), as the method asks. The batches of S models that train side by side (bird.stack) have a
+    attention (batch, height, width), as the method asks; `posterior` the probabilities of the groups where these are not
+    known, `groups` then the most probable ones. The batches of S models that train side by side (bird.stack) have a
     dimension S before all of these, and standardised inputs.
     """
 
@@ -41,6 +42,7 @@ class Batch:
     teacher: Float[Tensor, "*models batch dim"] | None = None
     teacher_logits: Float[Tensor, "*models batch classes"] | None = None
     stages: tuple[Float[Tensor, ...], ...] | None = None
+    posterior: Float[Tensor, "*models batch groups"] | None = None
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ class BirdOffsets(Bird):
     def task(self, learner: Learner, logits: Tensor, batch: Batch) -> Tensor:
         """CE of the logits with the learner's offsets."""
         assert isinstance(learner.gate, Offsets)
-        return cross_entropy(learner.gate.adjust(logits, batch.groups), batch.labels)
+        return cross_entropy(learner.gate.adjust(logits, batch.groups, batch.posterior), batch.labels)
 
     def outer(self, logits: Tensor, batch: Batch) -> Tensor:
         """The mixture of L_o and the balanced CE."""

@@ -191,6 +191,10 @@ def distill(
     feedback_every: Annotated[
         int | None, weight(help="bird and its kin: one step of so many has feedback. Default 1.")
     ] = None,
+    groups_known: Annotated[
+        str | None,
+        weight(help="meta: no group of train is looked at; a probe reads them off the features. Default all."),
+    ] = None,
     preset: Annotated[str | None, weight(help="paper: values of the paper that are not the defaults.")] = None,
     batch_size: Annotated[int | None, training(min=2, help="Default 128.")] = None,
     meta_per_cell: Annotated[int | None, training(min=1, help="Meta samples of each cell a step. Default 8.")] = None,

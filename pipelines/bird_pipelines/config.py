@@ -121,6 +121,7 @@ class RunConfig(BaseModel):
     offsets_from: Literal["prior", "zero"] = "prior"
     feedback_every: int = Field(default=1, ge=1)
     meta_per_cell: int = Field(default=8, ge=1, description="meta samples of each (class, group) cell a step")
+    groups_known: Literal["all", "meta"] = "all"
     head_epochs: int = Field(default=10, ge=1, description="bkd: epochs of the teacher's head")
     limit: int | None = Field(default=None, ge=1)
     choose: int | None = Field(

@@ -33,6 +33,7 @@ from bird_pipelines import runs
 from bird_pipelines.ahead import one_ahead
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data
+from bird_pipelines.groups import with_known_groups
 from bird_pipelines.head import teacher_logits
 from bird_pipelines.learners import make_learner
 from bird_pipelines.marks import with_caveats
@@ -58,7 +59,7 @@ def distill(config: RunConfig) -> dict[str, Any]:
     every cell; all of them before the folder is touched. Interrupted after saving a checkpoint.
     """
     require_precision(config.precision, choose_device(config.device))
-    data = load_data(config)
+    data = with_known_groups(config, load_data(config))
     with enough_memory(f"--batch-size {config.batch_size}", LESS):
         finish(config, data)
     return outcome(config)
@@ -328,6 +329,7 @@ class Trainer:
             "empty_cells": data.empty_cells(),
             "failed": dict(data.failed),
             "accounted": data.accounted,
+            "probe_accuracy": data.probe,
             "view_policy": data.view_policy(self.config.augment, staged=self.method.stages is not None),
             "versions": {name: version(name) for name in LIBRARIES},
         }
