@@ -177,6 +177,8 @@ def metrics_of(metrics: dict[str, Any]) -> None:
             span = f"  [n/a: {why}]"
         floor = metrics["deo_floor"].get(name.removesuffix("_deo")) if name.endswith("_deo") else None
         chance = f"  floor {floor:.1f}" if floor is not None else ""
+        beyond = metrics["beyond_chance"].get(name.removesuffix("_deo")) if name.endswith("_deo") else None
+        chance += f"  beyond chance {beyond:.1f}" if beyond is not None else ""
         mark = "  TRIVIAL, see below" if metrics.get("trivial") and name.endswith("_deo") else ""
         rows[f"{name} {arrow}"] = f"{number(metrics[name])}{span}{chance}{mark}"
     table("x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows)
