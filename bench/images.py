@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from evidence import compare_all, read
+from bird_pipelines.compare import differences
+from bird_pipelines.scoring import load_predictions
 
 METHODS = [
     "fitnet",
@@ -31,6 +32,7 @@ METHODS = [
     "group-dro",
 ]
 LAYERS = {"at": "attention", "bird+at": "maps"}
+SHAPE = (10, 2)  # CIFAR-10S: classes, groups
 COLUMNS = ("auroc", "f1_macro", "mean_deo", "max_deo")
 
 
@@ -70,9 +72,11 @@ def main():
                 show(f"{name}, {split}", seed, json.loads((folder / f"metrics-{split}.json").read_text()))
     if args.against:
         folders = {name: [args.out / f"{name}-{seed}" for seed in seeds] for name in args.methods}
-        compare_all(
-            {name: dict(zip(seeds, map(read, each), strict=True)) for name, each in folders.items()}, args.against
-        )
+        predicted = {
+            name: {seed: load_predictions(folder, "test") for seed, folder in zip(seeds, each, strict=True)}
+            for name, each in folders.items()
+        }
+        print(json.dumps(differences(predicted, args.against, *SHAPE), indent=1))
 
 
 def show(name, seed, metrics):

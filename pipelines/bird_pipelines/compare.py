@@ -1,8 +1,8 @@
 """`bird compare`: several methods on one cache with the same seeds, and what each does beside one of them.
 
 Adapters train in stacks. The differences are paired by seed and by row (bird.paired); p is corrected over the methods
-(Holm 1979) from eight seeds on. The folders are ordinary runs: `bird report OUT/*` draws them, and the same command goes on
-where it stopped.
+(Holm 1979) where every one of them has a p. The folders are ordinary runs: `bird report OUT/*` draws them, and the same
+command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bird_pipelines.marks import trivial_seeds
 from bird_pipelines.report import write_report
 from bird_pipelines.scoring import load_predictions
 
-__all__ = ["compare_methods"]
+__all__ = ["compare_methods", "differences"]
 
 SCORES = ("auroc", "f1_macro", "accuracy", "mean_deo", "max_deo")
 
@@ -69,7 +69,7 @@ def compare_methods(
         "against": reference,
         "seeds": seeds,
         "methods": {method: _scores(runs) for method, runs in finished.items()},
-        "differences": _differences(predicted, reference, *sizes),
+        "differences": differences(predicted, reference, *sizes),
         "report": str(report),
     }
 
@@ -96,7 +96,7 @@ def _scores(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _differences(
+def differences(
     predicted: Mapping[str, Mapping[int, Predicted]], reference: str, classes: int, groups: int
 ) -> dict[str, Any]:
     """Each method less the reference, by metric: effect, 95 % interval, p and p after Holm over the methods."""

@@ -151,7 +151,8 @@ def test_a_split_and_a_layer_by_a_wrong_name(cache, tmp_path):
 
 TRAIN = {"reweight", "group-dro", "domain-independent", "mfd", "bird+mfd", "bird-plus", "bird-plus-no-meta"}
 TRAIN |= {"bird", "bird+fitnet", "bird+at", "bird-no-meta"}  # lambda L_o of the train batch
-META = {"bird", "bird+fitnet", "bird+at", "bird+mfd", "bird-plus"}
+TRAIN |= {"bird-offsets", "bird-offsets-no-meta"}  # where phi starts
+META = {"bird", "bird+fitnet", "bird+at", "bird+mfd", "bird-plus", "bird-offsets"}
 
 
 def test_what_each_method_needs_is_written_on_it():
