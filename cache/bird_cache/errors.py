@@ -11,6 +11,11 @@ CacheError                    3   the cache is damaged or does not match
 └── StorageError              1   the disk refuses: full, read-only, I/O error
 """
 
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
 __all__ = [
     "BusyCacheError",
     "CacheError",
@@ -32,6 +37,11 @@ class CacheError(Exception):
     def __init__(self, *, where: str, found: str, wanted: str, fix: str) -> None:
         super().__init__(f"{where}: found {found}; wanted {wanted}; {fix}")
         self.where, self.found, self.wanted, self.fix = where, found, wanted, fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as a call with keywords: what Exception does by itself passes the message alone, which cannot be loaded."""
+        fields = {"where": self.where, "found": self.found, "wanted": self.wanted, "fix": self.fix}
+        return partial(type(self), **fields), (), self.__dict__
 
 
 class NotACacheError(CacheError):
