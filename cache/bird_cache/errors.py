@@ -39,7 +39,7 @@ class CacheError(Exception):
         self.where, self.found, self.wanted, self.fix = where, found, wanted, fix
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as a call with keywords: what Exception does by itself passes the message alone, which cannot be loaded."""
+        """Pickled as a call with keywords: Exception by itself would pass the message alone, which cannot be loaded."""
         fields = {"where": self.where, "found": self.found, "wanted": self.wanted, "fix": self.fix}
         return partial(type(self), **fields), (), self.__dict__
 

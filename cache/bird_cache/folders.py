@@ -197,10 +197,10 @@ def same_bytes(folder: Folder, path: str, size: int, xxh3: str) -> bool:
 
 
 def settle(folder: Folder, path: str, data: bytes) -> None:
-    """Publish `data`, or accept that the same bytes are there already. Where others may write too and left other bytes
-    (a teacher that is not deterministic), the last writer wins; the receipts say whose shard counts."""
+    """Publish `data`, or accept that the same bytes are there already. Raises FileExistsError where other bytes are there,
+    which stay as they are; StorageError."""
     try:
         folder.publish(path, data)
     except FileExistsError:
         if folder.digest(path) != digest(data):
-            folder.replace(path, data)
+            raise

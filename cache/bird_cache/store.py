@@ -17,7 +17,7 @@ from bird_cache.errors import DamagedCacheError, IncompleteCacheError, NotACache
 from bird_cache.files import digest
 from bird_cache.folders import Folder, open_folder
 from bird_cache.layout import SAMPLES, Layout, receipt_name
-from bird_cache.manifest import FileRecord, Manifest, Receipt, open_sealed
+from bird_cache.manifest import FileRecord, Manifest, Plan, Receipt, open_sealed
 from bird_cache.numbers import from_storage
 from bird_cache.samples import OK, Samples
 from bird_cache.table import TableFile
@@ -30,6 +30,7 @@ __all__ = [
     "layout_of",
     "open_cache",
     "read_manifest",
+    "read_receipt",
     "read_receipts",
 ]
 
@@ -264,13 +265,8 @@ def read_receipts(folder: Folder, layout: Layout, manifest: Manifest, part: str,
 
     def attempt(shard: int) -> Receipt | Exception:
         try:
-            receipt = open_sealed(Receipt, json.loads(folder.read(receipt_name(shard, part))))
-            if receipt.shard != shard or (receipt.start, receipt.stop) != plan.bounds(shard):
-                raise ValueError("a receipt for other rows")
-            if {key: record.path for key, record in receipt.files.items()} != layout.paths(plan, part, shard):
-                raise ValueError("a receipt for other files")
-            return receipt
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+            return read_receipt(folder, layout, plan, part, shard)
+        except (OSError, ValueError) as error:
             return error
 
     with ThreadPoolExecutor(1 if folder.local is not None else 16) as pool:
@@ -281,6 +277,20 @@ def read_receipts(folder: Folder, layout: Layout, manifest: Manifest, part: str,
             name = receipt_name(shard, part)
             raise damaged(folder, f"{name} (rows {start}..{stop - 1}) missing or altered ({outcome})") from outcome
     return {shard: outcome for shard, outcome in enumerate(found) if isinstance(outcome, Receipt)}
+
+
+def read_receipt(folder: Folder, layout: Layout, plan: Plan, part: str, shard: int) -> Receipt:
+    """The valid commit record of one shard. Raises FileNotFoundError where there is none, OSError, ValueError where it is
+    not valid."""
+    try:
+        receipt = open_sealed(Receipt, json.loads(folder.read(receipt_name(shard, part))))
+    except (AttributeError, TypeError) as error:
+        raise ValueError(str(error)) from error
+    if receipt.shard != shard or (receipt.start, receipt.stop) != plan.bounds(shard):
+        raise ValueError("a receipt for other rows")
+    if {key: record.path for key, record in receipt.files.items()} != layout.paths(plan, part, shard):
+        raise ValueError("a receipt for other files")
+    return receipt
 
 
 def ids_digest(samples: Samples, start: int, stop: int) -> str:

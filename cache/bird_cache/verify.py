@@ -16,7 +16,7 @@ from bird_cache.manifest import CellAudit, Receipt
 from bird_cache.numbers import absent
 from bird_cache.store import FeatureStore
 from bird_cache.summary import audit_cells, norms_of, summarise
-from bird_cache.writer import render
+from bird_cache.writer import drop, render
 
 __all__ = ["Verification", "repair", "verify"]
 
@@ -79,7 +79,7 @@ def repair(path: str | Path, *, workers: int = 4) -> list[str]:
             if bad:
                 _reopen(store, part)
             for shard in bad:
-                folder.remove(receipt_name(shard, part))
+                drop(folder, store.layout, plan, part, shard)
                 start, stop = plan.bounds(shard)
                 done.append(
                     f"shard {shard}{f' of {part}' if part else ''} (rows {start}..{stop - 1}) is to be computed again"
