@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 DOWNLOADS_HELD = 2
+MOMENTS = (0.1, 0.4, 0.8)
+"""seconds; the kernel keeps what such mounts say of a file for one"""
+T = TypeVar("T")
 
 
 @final
@@ -188,6 +192,8 @@ class FeatureStore:
     def _read_samples(self) -> Samples:
         recorded = {record.path: record for record in self.manifest.files}.get(SAMPLES)
         try:
+            if recorded is not None:
+                _settled(self.folder, lambda: self.folder.size(SAMPLES), lambda size: size == recorded.bytes)
             local = self.folder.local
             file = TableFile(local / SAMPLES if local is not None else self.folder.read(SAMPLES))
             if self.manifest.complete and (recorded is None or file.digest() != recorded.xxh3):
@@ -251,12 +257,33 @@ def read_manifest(folder: Folder) -> tuple[Layout, Manifest]:
     if layout is None:
         raise not_a_cache("no manifest (zarr.json or manifest.json)" if folder.exists() else "no such folder")
     try:
-        sealed = layout.parse(folder.read(layout.manifest_path))
+        data = _settled(folder, lambda: folder.read(layout.manifest_path), _is_json)
+        sealed = layout.parse(data)
         if sealed is not None:
             return layout, open_sealed(Manifest, sealed).checked()
     except (ValueError, AttributeError, TypeError) as error:
         raise damaged(folder, f"a manifest that cannot be trusted ({error})") from error
     raise not_a_cache(f"another program's {layout.manifest_path}")
+
+
+def _settled(folder: Folder, read: Callable[[], T], is_whole: Callable[[T], bool]) -> T:
+    """What `read` gives once it is whole, or at last. Of a file that another host has just replaced, mounts such as sshfs
+    and s3fs give the new bytes with the old size for a moment."""
+    found = read()
+    for pause in MOMENTS if folder.local is not None else ():
+        if is_whole(found):
+            break
+        time.sleep(pause)
+        found = read()
+    return found
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
 
 
 def read_receipts(folder: Folder, layout: Layout, manifest: Manifest, part: str, *, strict: bool) -> dict[int, Receipt]:
