@@ -68,9 +68,9 @@ class Folder(ABC):
         """The paths of all files, sorted. Temporaries of interrupted writers and the lock are not among them."""
 
     @abstractmethod
-    def lock(self) -> contextlib.AbstractContextManager[bool]:
-        """Hold the folder for writing, making it if need be. Yields whether others are kept out: where they are not
-        (object storage), writers of the same plan share the work. Raises BusyCacheError, StorageError."""
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the folder for writing, making it if need be. In object storage nobody is kept out, and writers of the same
+        plan share the work. Raises BusyCacheError, StorageError."""
 
     @abstractmethod
     def free(self) -> int | None:
@@ -135,14 +135,14 @@ class LocalFolder(Folder):
         return sorted(name for name in found if name not in LOCKS and TEMPORARY not in name)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[bool]:
+    def lock(self) -> Iterator[None]:
         """See Folder.lock."""
         try:
             self.local.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(self.local, error, 0) from error
         with write_lock(self.local):
-            yield True
+            yield
 
     def free(self) -> int | None:
         """See Folder.free."""

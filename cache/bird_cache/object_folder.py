@@ -89,16 +89,16 @@ class ObjectFolder(Folder):
             return sorted(path for path in found if path != OWNER and TEMPORARY not in path)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[bool]:
+    def lock(self) -> Iterator[None]:
         """See Folder.lock: nobody is kept out, for a lock object would outlive a killed writer. Only a store that lets a
         second put-if-absent pass has one writer at a time, by an object that names it. Raises BusyCacheError."""
         self._creates = self._honours_create()
         if self._creates:
-            yield False
+            yield
             return
         tell(self.name, "this store ignores put-if-absent (If-None-Match)", f"one writer at a time, named in {OWNER}")
         with self._owned():
-            yield True
+            yield
 
     def free(self) -> int | None:
         """See Folder.free."""

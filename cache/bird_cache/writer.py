@@ -46,13 +46,10 @@ class Work(NamedTuple):
 
 @final
 class FeatureWriter:
-    """One writer of a cache, or of one part of it; made by `open_writer` and `open_part`, which hold the folder. `alone`
-    says whether other writers are kept out."""
+    """One writer of a cache, or of one part of it; made by `open_writer` and `open_part`, which hold the folder. That others
+    are kept out is not relied upon: a lock may not reach another host, and object storage has none."""
 
-    def __init__(
-        self, folder: Folder, layout: Layout, manifest: Manifest, samples: Samples, part: str, *, alone: bool
-    ) -> None:
-        self.alone = alone
+    def __init__(self, folder: Folder, layout: Layout, manifest: Manifest, samples: Samples, part: str) -> None:
         self.folder, self.layout, self.manifest, self.samples, self.part = folder, layout, manifest, samples, part
         self.plan = manifest.plan_of(part)
         self.receipts = {} if self.complete else read_receipts(folder, layout, manifest, part, strict=False)
@@ -170,8 +167,6 @@ class FeatureWriter:
             record = record_of(path, data)
             if self.folder.digest(path) == record.xxh3:
                 return record, found
-            if self.alone:
-                break
         if self._committed(work.shard) is not None:
             return None
         raise damaged(self.folder, f"{path} reading back other bytes than were written")
@@ -193,9 +188,7 @@ class FeatureWriter:
 
     def _beaten(self, shard: int, size: int) -> bool:
         """Whether another writer commits the shard within the time that a living one needs between its bytes and its
-        receipt. Where others are kept out nobody does."""
-        if self.alone:
-            return False
+        receipt."""
         end = time.monotonic() + GRACE_SECONDS + size / GRACE_BYTES_A_SECOND
         while self._committed(shard) is None:
             if time.monotonic() >= end:
@@ -289,7 +282,7 @@ def open_writer(where: str | Path, plan: Plan, samples: Samples) -> Iterator[Fea
     """
     folder = open_folder(where)
     refuse_foreign(folder, plan)
-    with folder.lock() as alone:
+    with folder.lock():
         if find_layout(folder) is None:
             start_cache(folder, plan, samples)
         layout, manifest = read_manifest(folder)
@@ -301,7 +294,7 @@ def open_writer(where: str | Path, plan: Plan, samples: Samples) -> Iterator[Fea
                 wanted="the rows of this data set",
                 fix="use the same data set and limit, or write to another folder with --out",
             )
-        yield FeatureWriter(folder, layout, manifest, samples, "", alone=alone)
+        yield FeatureWriter(folder, layout, manifest, samples, "")
 
 
 @contextlib.contextmanager
@@ -315,7 +308,7 @@ def open_part(
     """
     store = FeatureStore(open_folder(where))
     store.require_complete()
-    with store.folder.lock() as alone:
+    with store.folder.lock():
         layout, manifest = read_manifest(store.folder)
         all_causes = {**causes, "base": manifest.fingerprint}
         plan = manifest.plan.model_copy(update={"causes": all_causes, "layers": dict(layers)})
@@ -334,7 +327,7 @@ def open_part(
             )
             manifest = manifest.model_copy(update={"parts": {**manifest.parts, part: started}})
             store.folder.replace(layout.manifest_path, layout.render(manifest))
-        yield FeatureWriter(store.folder, layout, manifest, store.samples, part, alone=alone)
+        yield FeatureWriter(store.folder, layout, manifest, store.samples, part)
 
 
 def drop(folder: Folder, layout: Layout, plan: Plan, part: str, shard: int) -> None:

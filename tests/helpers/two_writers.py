@@ -24,11 +24,6 @@ def unlocked():
     fcntl.flock = lambda *_: None
 
 
-def quick():
-    """No writer of these tests takes long between its bytes and its receipt."""
-    writer.GRACE_SECONDS = 0.2
-
-
 def write_as(where, store, teacher, opened=lambda: None):
     """Write or resume the example with one of the teachers."""
     plan = example_plan(store)
@@ -45,7 +40,6 @@ def child(where, store, teacher, at, after, broken, pipe, environment):
     """Runs in a process of its own: opens the cache, says so, waits, writes, and kills itself around operation `at`."""
     os.environ.update(environment)  # a server of processes has that of its start
     unlocked()
-    quick()
     if broken:
         writer.settle = replacing
         writer.FeatureWriter._committed = lambda *_: None
