@@ -35,7 +35,7 @@ def start_cache(folder: Folder, plan: Plan, samples: Samples) -> None:
         files=tuple(record_of(path, data) for path, data in described.items()),
     )
     with contextlib.suppress(FileExistsError):
-        folder.publish(layout.manifest_path, layout.render(manifest))
+        folder.publish(layout.manifest_path, layout.render(manifest, described))
 
 
 def refuse_foreign(folder: Folder, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -26,6 +27,7 @@ from bird_cache.table import TableFile
 __all__ = [
     "FeatureStore",
     "damaged",
+    "descriptions",
     "find_layout",
     "ids_digest",
     "layout_of",
@@ -33,6 +35,7 @@ __all__ = [
     "read_manifest",
     "read_receipt",
     "read_receipts",
+    "write_manifest",
 ]
 
 DOWNLOADS_HELD = 2
@@ -264,6 +267,24 @@ def read_manifest(folder: Folder) -> tuple[Layout, Manifest]:
     except (ValueError, AttributeError, TypeError) as error:
         raise damaged(folder, f"a manifest that cannot be trusted ({error})") from error
     raise not_a_cache(f"another program's {layout.manifest_path}")
+
+
+def descriptions(folder: Folder, manifest: Manifest) -> dict[str, bytes]:
+    """The descriptions of the layers that can be read, as they lie in the cache: path -> bytes. Those that are missing are
+    left out."""
+    records = [*manifest.files, *(each for part in manifest.parts.values() if part.complete for each in part.files)]
+    found = {}
+    for record in records:
+        if record.path != SAMPLES:
+            with contextlib.suppress(FileNotFoundError):
+                found[record.path] = folder.read(record.path)
+    return found
+
+
+def write_manifest(folder: Folder, layout: Layout, manifest: Manifest) -> None:
+    """Put a manifest in the place of the one that is there."""
+    there = folder.read(layout.manifest_path)
+    folder.replace(layout.manifest_path, layout.render(manifest, descriptions(folder, manifest), there))
 
 
 def _settled(folder: Folder, read: Callable[[], T], is_whole: Callable[[T], bool]) -> T:

@@ -14,6 +14,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, final
 
 import numpy as np
@@ -41,13 +42,19 @@ class WebDatasetLayout(Layout):
     name = "webdataset"
     manifest_path = "manifest.json"
 
-    def render(self, manifest: Manifest) -> bytes:
+    def render(
+        self, manifest: Manifest, described: Mapping[str, bytes] = MappingProxyType({}), there: bytes = b""
+    ) -> bytes:
         """The sealed manifest."""
         return json.dumps({"bird_cache": seal(manifest)}, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
     def parse(self, data: bytes) -> Mapping[str, Any] | None:
         """See Layout.parse."""
         return json.loads(data).get("bird_cache")  # type: ignore[no-any-return]
+
+    def check_manifest(self, data: bytes, manifest: Manifest, described: Mapping[str, bytes]) -> str | None:
+        """See Layout.check_manifest."""
+        return None if data == self.render(manifest) else "bytes differ from what its own content is written as"
 
     def describe(self, plan: Plan) -> dict[str, bytes]:
         """Nothing: each array in a tar describes itself."""

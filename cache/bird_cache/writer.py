@@ -22,7 +22,16 @@ from bird_cache.manifest import CellAudit, FileRecord, Layer, Manifest, Part, Pl
 from bird_cache.numbers import alike, from_storage, refuse_flat, to_storage
 from bird_cache.samples import Samples
 from bird_cache.start import record_of, refuse_foreign, start_cache
-from bird_cache.store import FeatureStore, damaged, find_layout, ids_digest, read_manifest, read_receipt, read_receipts
+from bird_cache.store import (
+    FeatureStore,
+    damaged,
+    find_layout,
+    ids_digest,
+    read_manifest,
+    read_receipt,
+    read_receipts,
+    write_manifest,
+)
 from bird_cache.summary import audit_cells, norms_of, summarise
 
 __all__ = ["FeatureWriter", "drop", "open_part", "open_writer", "render"]
@@ -247,7 +256,7 @@ class FeatureWriter:
             files = tuple(record for record in self.manifest.files if record.path != SAMPLES)
             update = {"complete": True, "summary": summary, "files": (record_of(SAMPLES, table), *files)}
         self.manifest = self.manifest.model_copy(update=update)
-        self.folder.replace(self.layout.manifest_path, self.layout.render(self.manifest.checked()))
+        write_manifest(self.folder, self.layout, self.manifest.checked())
         return self.manifest
 
     def _require_sound(self) -> None:
@@ -326,7 +335,7 @@ def open_part(
                 files=tuple(record_of(path, data) for path, data in described.items()),
             )
             manifest = manifest.model_copy(update={"parts": {**manifest.parts, part: started}})
-            store.folder.replace(layout.manifest_path, layout.render(manifest))
+            write_manifest(store.folder, layout, manifest)
         yield FeatureWriter(store.folder, layout, manifest, store.samples, part)
 
 

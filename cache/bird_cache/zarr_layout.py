@@ -6,8 +6,10 @@ compressed, so that a mapped file is an array already, once its hash was found t
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, final
 
 import numpy as np
@@ -21,6 +23,7 @@ from bird_cache.samples import Samples
 __all__ = ["ZarrLayout"]
 
 ATTRIBUTE = "bird_cache"
+TOP = {"zarr_format", "node_type", "attributes", "consolidated_metadata"}
 CRC_BYTES = 4
 NOT_WRITTEN = np.uint64(2**64 - 1)
 
@@ -32,10 +35,36 @@ class ZarrLayout(Layout):
     name = "zarr"
     manifest_path = "zarr.json"
 
-    def render(self, manifest: Manifest) -> bytes:
-        """The root zarr.json: a Zarr v3 group whose attributes hold the manifest."""
-        group = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTE: seal(manifest)}}
+    def render(
+        self, manifest: Manifest, described: Mapping[str, bytes] = MappingProxyType({}), there: bytes = b""
+    ) -> bytes:
+        """The root zarr.json: a Zarr v3 group whose attributes hold the manifest, beside any that others have put there, and
+        which lists its layers: whoever asks for them need not look at the files that are no arrays."""
+        attributes = json.loads(there)["attributes"] if there else {}
+        group: dict[str, Any] = {"zarr_format": 3, "node_type": "group"}
+        group["attributes"] = {**attributes, ATTRIBUTE: seal(manifest)}
+        if described:
+            group["consolidated_metadata"] = _consolidated(described)
         return json.dumps(group, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+    def check_manifest(self, data: bytes, manifest: Manifest, described: Mapping[str, bytes]) -> str | None:
+        """Others may have written the file again, as `zarr.consolidate_metadata` does or whoever sets an attribute."""
+        if data in (self.render(manifest, described), self.render(manifest)):
+            return None
+        group = json.loads(data)
+        if not {"zarr_format", "node_type"} < group.keys() <= TOP or (group["zarr_format"], group["node_type"]) != (
+            3,
+            "group",
+        ):
+            return "it is not the group that was written"
+        listed, right = group.get("consolidated_metadata"), _consolidated(described)
+        if listed is not None:
+            known = {name: layer for name, layer in listed.get("metadata", {}).items() if name in right["metadata"]}
+            if {**listed, "metadata": known} != right:
+                return "its list of layers says other things than their own zarr.json"
+        if group["attributes"].keys() == {ATTRIBUTE} and json.dumps(group, indent=2).encode() != data:  # as zarr writes
+            return "bytes differ from what its own content is written as"
+        return None
 
     def parse(self, data: bytes) -> Mapping[str, Any] | None:
         """See Layout.parse."""
@@ -44,12 +73,11 @@ class ZarrLayout(Layout):
 
     def describe(self, plan: Plan) -> dict[str, bytes]:
         """Each layer's zarr.json."""
-        described = {}
-        for name, spec in plan.layers.items():
-            memory: dict[str, Any] = {}
-            _new_array(memory, spec, plan, plan.rows, False)
-            described[f"{name}/zarr.json"] = bytes(memory["zarr.json"].to_bytes())
-        return described
+        return _described(plan, named=True)
+
+    def older_descriptions(self, plan: Plan) -> dict[str, bytes]:
+        """Without the names of the dimensions."""
+        return _described(plan, named=False)
 
     def file_key(self, layer: str) -> str:
         """A file a layer."""
@@ -116,19 +144,42 @@ def _strides(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> list[int]:
     return [int(np.prod(shape[axis + 1 :])) * dtype.itemsize for axis in range(len(shape))]
 
 
+def _consolidated(described: Mapping[str, bytes]) -> dict[str, Any]:
+    """What zarr calls consolidated metadata: each layer's zarr.json, but for damaged ones."""
+    layers = {}
+    for path, data in described.items():
+        with contextlib.suppress(ValueError):
+            layers[path.removesuffix("/zarr.json")] = json.loads(data)
+    return {"kind": "inline", "must_understand": False, "metadata": layers}
+
+
+def _described(plan: Plan, *, named: bool) -> dict[str, bytes]:
+    described = {}
+    for name, spec in plan.layers.items():
+        memory: dict[str, Any] = {}
+        _new_array(memory, spec, plan, plan.rows, _dimensions(name, spec) if named else None)
+        described[f"{name}/zarr.json"] = bytes(memory["zarr.json"].to_bytes())
+    return described
+
+
+def _dimensions(name: str, spec: Layer) -> tuple[str, ...]:
+    """The dimensions' names. Readers such as xarray take two of one name for one, so that each layer needs its own."""
+    if name == "penultimate" and len(spec.shape) == 1:
+        return ("row", "view", "feature")
+    axes = (f"{name}.{axis}" for axis in range(len(spec.shape)))
+    return ("row", "view", *((f"{name}.feature",) if len(spec.shape) == 1 else axes))
+
+
 def _encode(stored: NDArray[np.generic], spec: Layer, plan: Plan) -> bytes:
     memory: dict[str, Any] = {}
-    for write_empty in (False, True):  # a shard of nothing but NaN is a file too
-        array = _new_array(memory, spec, plan, plan.shard_rows, write_empty)
-        array[: len(stored)] = stored
-        keys = [key for key in memory if not key.endswith("zarr.json")]
-        if keys:
-            return bytes(memory[keys[0]].to_bytes())
-    raise AssertionError("zarr wrote no chunk")
+    array = _new_array(memory, spec, plan, plan.shard_rows)
+    array[: len(stored)] = stored
+    return next(bytes(data.to_bytes()) for key, data in memory.items() if not key.endswith("zarr.json"))
 
 
-def _new_array(memory: dict[str, Any], spec: Layer, plan: Plan, rows: int, write_empty: bool) -> Any:
-    """An array of a layer's layout in memory: Crc32c on inner chunks, no compression, NaN fill."""
+def _new_array(memory: dict[str, Any], spec: Layer, plan: Plan, rows: int, names: tuple[str, ...] | None = None) -> Any:
+    """An array of a layer's layout in memory: Crc32c on inner chunks, no compression, NaN fill. A chunk of failed rows alone
+    is written too, so that strict readers can tell it from a lost one."""
     import zarr  # the larger part of a second: not for a reader
     from zarr.codecs import Crc32cCodec
 
@@ -140,7 +191,8 @@ def _new_array(memory: dict[str, Any], spec: Layer, plan: Plan, rows: int, write
         dtype=storage_dtype(spec.dtype),
         fill_value=fill_value(spec.dtype),
         compressors=(Crc32cCodec(),),
-        config={"write_empty_chunks": write_empty},
+        config={"write_empty_chunks": True},
+        dimension_names=names,
         attributes={"dtype": spec.dtype, "kind": spec.kind},
         overwrite=True,
     )
