@@ -26,12 +26,17 @@ LAYER = "penultimate"
 COSINE = 0.999
 
 
-def convert_command(source: str, target: str, store: str, data_root: Path | None, images: bool) -> dict[str, Any]:
-    """`bird cache convert`: see `bird_cache.convert.convert`; returns what the new cache holds."""
-    if store not in ("zarr", "webdataset"):
+def convert_command(
+    source: str, target: str, store: str | None, data_root: Path | None, images: bool
+) -> dict[str, Any]:
+    """`bird cache convert`: see `bird_cache.convert.convert`; returns what the new cache holds. Without a `store` it is the
+    one that `source` is not."""
+    if store not in (None, "zarr", "webdataset"):
         raise unknown_name("--store", store, ("zarr", "webdataset"))
     given = open_cache(source)
-    kind: Store = "webdataset" if store == "webdataset" else "zarr"
+    kind: Store = "webdataset" if given.manifest.plan.store == "zarr" else "zarr"
+    if store is not None:
+        kind = "webdataset" if store == "webdataset" else "zarr"
     image = None
     if kind == "webdataset" and images and not given.manifest.plan.images:
         image = image_reader(given.samples, dataset_of(given, data_root))

@@ -83,7 +83,7 @@ def cache_repair(cache: CacheArgument, workers: Workers = 2, json_: Json = False
 def cache_convert(
     source: Annotated[str, typer.Argument(help="A finished cache: folder or URL.")],
     target: Annotated[str, typer.Argument(help="Where to write it: folder or URL.")],
-    store: Annotated[str, typer.Option(help="zarr or webdataset.")] = "webdataset",
+    store: Annotated[str | None, typer.Option(help="zarr or webdataset; left out: the one that SOURCE is not.")] = None,
     data_root: DataRoot = None,
     images: Annotated[bool, typer.Option(help="Put the images into WebDataset shards.")] = True,
     json_: Json = False,
