@@ -47,7 +47,7 @@ from bird_pipelines.planning import (
     warn_of_cells,
 )
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests, tell_remarks
-from bird_pipelines.update import Earlier
+from bird_pipelines.update import Earlier, sides_of
 
 __all__ = ["need_room", "precompute", "precompute_command"]
 
@@ -152,6 +152,7 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         keep_conflicts=config.keep_conflicts,
         max_problem_share=max_failed,
         workers=workers,
+        sides=None if config.update is None else sides_of(config.update, data),
     )
     require_cells(data, table)
     tell_remarks(data.remarks)
