@@ -7,6 +7,7 @@ CacheError                    3   the cache is damaged or does not match
 ├── DamagedCacheError         3   a file is missing, cut, altered, or in the wrong place
 ├── BusyCacheError            1   another process is writing it
 ├── ImportedVectorsError      2   files of vectors that cannot be taken in
+├── MissingCodecError         2   what compresses the cache is not installed
 ├── FeatureError              4   vectors that must not be stored: NaN, infinite, too large for the dtype
 └── StorageError              1   the disk refuses: full, read-only, I/O error
 """
@@ -23,6 +24,7 @@ __all__ = [
     "FeatureError",
     "ImportedVectorsError",
     "IncompleteCacheError",
+    "MissingCodecError",
     "NotACacheError",
     "StaleCacheError",
     "StorageError",
@@ -70,6 +72,12 @@ class BusyCacheError(CacheError):
 
 class ImportedVectorsError(CacheError):
     """Files of vectors that cannot be taken in."""
+
+    exit_code = 2
+
+
+class MissingCodecError(CacheError):
+    """What compresses the cache is not installed."""
 
     exit_code = 2
 

@@ -1,7 +1,7 @@
 """The local default: one Zarr v3 array a layer, beside the data set. `zarr.open(CACHE)["penultimate"]` reads it plainly.
 
-A shard is encoded by zarr in memory and published as one file. It is read back without zarr: its chunks are not
-compressed, so that a mapped file is an array already, once its hash was found to be the committed one.
+A shard is encoded by zarr in memory and published as one file. It is read back without zarr: unless the plan says so its
+chunks are not compressed, so that a mapped file is an array already, once its hash was found to be the committed one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from bird_cache.codecs import decompress, zarr_codecs
 from bird_cache.layout import Layout, Rows, Source, row_shape
 from bird_cache.manifest import Layer, Manifest, Plan, Receipt, seal
 from bird_cache.numbers import fill_value, storage_dtype
@@ -101,6 +102,8 @@ class ZarrLayout(Layout):
 
     def decode(self, data: memoryview, plan: Plan, layer: str, shard: int, rows: Rows) -> NDArray[np.generic]:
         """See Layout.decode."""
+        if plan.compress != "none":
+            return _decompressed(data, plan, plan.layers[layer], shard, rows)
         chunks, size = _chunks(data, plan, plan.layers[layer], shard), plan.chunk_rows
         if not isinstance(rows, slice):
             return chunks[rows // size, rows % size]
@@ -118,15 +121,10 @@ class ZarrLayout(Layout):
 def _chunks(data: memoryview, plan: Plan, spec: Layer, shard: int) -> NDArray[Any]:
     """The chunks of a shard file as one array (chunks, chunk_rows, views, *shape), without a copy where all are there
     side by side, which is the usual case. The file ends with an index: offset and size of each chunk, and a checksum."""
-    planned = plan.shard_rows // plan.chunk_rows
-    start, stop = plan.bounds(shard)
-    used = -(-(stop - start) // plan.chunk_rows)
+    index = _index(data, plan, shard)
+    used = len(index)
     shape, dtype = (plan.chunk_rows, *row_shape(plan, spec)), storage_dtype(spec.dtype)
     chunk_bytes = int(np.prod(shape)) * dtype.itemsize
-    end = len(data) - CRC_BYTES
-    if end < planned * 16:
-        raise ValueError("a shard without an index")
-    index = np.frombuffer(data[end - planned * 16 : end], "<u8").reshape(planned, 2)[:used]
     offsets, step = index[:, 0], chunk_bytes + CRC_BYTES
     if not ((index[:, 1] == step) | (offsets == NOT_WRITTEN)).all():  # before anything is allocated
         raise ValueError(f"chunks of {int(index[0, 1]):,} bytes instead of {step:,}")
@@ -137,6 +135,35 @@ def _chunks(data: memoryview, plan: Plan, spec: Layer, shard: int) -> NDArray[An
         if offsets[chunk] != NOT_WRITTEN:
             chunks[chunk] = np.ndarray(shape, dtype, data, int(offsets[chunk]))
     return chunks
+
+
+def _index(data: memoryview, plan: Plan, shard: int) -> NDArray[np.uint64]:
+    """Offset and size of each chunk of a shard that holds rows."""
+    planned = plan.shard_rows // plan.chunk_rows
+    start, stop = plan.bounds(shard)
+    end = len(data) - CRC_BYTES
+    if end < planned * 16:
+        raise ValueError("a shard without an index")
+    index = np.frombuffer(data[end - planned * 16 : end], "<u8").reshape(planned, 2)
+    return index[: -(-(stop - start) // plan.chunk_rows)]
+
+
+def _decompressed(data: memoryview, plan: Plan, spec: Layer, shard: int, rows: Rows) -> NDArray[np.generic]:
+    """The given rows of a shard of compressed chunks."""
+    index, size = _index(data, plan, shard), plan.chunk_rows
+    start, stop = plan.bounds(shard)
+    picked = np.arange(stop - start)[rows]
+    out = np.empty((len(picked), *row_shape(plan, spec)), storage_dtype(spec.dtype))
+    chunk = np.empty((size, *out.shape[1:]), out.dtype)
+    for number in np.unique(picked // size).tolist():
+        offset, length = (int(value) for value in index[number])
+        if offset + length > len(data) or length <= CRC_BYTES:
+            raise ValueError(f"chunk {number} beyond the shard's end")
+        chunk.fill(fill_value(spec.dtype))
+        decompress(data[offset : offset + length - CRC_BYTES], plan.compress, chunk)
+        mine = picked // size == number
+        out[mine] = chunk[picked[mine] % size]
+    return out
 
 
 def _strides(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> list[int]:
@@ -178,10 +205,9 @@ def _encode(stored: NDArray[np.generic], spec: Layer, plan: Plan) -> bytes:
 
 
 def _new_array(memory: dict[str, Any], spec: Layer, plan: Plan, rows: int, names: tuple[str, ...] | None = None) -> Any:
-    """An array of a layer's layout in memory: Crc32c on inner chunks, no compression, NaN fill. A chunk of failed rows alone
-    is written too, so that strict readers can tell it from a lost one."""
+    """An array of a layer's layout in memory: Crc32c on inner chunks, compression if planned, NaN fill. A chunk of failed
+    rows alone is written too, so that strict readers can tell it from a lost one."""
     import zarr  # the larger part of a second: not for a reader
-    from zarr.codecs import Crc32cCodec
 
     return zarr.create_array(
         zarr.storage.MemoryStore(store_dict=memory),
@@ -190,7 +216,7 @@ def _new_array(memory: dict[str, Any], spec: Layer, plan: Plan, rows: int, names
         shards=(plan.shard_rows, *row_shape(plan, spec)),
         dtype=storage_dtype(spec.dtype),
         fill_value=fill_value(spec.dtype),
-        compressors=(Crc32cCodec(),),
+        **zarr_codecs(plan.compress),
         config={"write_empty_chunks": True},
         dimension_names=names,
         attributes={"dtype": spec.dtype, "kind": spec.kind},
