@@ -81,6 +81,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/precompute.py
 	$(BIN)/python bench/stream.py
 	$(BIN)/python bench/verify.py
+	$(BIN)/python bench/compress.py
 	$(BIN)/python bench/joint.py
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/waiting.py
