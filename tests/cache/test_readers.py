@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,10 @@ def test_dimensions_have_names_and_listing_gives_no_warning(tmp_path: Path) -> N
     "ignore::UserWarning"
 )  # zarr says that it lists no arrays, and what it thinks of its own format
 @pytest.mark.parametrize("from_before", [False, True])
-def test_what_others_put_beside_the_manifest_is_no_damage(tmp_path: Path, from_before: bool) -> None:
+def test_what_others_put_beside_the_manifest_is_no_damage(
+    tmp_path: Path, from_before: bool, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("24 what others write into the root", 4)
     where = str(tmp_path / "c")
     with pytest.MonkeyPatch.context() as patch:
         if from_before:
@@ -94,7 +98,10 @@ def test_what_others_put_beside_the_manifest_is_no_damage(tmp_path: Path, from_b
 
 
 @pytest.mark.parametrize("wrong", ["a key of its own", "a list that lies", "an older zarr_format"])
-def test_what_would_mislead_a_reader_is_found_and_repaired(tmp_path: Path, wrong: str) -> None:
+def test_what_would_mislead_a_reader_is_found_and_repaired(
+    tmp_path: Path, wrong: str, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("24 what others write into the root", 1)
     where = str(tmp_path / "c")
     write_example(where, example_plan("zarr"))
     clean, root = files_of(where), Path(where) / "zarr.json"
