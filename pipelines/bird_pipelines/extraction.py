@@ -102,6 +102,8 @@ def precompute(
     )
     samples = samples_of(table)
     earlier = None if update is None else Earlier(update, plan, samples)
+    if earlier is not None:
+        plan = plan.model_copy(update={"notes": {**plan.notes, "reused": earlier.reused}})
     with open_for(out, plan, samples) as writer, stop_requests() as stop:
         mine = [shard for shard in writer.pending() if shard % part[1] == part[0] - 1]
         jobs = plan_jobs(writer.plan, mine, batch_size)

@@ -52,7 +52,8 @@ class Earlier:
         usable = np.flatnonzero(self.store.usable(plan.layers))
         place = dict(zip(self.store.samples.digests[usable].tolist(), usable.tolist(), strict=True))
         self._row = np.array([place.get(digest, -1) for digest in samples.digests.tolist()], np.int64)
-        tell(f"note: {int((self._row >= 0).sum()):,} of {len(samples):,} rows are taken from {path}")
+        self.reused = f"{int((self._row >= 0).sum()):,} of {len(samples):,} rows"
+        tell(f"note: {self.reused} are taken from {path}")
 
     def has(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the new cache's rows need not be computed."""
