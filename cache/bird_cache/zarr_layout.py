@@ -159,7 +159,7 @@ def _decompressed(data: memoryview, plan: Plan, spec: Layer, shard: int, rows: R
         offset, length = (int(value) for value in index[number])
         if offset + length > len(data) or length <= CRC_BYTES:
             raise ValueError(f"chunk {number} beyond the shard's end")
-        chunk.fill(fill_value(spec.dtype))
+        chunk.fill(fill_value(spec.dtype))  # a frame of fewer numbers leaves the rest: no vectors
         decompress(data[offset : offset + length - CRC_BYTES], plan.compress, chunk)
         mine = picked // size == number
         out[mine] = chunk[picked[mine] % size]
