@@ -120,7 +120,7 @@ class FeatureWriter:
         for key, data in self._encode(work).items():
             placed = self._place(work, key, data, displaced)
             if placed is None:
-                return self.receipts[shard]
+                return self._give_way(self.receipts[shard], displaced)
             files[key], found = placed
             kept |= found
         start, stop = self.plan.bounds(shard)
@@ -155,7 +155,7 @@ class FeatureWriter:
         where they are another writer's. None where another writer has committed the shard.
 
         Who is first wins: bytes of another writer that hold the same vectors, but for their last bits, are taken as they
-        are. Only others are replaced, only while they have no receipt, and what they were is kept in `displaced`.
+        are. Only others are replaced, only while they have no receipt, and what they were is kept in `displaced`, by digest.
         """
         path = work.paths[key]
         for _ in range(ATTEMPTS):
@@ -171,7 +171,7 @@ class FeatureWriter:
                 elif self._beaten(work.shard, len(held)):
                     return None
                 else:
-                    displaced[path] = held
+                    displaced[digest(held)] = held
                     self.folder.replace(path, data)
             record = record_of(path, data)
             if self.folder.digest(path) == record.xxh3:
@@ -221,22 +221,24 @@ class FeatureWriter:
         return {key: cell.model_copy(update={"rounding_max": rounding.get(key, 0.0)}) for key, cell in cells.items()}
 
     def _commit(self, receipt: Receipt, displaced: Mapping[str, bytes]) -> Receipt:
-        """Put the receipt where none is; where another writer was first, its receipt counts, and its bytes are put back
-        if this writer took their place meanwhile."""
+        """Put the receipt where none is; where another writer was first, its receipt counts."""
         name = receipt_name(receipt.shard, self.part)
-        self.receipts[receipt.shard] = receipt
         try:
             self.folder.publish(name, render(receipt))
         except FileExistsError:
-            theirs = self._committed(receipt.shard)
-            if theirs is None:  # no valid receipt
-                self.folder.replace(name, render(receipt))
-                return receipt
-            for record in theirs.files.values():
-                held = displaced.get(record.path)
-                if held is not None and digest(held) == record.xxh3:
-                    self.folder.replace(record.path, held)
-        return self.receipts[receipt.shard]
+            if (theirs := self._committed(receipt.shard)) is not None:
+                return self._give_way(theirs, displaced)
+            self.folder.replace(name, render(receipt))  # what was there is no receipt
+        self.receipts[receipt.shard] = receipt
+        return receipt
+
+    def _give_way(self, theirs: Receipt, displaced: Mapping[str, bytes]) -> Receipt:
+        """Put back what this writer took away from a shard that another one has committed meanwhile."""
+        for record in theirs.files.values():
+            held = displaced.get(record.xxh3)
+            if held is not None and self.folder.digest(record.path) != record.xxh3:
+                self.folder.replace(record.path, held)
+        return theirs
 
     def finish(self) -> Manifest:
         """Verify every receipt against its bytes, write the sample table's status, and the manifest, last.
