@@ -73,9 +73,10 @@ def test_a_finished_cache_outlives_a_second_writer_that_dies(places, store, teac
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.torture
 def test_two_writers_of_unequal_bits_in_full(places, store, teacher, order, record_property):
-    points = [(at, after) for at in range(1, 26) for after in (False, True)]
+    last = 8 if order is after_the_first else 25  # operations: where all is done there is little to be killed at
+    points = [(at, after) for at in range(1, last + 1) for after in (False, True)]
     tried = try_kills(places, store, teacher, points, order)
-    assert tried > 5
+    assert tried > 3
     record_property("21 two writers of unequal bits, one killed", tried)
 
 
