@@ -16,11 +16,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import bird.teachers
 from bird.teachers import load_teacher, proof
 from bird.teachers.seeing import View
 
-COMPARING = ("_look", "_say", "_compare", "_felt")
+COMPARING = ("_look", "_say", "_compare", "ask_again")
 
 
 def timed(work):
@@ -42,7 +41,6 @@ def loads(box, rounds):
         for _ in range(rounds):
             spent = []
             plain = {each: getattr(proof, each) for each in COMPARING}
-            asked = bird.teachers.ask_again
 
             def count(work, spent=spent):
                 def run(*given, **named):
@@ -54,12 +52,10 @@ def loads(box, rounds):
 
             for each, work in plain.items():
                 setattr(proof, each, count(work))
-            bird.teachers.ask_again = count(asked)
             totals.append(timed(lambda name=name, path=path: load_teacher(name, weights=path, device="cpu"))[0])
             parts.append(sum(spent))
             for each, work in plain.items():
                 setattr(proof, each, work)
-            bird.teachers.ask_again = asked
         print(f"{name}: load {statistics.median(totals):.2f} s, of it comparing {statistics.median(parts):.2f} s")
 
 

@@ -4,9 +4,10 @@ For any u the tangent and the gradient of one student must agree:
 
     < u, Jv > = < J^T u, v >
 
-A step has both sides already: with u = dL_in/dh, J^T u is the gradient of the look-ahead, and the left side is what the
+With u = dL_in/dh a step has both sides already: J^T u is the gradient of the look-ahead, and the left side is what the
 feedback differentiates by phi. So a check is two sums (bird.stack needs the gradient of a look-ahead besides). What fails
-it: an operator whose tangent is missing or wrong, random numbers that are not torch's, state that is not in a buffer.
+it: an operator whose tangent is missing or wrong, and a student that has no answer of its own. The first check also asks the
+student for its answer again: random numbers that are not torch's, and state that is not in a buffer, give another one.
 
 Rounding parts the two sides, too. If each product u_i Jv_i were wrong by its own size, with a sign by chance, the sides
 would be apart by about the root of the sum of their squares, and that is the unit here. docs/decisions/0011 tells how far
@@ -52,6 +53,8 @@ class Guard:
 
     def __init__(self, every: int = 1000) -> None:
         self.every, self.steps, self.way = every, 0, 0
+        self.first = False
+        """whether this meta step is the first of the eight: the student is asked for its answer again"""
         self.squares: list[Tensor] = []
         self.reasons: list[str] = []
         self.apart: float | None = None
@@ -60,6 +63,7 @@ class Guard:
     def due(self) -> bool:
         """Whether this meta step is checked; to be asked once a step."""
         self.steps += 1
+        self.first = self.every > 0 and (self.steps - 1) % self.every == 0
         return self.every > 0 and (self.steps - 1) % self.every < ROW
 
     def tangent(
@@ -73,6 +77,8 @@ class Guard:
     ) -> Output:
         """Jv, along v, of `output`, which is `student(inputs)`; with `sides` it is checked. Where a way does not go or is
         wrong, the next is taken, from then on, which is said once. Raises StudentError if none is left."""
+        if sides is not None and self.first:
+            refuse_unrepeatable(student, inputs, output, tape)
         while True:
             way = WAYS[self.way]
             try:
@@ -160,11 +166,21 @@ def tolerance_of(dtypes: set[torch.dtype], device: torch.device) -> tuple[float,
     return 1e-5, 1
 
 
+def repeated_within(dtypes: set[torch.dtype], device: torch.device) -> float:
+    """How much of an answer's length the same answer may be away, a second time."""
+    if dtypes & HALF:
+        return 0.05
+    if torch.float32 in dtypes:
+        return 1e-2 if device.type == "cuda" or torch.get_float32_matmul_precision() != "highest" else 1e-4
+    return 1e-8
+
+
 def refuse_unrepeatable(student: nn.Module, inputs: Tensor, output: Output, tape: Tape) -> None:
     """Raise StudentError if the student's answer on the same inputs, with the same weights, buffers and random numbers of
     torch, is another one: so Jv cannot be taken at the place of the forward pass."""
-    again = repeat(student, inputs, tape)
-    if all(_near(one, two) for one, two in zip(again, output, strict=True)):
+    again, bound = repeat(student, inputs, tape), repeated_within(tape.dtypes, inputs.device)
+    pairs = [(one, two.detach()) for one, two in zip(again, output, strict=True)]
+    if not any((one - two).norm() > bound * two.norm() for one, two in pairs):  # NaN is not its business
         return
     raise StudentError(
         where=name_of(student),
@@ -173,10 +189,6 @@ def refuse_unrepeatable(student: nn.Module, inputs: Tensor, output: Output, tape
         fix="draw with torch instead of random or numpy, keep state in buffers, and let compiled code draw as eager code "
         "does (torch._inductor.config.fallback_random); or train without a meta batch",
     )
-
-
-def _near(one: Tensor, two: Tensor) -> bool:
-    return bool((one - two.detach()).norm() <= 0.05 * two.detach().norm())
 
 
 def refuse_wrapped(student: nn.Module) -> None:

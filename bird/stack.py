@@ -10,6 +10,7 @@ model s is the gradient of loss s. The same holds for the look-ahead, the tangen
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -22,6 +23,7 @@ from bird.gate import Gate
 from bird.guard import Guard
 from bird.meta import Weight, weigh
 from bird.methods.base import Learner, SingleLearner
+from bird.offsets import Offsets
 from bird.students import StudentOutput
 
 __all__ = ["StackedAdapters", "StackedLearner"]
@@ -83,7 +85,7 @@ class StackedLearner(Learner):
             raise ValueError("only adapters can be stacked")
         self.learners = learners
         self.model = StackedAdapters(students)
-        gates = [learner.gate for learner in learners if isinstance(learner.gate, Gate)]
+        gates = [learner.gate for learner in learners if isinstance(learner.gate, Gate | Offsets)]
         self.gate = stacked_gate(gates) if gates else None
         self.guard = Guard()
         self.optimizer = joint_optimizer([learner.optimizer for learner in learners])
@@ -119,10 +121,12 @@ def joint_optimizer(optimizers: Sequence[torch.optim.Adam]) -> torch.optim.Adam:
     return joint
 
 
-def stacked_gate(gates: Sequence[Gate]) -> Gate:
-    """One gate with phi of shape (S, d), whose rows are the given gates' own."""
-    gate = Gate(gates[0].phi.shape[-1])
+def stacked_gate(gates: Sequence[Gate | Offsets]) -> Gate | Offsets:
+    """One gate with phi of shape (S, ...), whose rows are the given gates' own."""
+    gate = copy.deepcopy(gates[0])
     gate.phi = shared([each.phi for each in gates])
+    for name in dict(gate.named_buffers()):
+        gate.register_buffer(name, torch.stack([each.get_buffer(name) for each in gates]))
     return gate
 
 

@@ -12,7 +12,7 @@ from bird.errors import unknown_name
 from bird.methods.adversary import AD
 from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method, Regressed, SingleLearner
 from bird.methods.baselines import AT, BKD, MFD, Baseline, FitNet
-from bird.methods.birds import Bird, BirdPlus, bird_at, bird_mfd
+from bird.methods.birds import Bird, BirdOffsets, BirdPlus, bird_at, bird_mfd
 from bird.methods.references import DomainIndependent, GroupDRO, Reweight
 
 __all__ = [
@@ -42,6 +42,8 @@ METHODS: Mapping[str, Callable[[Hyperparameters, int], Method]] = {
     "bird+mfd": bird_mfd,
     "bird-plus": BirdPlus,
     "bird-plus-no-meta": partial(BirdPlus, learn_gate=False),
+    "bird-offsets": BirdOffsets,
+    "bird-offsets-no-meta": partial(BirdOffsets, learn_gate=False),
     "reweight": Reweight,
     "group-dro": GroupDRO,
     "domain-independent": DomainIndependent,
@@ -62,6 +64,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "bird+mfd": "BIRD around MFD, the teacher's features gated",
     "bird-plus": "BIRD without lambda L_o, with logits adjusted by log p(class | group) and averaged weights (ours)",
     "bird-plus-no-meta": "bird-plus with the gate as it was drawn",
+    "bird-offsets": "the feedback learns offsets of the logits by class and group; averaged weights (ours)",
+    "bird-offsets-no-meta": "bird-offsets with phi where it starts",
     "reweight": "no teacher; cross-entropy with inverse frequencies of the (class, group) cells",
     "group-dro": "no teacher; cross-entropy of the worst cells (Sagawa et al. 2020)",
     "domain-independent": "no teacher; one head a group, logits summed at test (Wang et al. 2020)",

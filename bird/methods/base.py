@@ -15,6 +15,7 @@ from bird.averaging import running_mean
 from bird.gate import Gate, StageGates
 from bird.guard import Guard
 from bird.meta import Weight
+from bird.offsets import Offsets
 from bird.students import StagedOutput, Student, StudentOutput, require_stages
 
 __all__ = ["Batch", "Hyperparameters", "Learner", "Losses", "Method", "Regressed", "SingleLearner"]
@@ -30,7 +31,8 @@ class Batch:
     `inputs` are pixels in [0, 1], (batch, 3, size, size), or raw teacher features (batch, d) for the adapter;
     `teacher` the standardised penultimate features (batch, d); `teacher_logits` (batch, classes);
     `stages` one tensor a residual stage of the teacher, from the shallowest: maps (batch, channels, height, width) or
-    attention (batch, height, width), as the method asks. The batches of S models that train side by side (bird.stack) have a
+    attention (batch, height, width), as the method asks; `posterior` the probabilities of the groups where these are not
+    known, `groups` then the most probable ones. The batches of S models that train side by side (bird.stack) have a
     dimension S before all of these, and standardised inputs.
     """
 
@@ -40,6 +42,7 @@ class Batch:
     teacher: Float[Tensor, "*models batch dim"] | None = None
     teacher_logits: Float[Tensor, "*models batch classes"] | None = None
     stages: tuple[Float[Tensor, ...], ...] | None = None
+    posterior: Float[Tensor, "*models batch groups"] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,10 @@ class Hyperparameters:
     | ad_lr | ad: the adversary's learning rate | 1e-3 |
     | ad_every | ad: the student moves in every nth epoch only | 1 |
     | dro_step | group-dro: step of the exponentiated gradient | .01 (Sagawa et al. 2020, their code) |
-    | average | bird-plus: decay of the running mean of the weights; 0: none | .999 |
+    | average | decay of the running mean of the weights, which ships; 0: none | .999 for bird-plus, bird-offsets; else 0 |
+    | balance | bird-offsets: the weight of the balanced CE in what its feedback is of, the rest is L_o's | 0 |
+    | offsets_from | bird-offsets: phi starts at log p(class given group) ("prior") or at 0 ("zero") | "prior" |
+    | feedback_every | bird and its kin: of so many steps one has feedback | 1 |
     """
 
     alpha: Weight = 0.9
@@ -73,7 +79,10 @@ class Hyperparameters:
     ad_lr: float = 1e-3
     ad_every: int = 1
     dro_step: float = 0.01
-    average: float = 0.999
+    average: float | None = None
+    balance: float = 0.0
+    offsets_from: Literal["prior", "zero"] = "prior"
+    feedback_every: int = 1
 
 
 class Regressed(nn.Module):
@@ -102,7 +111,7 @@ class Learner(ABC):
     student's feedback; it changes nothing, and no checkpoint holds it."""
 
     model: nn.Module
-    gate: Gate | StageGates | None
+    gate: Gate | StageGates | Offsets | None
     guard: Guard
 
     @abstractmethod
@@ -133,7 +142,7 @@ class SingleLearner(Learner):
         lr: float,
         mu2: float,
         seed: int,
-        gate: Gate | StageGates | None = None,
+        gate: Gate | StageGates | Offsets | None = None,
         aide: nn.Module | None = None,
         aide_lr: float = 1e-3,
         staged: bool = False,
@@ -200,7 +209,7 @@ class Method(ABC):
     heads_by_group = False
     """the student has one head a group"""
     averages = False
-    """the student that ships has the running mean of the weights"""
+    """the student that ships has the running mean of the weights, unless the hyperparameters say otherwise"""
     stackable = True
     """`step` takes S learners side by side (bird.stack); otherwise it needs a SingleLearner"""
     cells: Mapping[str, str] = {}
@@ -208,6 +217,8 @@ class Method(ABC):
     method"""
     recompute = False
     """to be set: two more forward passes a step rather than two graphs at once, where a meta batch is in it"""
+    number = 0
+    """to be set before each step: how many came before it in the run"""
 
     def __init__(self, hyper: Hyperparameters, groups: int) -> None:
         self.hyper, self.groups = hyper, groups
@@ -224,18 +235,25 @@ class Method(ABC):
     ) -> SingleLearner:
         """All that this method trains, around `student`. `teacher_dim` is the width of the teacher's features, if there is
         a teacher; `stage_channels` the channels of its residual stages, where `stages` is "maps"."""
+        average = self.hyper.average
         return SingleLearner(
             student,
             teacher_dim=None if self.stages else teacher_dim,
             lr=lr,
             mu2=mu2,
             seed=seed,
-            gate=StageGates(stage_channels, seed) if self.gated and self.stages else None,
+            gate=self.gate(teacher_dim, stage_channels, seed),
             aide=self.aide(student, seed),
             aide_lr=self.hyper.ad_lr,
             staged=self.stages is not None,
-            average=self.hyper.average if self.averages else 0.0,
+            average=(0.999 if self.averages else 0.0) if average is None else average,
         )
+
+    def gate(
+        self, teacher_dim: int | None, stage_channels: Sequence[int], seed: int
+    ) -> Gate | StageGates | Offsets | None:
+        """What the feedback moves, fresh; None for the gate on the teacher's features, if there are any."""
+        return StageGates(stage_channels, seed) if self.gated and self.stages else None
 
     def aide(self, student: Student, seed: int) -> nn.Module | None:
         """What is trained or kept beside the student, fresh; None for most methods. It is part of every checkpoint."""

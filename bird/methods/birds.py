@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bird.losses import bias_loss, cross_entropy
 from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method
 from bird.methods.baselines import MMD_CELLS
 from bird.methods.distances import Distance, attention_distance, feature_distance, mmd_distance
 from bird.methods.step import bird_loss, task_loss
+from bird.offsets import Offsets, mixed_bias
 from bird.weighting import adjusted_cross_entropy, log_prior
 
-__all__ = ["Bird", "BirdPlus", "bird_at", "bird_mfd"]
+__all__ = ["Bird", "BirdOffsets", "BirdPlus", "bird_at", "bird_mfd"]
 
 L_O_CELLS = "L_o compares the groups of each class, and of an empty cell there is no loss"
 
@@ -52,19 +55,24 @@ class Bird(Method):
             batch,
             self.hyper,
             self.groups,
-            meta_batch=meta_batch if self.meta else None,
+            meta_batch=meta_batch if self.meta and self.number % self.hyper.feedback_every == 0 else None,
             move_gate=learner.move_gate,
             warm=warm,
-            task=self.task,
+            task=partial(self.task, learner),
+            outer=self.outer,
             recompute=self.recompute,
             guard=learner.guard,
         )
         learner.descend(loss)
         return losses
 
-    def task(self, logits: Tensor, batch: Batch) -> Tensor:
+    def task(self, learner: Learner, logits: Tensor, batch: Batch) -> Tensor:
         """CE."""
         return task_loss(logits, batch)
+
+    def outer(self, logits: Tensor, batch: Batch) -> Tensor:
+        """L_o."""
+        return bias_loss(logits, batch.labels, batch.groups, self.groups)
 
 
 class BirdPlus(Bird):
@@ -87,12 +95,55 @@ class BirdPlus(Bird):
         """The prior from the cells' sizes."""
         self.prior = log_prior(counts)
 
-    def task(self, logits: Tensor, batch: Batch) -> Tensor:
+    def task(self, learner: Learner, logits: Tensor, batch: Batch) -> Tensor:
         """CE of the adjusted logits."""
         if self.prior is None:
             raise ValueError("BirdPlus.prepare(counts) comes before the first step")
         self.prior = self.prior.to(logits.device)
         return adjusted_cross_entropy(logits, batch.labels, batch.groups, self.prior)
+
+
+class BirdOffsets(Bird):
+    """BIRD whose phi are offsets of the logits by class and group (bird.offsets; docs/decisions/0018), ours:
+
+    - L_j = alpha D + (1 - alpha) CE(z + phi[:, a], y), with the gate as it was drawn and without lambda L_o.
+    - phi starts at log p(class | group) of the training split, or at 0, and follows the feedback of L_o, of the CE balanced
+      over the cells, or of a mixture (`balance`).
+    - The student that ships has the running mean of the weights.
+
+    With `learn_gate=False` phi stays where it starts: from log p that is the fixed adjustment of Menon et al. (2021).
+    """
+
+    averages = True
+    starts: Float[Tensor, "classes groups"] | None = None
+
+    def __init__(self, hyper: Hyperparameters, groups: int, *, learn_gate: bool = True) -> None:
+        super().__init__(replace(hyper, lambda_=0.0), groups, learn_gate=learn_gate)
+        if hyper.offsets_from == "prior":
+            why = "phi starts at log p(class | group), which an empty cell does not have"
+            self.cells = {**self.cells, "train": why}
+
+    def prepare(self, counts: Int[Tensor, "classes groups"]) -> None:
+        """Where phi starts, from the cells' sizes."""
+        self.starts = log_prior(counts) if self.hyper.offsets_from == "prior" else torch.zeros(counts.shape)
+
+    def gate(self, teacher_dim: int | None, stage_channels: Sequence[int], seed: int) -> Offsets:
+        """The offsets, and the gate as it is drawn."""
+        if self.starts is None or teacher_dim is None:
+            raise ValueError("BirdOffsets.prepare(counts) comes before its learner, which has a teacher")
+        classes, groups = self.starts.shape
+        offsets = Offsets(classes, groups, teacher_dim, seed)
+        offsets.start(self.starts)
+        return offsets
+
+    def task(self, learner: Learner, logits: Tensor, batch: Batch) -> Tensor:
+        """CE of the logits with the learner's offsets."""
+        assert isinstance(learner.gate, Offsets)
+        return cross_entropy(learner.gate.adjust(logits, batch.groups, batch.posterior), batch.labels)
+
+    def outer(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The mixture of L_o and the balanced CE."""
+        return mixed_bias(logits, batch.labels, batch.groups, self.groups, self.hyper.balance)
 
 
 def bird_at(hyper: Hyperparameters, groups: int) -> Bird:

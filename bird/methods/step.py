@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
 import torch
@@ -22,6 +22,8 @@ from bird.tangents import Tape
 __all__ = ["BirdStep", "bird_loss"]
 
 
+Outer = Callable[[Tensor, Batch], Tensor]
+"""What the student's feedback is of, from its logits on a meta batch: one value a model. By default L_o."""
 MoveGate = Callable[[Sequence[Tensor]], None]
 """One descent step of the gate against gradients of its parameters."""
 Task = Callable[[Tensor, Batch], Tensor]
@@ -46,15 +48,17 @@ def bird_loss(
     move_gate: MoveGate,
     warm: bool,
     task: Task = task_loss,
+    outer: Outer | None = None,
     recompute: bool = False,
     guard: Guard | None = None,
 ) -> tuple[Tensor, Losses]:
     """L_j = alpha D + (1 - alpha) CE + lambda L_o(batch), with its graph, at the student's present parameters and the gate's
     NEW phi: with `warm` and a `meta_batch`, phi was moved against the student's feedback first (Java et al. 2023,
     section 3). Before the warmup is over lambda is 0 and phi stays. All share one forward pass of `batch`; `task` is CE
-    or what stands in its place. The second result holds the parts, detached: ce, distance, loss; with `warm` bias (L_o of
-    the batch), and where phi moved meta_bias (L_o(theta') of the meta batch). `recompute`: no two graphs at once.
-    `guard` checks the feedback (bird.guard); it is the student's own. Raises StudentError where the feedback is not exact.
+    or what stands in its place, `outer` L_o. The second result holds the parts, detached: ce, distance, loss; with `warm`
+    bias (L_o of the batch), and where phi moved meta_bias (`outer` at theta', of the meta batch). `recompute`: no two graphs
+    at once. `guard` checks the feedback (bird.guard); it is the student's own. Raises StudentError where the feedback is not
+    exact.
     """
     alpha, given = hyper.alpha, distance.given(batch)
     recompute = recompute and not isinstance(model, Sensitive)  # which keeps no graph of a meta batch
@@ -62,6 +66,9 @@ def bird_loss(
 
     def between(h: Any, gated: Any) -> Tensor:
         return distance.loss(h, gated, batch)
+
+    def equality(logits: Tensor, batch: Batch) -> Tensor:
+        return bias_loss(logits, batch.labels, batch.groups, groups)
 
     meta = meta_batch() if warm and meta_batch is not None else None
     tape = None if meta is None else Tape(model, keep=not recompute)
@@ -75,7 +82,7 @@ def bird_loss(
             output=output,
             inner_loss=lambda h: alpha * between(h, gate(given)) + (1 - alpha) * task(h.logits, batch),
             meta_inputs=meta.inputs,
-            meta_loss=lambda h: bias_loss(h.logits, meta.labels, meta.groups, groups),
+            meta_loss=lambda h: (outer or equality)(h.logits, meta),
             mu1=hyper.mu1,
             tape=tape,
             keep=not recompute,
@@ -86,16 +93,27 @@ def bird_loss(
         if recompute:
             with tape.again(model):
                 output = model(batch.inputs)
-    with torch.no_grad():  # phi is detached from L_j
-        target = gate(given)
-    ce = task(output.logits, batch)
-    gap = between(output, target)
+    with held(gate):  # phi is detached from L_j
+        ce = task(output.logits, batch)
+        gap = between(output, gate(given))
     loss = alpha * gap + (1 - alpha) * ce
     if warm:
-        bias = bias_loss(output.logits, batch.labels, batch.groups, groups)
+        bias = equality(output.logits, batch)
         loss = loss + hyper.lambda_ * bias
         losses["bias"] = bias.detach()
     return loss, losses | {"ce": ce.detach(), "loss": loss.detach(), "distance": gap.detach()}
+
+
+@contextmanager
+def held(gate: nn.Module) -> Iterator[None]:
+    """Within it the gate is a constant: nothing is differentiated by its parameters."""
+    learned = [parameter for parameter in gate.parameters() if parameter.requires_grad]
+    try:
+        gate.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 @final

@@ -16,12 +16,11 @@ from bird.errors import BirdError, MissingWeightsError, TeacherError, UsageError
 from bird.teachers.base import FeatureKind, Options, Teacher
 from bird.teachers.claims import PixelScale, require_kind, require_side, require_takers
 from bird.teachers.files import first_line
-from bird.teachers.hub import Source, commit_of, explained, open_clip_source, transformers_source
+from bird.teachers.hub import Source, commit_of, explained, open_clip_source, timm_source, transformers_source
 from bird.teachers.hugging_face import flava, hugging_face
 from bird.teachers.onnx import OnnxTeacher
 from bird.teachers.open_clip import clip
 from bird.teachers.own import own_run
-from bird.teachers.proof import ask_again
 from bird.teachers.service import TAKES, Service, open_service
 from bird.teachers.timm import timm_model
 from bird.teachers.torchvision import torchvision_model
@@ -96,7 +95,7 @@ TEACHERS: dict[str, TeacherKind] = {
     "hf:": TeacherKind(
         "an image model of transformers, hf:REPO[@REVISION]", TRANSFORMERS, hugging_face, source=transformers_source
     ),
-    "timm:": TeacherKind("a timm model, timm:NAME[.TAG]", TIMM, timm_model),
+    "timm:": TeacherKind("a timm model, timm:NAME[.TAG]", TIMM, timm_model, source=timm_source),
     "torchvision:": TeacherKind("a torchvision classifier, torchvision:ARCH[/WEIGHTS]", STATE_DICT, torchvision_model),
     "run:": TeacherKind(
         "a student of `bird train`, run:DIR",
@@ -174,7 +173,6 @@ def _load(kind: TeacherKind, spec: str, options: Options) -> Teacher:
     source = kind.source(told) if options.weights is None else None
     try:
         teacher = kind.load(spec, told, options)
-        ask_again(teacher, options.precision)
     except MissingWeightsError as error:
         if source is None:
             raise

@@ -9,18 +9,18 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-__all__ = ["Company", "company", "sample_views"]
+__all__ = ["Company", "company", "keep_company", "sample_views"]
 
 NOISE = 0.01  # what kernels of half precision, or for another batch size, may add: a cosine of .99995
 EXACT = 1e-5  # what stays between two batches of one size: the same kernels over the same numbers
 
 
 class Company(NamedTuple):
-    """The vectors of four sample pictures, and how far answers about the same pictures lie apart, as a share of their
+    """The vectors of some pictures, and how far answers about the same pictures lie apart, as a share of their
     length, at worst: asked twice (`again`), among other pictures at the same places of a batch as large (`mates`), and
     asked one by one (`alone`)."""
 
-    vectors: Float[Tensor, "4 dim"]
+    vectors: Float[Tensor, "pictures dim"]
     again: float
     mates: float
     alone: float
@@ -52,9 +52,15 @@ def company(ask: Callable[[Tensor], Tensor], height: int, width: int) -> Company
     others = views.clone()
     others[1], others[3] = 0, 255
     others[3, :, ::2] = 0
+    return keep_company(ask, views, others)
+
+
+def keep_company(ask: Callable[[Tensor], Tensor], views: Tensor, others: Tensor) -> Company:
+    """Ask about `views` (batch, ...) twice, about `others`, in which every second one is replaced, and about the first half
+    one by one."""
     first, second, mixed = ask(views), ask(views), ask(others)
-    alone = torch.cat([ask(views[row : row + 1]) for row in range(2)])
-    return Company(first, _apart(first, second), _apart(first[::2], mixed[::2]), _apart(first[:2], alone))
+    alone = torch.cat([ask(views[row : row + 1]) for row in range(len(views) // 2)])
+    return Company(first, _apart(first, second), _apart(first[::2], mixed[::2]), _apart(first[: len(alone)], alone))
 
 
 def sample_views(height: int, width: int) -> UInt8[Tensor, "4 3 height width"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bird.errors import MissingWeightsError
 
-__all__ = ["Source", "commit_of", "explained", "open_clip_source", "transformers_source"]
+__all__ = ["Source", "commit_of", "explained", "open_clip_source", "timm_source", "transformers_source"]
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ASK_SECONDS = 10.0
@@ -32,9 +32,12 @@ def transformers_source(spec: str) -> Source:
 
 
 def open_clip_source(spec: str) -> Source | None:
-    """Of `MODEL/TAG`; None for what open_clip has elsewhere, or does not know."""
+    """Of `MODEL/TAG` or `hf-hub:REPO`; None for what open_clip has elsewhere, or does not know."""
     import open_clip
 
+    if spec.startswith("hf-hub:"):
+        weights = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        return Source(spec.removeprefix("hf-hub:"), "main", (("open_clip_config.json",), weights))
     model, _, tag = spec.partition("/")
     if model not in open_clip.list_models():
         return None
@@ -44,6 +47,21 @@ def open_clip_source(spec: str) -> Source | None:
     plain = file or "open_clip_pytorch_model.bin"
     safe = [] if file and not file.endswith(".safetensors") else ["open_clip_model.safetensors"]
     return Source(repository, "main", ((*safe, plain),))
+
+
+def timm_source(spec: str) -> Source | None:
+    """Of `NAME[.TAG]`; None for what timm has elsewhere, or does not know."""
+    import timm
+
+    architecture, _, tag = spec.partition(".")
+    if not timm.is_model(architecture) or (tag and spec not in timm.list_pretrained(f"{architecture}.*")):
+        return None
+    published = timm.models.get_pretrained_cfg(spec)
+    repository, _, revision = str(getattr(published, "hf_hub_id", None) or "").partition("@")
+    if not repository:
+        return None
+    file = str(getattr(published, "hf_hub_filename", None) or "model.safetensors")
+    return Source(repository, revision or "main", ((file, "pytorch_model.bin"),))
 
 
 def commit_of(source: Source) -> str | None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
@@ -106,7 +107,7 @@ def _source(name: str, repo: str, revision: str | None, options: Options) -> Sou
 def _teacher(source: Source, options: Options, default: Callable[[Any], Any] | None) -> Teacher:
     config, written = _config(source)
     architecture, family = (config.architectures or [""])[0], FAMILIES.get(config.model_type, Family())
-    notes = {"revision": commit} if (commit := getattr(config, "_commit_hash", None)) else {}
+    notes = {}
     if config.model_type not in FAMILIES:
         notes["assumed"] = (
             f"{POOLER}, the library's pooled output: we know no reading of the family {config.model_type}"
@@ -335,7 +336,9 @@ def _processor(source: Source, default: Callable[[], Any] | None) -> Any:
 
 
 def _plain(values: Any) -> Any:
-    """Without what no vector depends on."""
+    """Without what no vector depends on, and without infinities, which JSON lacks."""
     if isinstance(values, Mapping):
         return {name: _plain(value) for name, value in values.items() if name not in UNREAD}
+    if isinstance(values, float) and not isfinite(values):
+        return str(values)
     return [_plain(value) for value in values] if isinstance(values, list | tuple) else values

@@ -6,6 +6,7 @@
 | maps.STAGE | CNNs: the output of a residual stage | (channels, height, width) |
 | attention.STAGE | CNNs: the sum of its squares over the channels | (height, width) |
 | cls, pooled | ViTs, after the last norm, before a projection: the CLS token, the mean of the patch tokens | (width,) |
+| projection | image towers of transformers: the vector in the space that images and texts share | (width,) |
 | logits | classifiers with a head | (classes,) |
 """
 

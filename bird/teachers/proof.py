@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from bird.errors import TeacherError
 from bird.images import decode_image
-from bird.teachers.base import PENULTIMATE, Json, Options, Teacher, TorchTeacher
+from bird.teachers.base import PENULTIMATE, Json, Options, TorchTeacher
+from bird.teachers.company import keep_company
 from bird.teachers.files import first_line
 from bird.teachers.layers import Tap
 from bird.teachers.seeing import LibraryView, View
@@ -30,7 +31,6 @@ from bird.teachers.seeing import LibraryView, View
 __all__ = ["SAME", "Reference", "ask_again", "canaries", "prove"]
 
 SAME = 0.9999  # cosine of what is the same
-SAME_LOW = 0.999  # of vectors in bf16 or fp16, whose kernels round by the size of the batch
 LEVEL = 1.01  # of 255: one level, and the rounding of floats
 EXACT = 0.01
 TURNED, GRAY = "480 x 360 photo turned by EXIF", "320 x 240 gray photo"
@@ -117,7 +117,8 @@ def prove(
 ) -> TorchTeacher:
     """The teacher that gives what `reference` gives, through `view` where that is equal.
 
-    Raises TeacherError where the library cannot see or say anything, or where the vectors differ.
+    Raises TeacherError where the library cannot see or say anything, where the vectors differ, and for a vector that is not
+    the image's alone.
     """
     module.eval().requires_grad_(False).to(options.device)
     seen = [_look(name, canary, data, view, reference) for canary, data in canaries()]
@@ -136,6 +137,7 @@ def prove(
         config=config,
     )
     cosines = _compare(teacher, reference, judges, told, options)
+    ask_again(teacher)
     teacher.notes = {
         "view": _view_note(reference, seen, differs, used is view),
         "vector": ", ".join(f"{layer} cosine {cosine:.7f}" for layer, cosine in cosines.items())
@@ -146,32 +148,28 @@ def prove(
     return teacher
 
 
-def ask_again(teacher: Teacher, precision: str) -> None:
-    """Ask for a bright, a flat and a dark photo twice, and for the last two by themselves: activations that are quantised by
-    the range of a batch show there. Raises TeacherError for vectors that are not finite, or that follow from chance or from
-    what else is in the batch."""
+def ask_again(teacher: TorchTeacher) -> None:
+    """Ask about a flat and a bright photo twice, and about the flat one by itself and beside stripes of black and white.
+    Raises TeacherError for a vector that follows from chance, or from what else is in the batch."""
     bright = decode_image(canaries()[0][1], "canary")
-    photos = [bright, 112 + bright // 8, bright // 8]
-    views = torch.stack([teacher.preprocess(photo) for photo in photos])
-    alone = torch.cat([teacher.features(views[place : place + 1]) for place in (1, 2)])
-    try:
-        together, again = teacher.features(views), teacher.features(views)
-    except TeacherError:  # a graph of one image at a time
-        together = again = torch.cat([teacher.features(view[None]) for view in views])
-    same = SAME if precision == "fp32" else SAME_LOW
-    if not all(bool(torch.isfinite(each).all()) for each in (alone, together)):
-        raise _refuse(teacher.name, "numbers that are not finite", "a finite vector", "check the weights")
-    if (cosine := min(_cosine(a, b) for a, b in zip(together, again, strict=True))) < same:
+    stripes = np.where(np.arange(len(bright))[:, None, None] % 16 < 8, np.uint8(0), np.uint8(255)) + 0 * bright
+    flat, bright_view, striped = (teacher.preprocess(photo) for photo in (112 + bright // 8, bright, stripes))
+    found = keep_company(
+        lambda views: teacher.in_full(views, (PENULTIMATE,))[PENULTIMATE],
+        torch.stack([flat, bright_view]),
+        torch.stack([flat, striped]),
+    )
+    if not found.repeats:
         raise _refuse(
             teacher.name,
-            f"another vector when asked for the same image again (cosine {cosine:.5f})",
+            f"another vector when asked for the same image again (they differ by {found.again:.1%})",
             "one vector an image",
             "turn off what the model draws at random in evaluation, such as masking",
         )
-    if (cosine := min(_cosine(a, b) for a, b in zip(together[1:], alone, strict=True))) < same:
+    if found.matters:
         raise _refuse(
             teacher.name,
-            f"a vector that depends on what else is in the batch (cosine {cosine:.5f})",
+            f"a vector that depends on what else is in the batch (it differs by {found.worst:.1%})",
             "one vector an image",
             "use the model before its quantisation, or one whose activations are quantised by fixed numbers",
         )

@@ -83,6 +83,8 @@ class View(Viewer):
             image, size = cut(image, box).permute(1, 2, 0).numpy(), list(self.sides)
         mode = InterpolationMode(self.interpolation)
         seen: Any
+        if image.shape[:2] == self.sides == (size[0], size[-1]):  # nothing to resize and nothing to cut: it is the view
+            return torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
         if self.resizer == "pillow":
             seen = F.resize(Image.fromarray(image), size, interpolation=mode)
         else:

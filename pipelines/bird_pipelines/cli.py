@@ -121,7 +121,7 @@ def precompute(
         str, stored(help="none, zstd or pcodec: for vectors with many zeros; without loss, Zarr only.")
     ] = "none",
     layers: Annotated[
-        str, stored(help="What to store, by commas: penultimate, attention, maps, cls, pooled, logits.")
+        str, stored(help="What to store, by commas: penultimate, projection, attention, maps, cls, pooled, logits.")
     ] = "penultimate",
     views: Annotated[
         int, stored(min=0, help="Random views to store beside the deterministic one, with their crops and flips.")
@@ -177,7 +177,27 @@ def distill(
         int | None, weight(help="ad: the student moves every nth epoch. Default 1 up to 20 epochs, else 3.")
     ] = None,
     dro_step: Annotated[float | None, weight(help="group-dro: step of its cell weights. Default .01.")] = None,
-    average: Annotated[float | None, weight(help="bird-plus: decay of its mean weights. Default .999.")] = None,
+    average: Annotated[
+        float | None,
+        weight(
+            help="Decay of the running mean of the weights, which ships; 0: none. Default .999 for bird-plus and "
+            "bird-offsets, else 0."
+        ),
+    ] = None,
+    balance: Annotated[
+        float | None,
+        weight(help="bird-offsets: weight of the balanced CE in the feedback, the rest is L_o's. Default 0."),
+    ] = None,
+    offsets_from: Annotated[
+        str | None, weight(help="bird-offsets: phi starts at log p(class given group) (prior, default) or at 0 (zero).")
+    ] = None,
+    feedback_every: Annotated[
+        int | None, weight(help="bird and its kin: one step of so many has feedback. Default 1.")
+    ] = None,
+    groups_known: Annotated[
+        str | None,
+        weight(help="meta: no group of train is looked at; a probe reads them off the features. Default all."),
+    ] = None,
     preset: Annotated[str | None, weight(help="paper: values of the paper that are not the defaults.")] = None,
     batch_size: Annotated[int | None, training(min=2, help="Default 128.")] = None,
     meta_per_cell: Annotated[int | None, training(min=1, help="Meta samples of each cell a step. Default 8.")] = None,

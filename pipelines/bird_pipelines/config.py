@@ -123,8 +123,14 @@ class RunConfig(BaseModel):
         default=0, ge=0, description="ad: the student moves every nth epoch; 0: 1 up to 20 epochs, else 3"
     )
     dro_step: float = Field(default=0.01, ge=0)
-    average: float = Field(default=0.999, ge=0, lt=1)
+    average: float = Field(
+        default=-1, ge=-1, lt=1, description="-1: .999 for bird-plus and bird-offsets, 0 for all others"
+    )
+    balance: float = Field(default=0.0, ge=0, le=1)
+    offsets_from: Literal["prior", "zero"] = "prior"
+    feedback_every: int = Field(default=1, ge=1)
     meta_per_cell: int = Field(default=8, ge=1, description="meta samples of each (class, group) cell a step")
+    groups_known: Literal["all", "meta"] = "all"
     head_epochs: int = Field(default=10, ge=1, description="bkd: epochs of the teacher's head")
     limit: int | None = Field(default=None, ge=1)
     choose: int | None = Field(
@@ -219,6 +225,11 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
     _require_known(config)
     if config.warmup < 0:
         config = config.model_copy(update={"warmup": config.epochs // 2})
+    if config.average < 0:
+        from bird.methods import Hyperparameters, build_method
+
+        averages = build_method(config.method, Hyperparameters(), 2).averages
+        config = config.model_copy(update={"average": 0.999 if averages else 0.0})
     if config.ad_every == 0:
         config = config.model_copy(update={"ad_every": 1 if config.epochs <= AD_SHORT else 3})
     if config.warmup > config.epochs:

@@ -144,6 +144,10 @@ class RunData:
     """samples left out, by "class, group" """
     accounted: Mapping[str, Any] | None = None
     """what was listed, and what of it got no row (`bird_cache.summary.accounted`); None where the cache does not say"""
+    posterior: Float[Tensor, "rows groups"] | None = None
+    """the probabilities of the groups, where those of train rows are not known (bird_pipelines.groups)"""
+    probe: float | None = None
+    """how often the most probable group is right, on meta rows that the probe has not seen"""
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of one split, in order."""
@@ -153,6 +157,9 @@ class RunData:
         """How many samples of a split each (class, group) cell has."""
         rows, table = self.rows(split), self.table
         counts = torch.zeros(len(self.class_names), len(self.group_names), dtype=torch.int64)
+        if self.posterior is not None:  # expected ones
+            expected = counts.float().index_add(0, torch.from_numpy(table.labels[rows]).long(), self.posterior[rows])
+            return expected.round().long()
         labels, groups = torch.from_numpy(table.labels[rows]), torch.from_numpy(table.groups[rows])
         return counts.index_put(
             (labels.long(), groups.long()), torch.ones(len(rows), dtype=torch.int64), accumulate=True
@@ -215,6 +222,7 @@ class RunData:
             teacher=teacher,
             teacher_logits=None if teacher_logits is None else send(teacher_logits[index], device),
             stages=None if found is None else tuple(send(each, device) for each in found),
+            posterior=None if self.posterior is None else send(self.posterior[index], device),
         )
 
     def view_policy(self, augment: bool, *, staged: bool) -> str:

@@ -31,6 +31,7 @@ from bird_cache.order import shuffled, slices
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data
+from bird_pipelines.groups import with_known_groups
 from bird_pipelines.head import teacher_logits
 from bird_pipelines.profiling import Clock
 from bird_pipelines.progress import Interrupted, progress, stop_requests
@@ -43,7 +44,7 @@ __all__ = ["distill_many", "groups_of", "models_at_once"]
 # What the runs of a stack may differ in.
 OWN = ("seed", "lambda", "alpha", "mu1", "mu2", "lr", "fitnet_weight", "mfd_weight")
 # What decides which rows and features are read.
-SOURCE = ("dataset", "dataset_settings", "student", "limit", "choose", "cache", "data_root")
+SOURCE = ("groups_known", "dataset", "dataset_settings", "student", "limit", "choose", "cache", "data_root")
 # Numbers in one stacked weight matrix: five models of 1024 features. A bound on memory; more at once gain little
 # (bench/stack.py).
 STACK_NUMBERS = 8 << 20
@@ -68,7 +69,7 @@ def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
             continue
         source = json.dumps({name: str(getattr(group[0], name)) for name in SOURCE})
         if held is None or held[0] != source:
-            held = source, load_data(group[0])
+            held = source, with_known_groups(group[0], load_data(group[0]))
         if isinstance(held[1].features, Tensor):
             train_group(group, held[1])
         else:  # too large to be held, let alone standardised beside itself
@@ -148,6 +149,7 @@ class Source:
         self.labels, self.groups = (
             torch.from_numpy(each).to(self.device) for each in (data.table.labels, data.table.groups)
         )
+        self.posterior = None if data.posterior is None else data.posterior.to(self.device)
         self.logits = teacher_logits(data, config, self.device).to(self.device) if self.method.logits else None
 
     def batch(self, rows: NDArray[np.int64], stored: NDArray[np.int64] | None = None) -> Batch:
@@ -164,6 +166,7 @@ class Source:
             groups=self.groups[index],
             teacher=inputs if self.method.features else None,
             teacher_logits=None if self.logits is None else self.logits[index],
+            posterior=None if self.posterior is None else self.posterior[index],
         )
 
 
@@ -218,6 +221,7 @@ class Stack:
         clock.enter("data")
         batch = self.source.batch(rows, self.stored_views(rows.shape[1]))
         clock.enter("forward")
+        self.method.number = self.first.step
         losses = self.method.step(
             self.learner,
             batch,

@@ -257,7 +257,22 @@ def _detail(index: int, configuration: Configuration, shared: Sequence[str]) -> 
         "trivial": metrics.get("trivial"),
         "curve": Markup(plots.curve_plot(run.curve, warmup, f"curve{index}")) if run.curve else None,
         "gate": Markup(gate) if (gate := plots.gate_plot(run.curve, f"gate{index}")) else None,
+        "offsets": _offsets(run),
     }
+
+
+def _offsets(run: Run) -> dict[str, Any] | None:
+    """phi of bird-offsets by class and group: after the first, a middle and the last epoch; None for other methods."""
+    lines = [line for line in run.curve if line.get("offsets")]
+    if not lines:
+        return None
+    shown = [lines[place] for place in sorted({0, len(lines) // 2, len(lines) - 1})]
+    classes, groups = ([str(each) for each in run.info[kind]] for kind in ("class_names", "group_names"))
+    rows = [
+        (name, [[line["offsets"][c][m] for line in shown] for m in range(len(groups))])
+        for c, name in enumerate(classes)
+    ]
+    return {"epochs": [line["epoch"] for line in shown], "groups": groups, "rows": rows}
 
 
 def _sources(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:

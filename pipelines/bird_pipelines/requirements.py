@@ -28,7 +28,10 @@ def hyperparameters(config: RunConfig) -> Hyperparameters:
         ad_lr=config.ad_lr,
         ad_every=max(config.ad_every, 1),
         dro_step=config.dro_step,
-        average=config.average,
+        average=None if config.average < 0 else config.average,
+        balance=config.balance,
+        offsets_from=config.offsets_from,
+        feedback_every=config.feedback_every,
     )
 
 

@@ -23,6 +23,7 @@ from bird.devices import choose_device, enough_memory, threads
 from bird.errors import DataError, EmptyCellError
 from bird.methods import Batch, SingleLearner
 from bird.metrics import confusion, mean_deo, recalls
+from bird.offsets import Offsets
 from bird.precision import require_precision
 from bird.students import student_files
 from bird.transforms import draw_views
@@ -32,6 +33,7 @@ from bird_pipelines import runs
 from bird_pipelines.ahead import one_ahead
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import RunData, load_data
+from bird_pipelines.groups import with_known_groups
 from bird_pipelines.head import teacher_logits
 from bird_pipelines.learners import make_learner
 from bird_pipelines.marks import with_caveats
@@ -57,7 +59,7 @@ def distill(config: RunConfig) -> dict[str, Any]:
     every cell; all of them before the folder is touched. Interrupted after saving a checkpoint.
     """
     require_precision(config.precision, choose_device(config.device))
-    data = load_data(config)
+    data = with_known_groups(config, load_data(config))
     with enough_memory(f"--batch-size {config.batch_size}", LESS):
         finish(config, data)
     return outcome(config)
@@ -103,8 +105,8 @@ class Trainer:
         require_samples(config, self.method, data)
         self.moments = data.moments() if self.method.features else None
         channels = data.stages.open(self.method.stages) if self.method.stages and data.stages is not None else []
-        self.learner = make_learner(config, data, self.device, self.method, channels)
         self.method.prepare(data.cell_counts("train"))
+        self.learner = make_learner(config, data, self.device, self.method, channels)
         self.train_rows, meta, table = data.rows("train"), data.rows("meta"), data.table
         self.meta_rows = StratifiedRows(
             meta, table.labels[meta], table.groups[meta], per_cell=config.meta_per_cell, seed=config.seed
@@ -176,6 +178,7 @@ class Trainer:
             self.tracer.before_step(self.warm or self.config.warmup == self.config.epochs)
         self.learner.model.train()
         clock.enter("forward")
+        self.method.number = self.step
         losses = self.method.step(self.learner, material.batch, lambda: meta_of(material, clock), warm=self.warm)
         clock.enter("other")
         self.pending.add(losses, len(material.batch.labels), [self.sums])
@@ -224,7 +227,11 @@ class Trainer:
         line: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "seconds": round(self.seconds, 3)}
         parts = ("loss", "ce", "distance", "bias", "meta_bias", "adversary")
         line |= {name: self.sums[name] / self.consumed if name in self.sums else None for name in parts}
-        line["gate"] = {"counts": gate_histogram(self.learner)} if self.method.gated else None
+        line["gate"] = line["offsets"] = None
+        if isinstance(self.learner.gate, Offsets) and self.method.gated:
+            line["offsets"] = [[round(value, 4) for value in row] for row in self.learner.gate.phi.tolist()]
+        elif self.method.gated:
+            line["gate"] = {"counts": gate_histogram(self.learner)}
         line["meta"] = self.meta_score()
         self.curve.append(line)
         self.sums, self.consumed = {}, 0
@@ -322,6 +329,7 @@ class Trainer:
             "empty_cells": data.empty_cells(),
             "failed": dict(data.failed),
             "accounted": data.accounted,
+            "probe_accuracy": data.probe,
             "view_policy": data.view_policy(self.config.augment, staged=self.method.stages is not None),
             "versions": {name: version(name) for name in LIBRARIES},
         }

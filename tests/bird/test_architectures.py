@@ -14,6 +14,7 @@ from bird import BirdStep, Gate
 from bird.errors import StudentError
 
 COUNT = 6  # one sample of each class and group
+NO_NUMBERS = {"lambda_resnet26t"}  # oneDNN's gradient of a Conv3d in bfloat16: findings/bf16-conv3d.sh
 ROUNDED = {"efficientvit_b0": 1e-5}  # a part of it computes in float32 whatever it is given
 
 
@@ -64,6 +65,8 @@ both = pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"
 @everywhere
 def test_the_guard_is_content(name, half):
     """Training moves the student meanwhile."""
+    if half and name in NO_NUMBERS:
+        pytest.skip("its gradient in bfloat16 is no number on some CPUs")
     student, gate = made(name, torch.float32)
     step = BirdStep(Half(student) if half else student, gate, groups=GROUPS, check=1)
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)

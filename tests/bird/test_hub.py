@@ -33,11 +33,6 @@ from open_clip import pretrained
 open_clip.add_model_config(sys.argv.pop(1))
 pretrained._PRETRAINED["bird-tiny-hub"] = {"tag": {"hf_hub": "someone/tiny-clip/"}, "gone": {"hf_hub": "someone/bare/"}}
 """
-TIMM = """
-import sys, timm
-model = timm.create_model("hf-hub:someone/tiny-timm", pretrained=True)
-print(float(sum(value.double().sum() for value in model.state_dict().values())))
-"""
 PROCESSOR = {
     "size": {"height": 32, "width": 32},
     "resample": 2,
@@ -203,16 +198,20 @@ def test_open_clip_downloads(hub, tmp_path):
 
 @pytest.mark.slow
 def test_timm_downloads(hub, tmp_path):
-    """The library's own way, which the teachers of timm take."""
-    timm = pytest.importorskip("timm")
-    model = timm.create_model("test_resnet", pretrained=False, num_classes=3)
-    folder = tmp_path / "timm"
+    import timm
+
+    name, folder = "test_resnet.r160_in1k", tmp_path / "timm"
     folder.mkdir()
-    save_file(model.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"architecture": "test_resnet", "num_classes": 3}))
-    hub.push("someone/tiny-timm", folder)
-    done = process(hub, tmp_path / "home", TIMM)
-    assert done.returncode == 0, done.stderr
-    expected = float(sum(value.double().sum() for value in model.state_dict().values()))
-    assert float(done.stdout) == pytest.approx(expected)
+    save_file(timm.create_model(name, pretrained=False).state_dict(), folder / "model.safetensors")
+    commit = hub.push(f"timm/{name}", folder)
+    there, gone = loaded(hub, tmp_path / "home", f"timm:{name}", "timm:test_vit.r160_in1k")
+    assert there["notes"]["revision"] == f"timm/{name}@{commit}"
+    own = load_teacher(f"timm:{name}", weights=folder / "model.safetensors")
+    assert there["weights"] == own.weights_digest
     assert [status for method, _, status in hub.asked("model.safetensors") if method == "GET"] == [200]
+    assert gone["error"] == "MissingWeightsError"
+    assert gone["found"] == "no repository timm/test_vit.r160_in1k, or a private one"
+    hub.log.clear()
+    (offline,) = loaded(hub, tmp_path / "home", f"timm:{name}", HF_HUB_OFFLINE="1")
+    assert offline["weights"] == own.weights_digest
+    assert hub.log == []

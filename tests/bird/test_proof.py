@@ -23,6 +23,14 @@ from bird.teachers.seeing import LibraryView, View, view_of_transform
 PLAIN = Options(None, choose_device("cpu"), "fp32", None)
 
 
+@pytest.fixture(autouse=True)
+def own_tags(monkeypatch):
+    """What a test adds to open_clip's table of tags is gone after it."""
+    from open_clip import pretrained
+
+    monkeypatch.setattr(pretrained, "_PRETRAINED", dict(pretrained._PRETRAINED))
+
+
 class Net(nn.Module):
     """Colours of a coarse grid, mixed: a network in which every pixel counts."""
 
@@ -130,8 +138,7 @@ def test_a_vector_that_is_not_the_images_alone_is_refused(net, words):
     view = View(72, 64, mean=(0.45,) * 3, std=(0.25,) * 3)
     with pytest.raises(TeacherError) as error:
         ask_again(
-            TorchTeacher("t", net(), view, taps={PENULTIMATE: Tap("penultimate")}, device=device, precision="fp32"),
-            "fp32",
+            TorchTeacher("t", net(), view, taps={PENULTIMATE: Tap("penultimate")}, device=device, precision="fp32")
         )
     assert words in str(error.value)
 

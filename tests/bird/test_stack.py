@@ -13,10 +13,10 @@ BUILT = {name: build_method(name, Hyperparameters(), GROUPS) for name in METHODS
 STACKED = [name for name, method in BUILT.items() if method.stackable and not method.stages]
 
 
-def adapter(seed, lr=1e-3):
+def adapter(seed, lr=1e-3, method=BUILT["bird"]):
     mean, std = torch.zeros(DIM), torch.ones(DIM)
     student = build_student("adapter", classes=CLASSES, feature_mean=mean, feature_std=std, seed=seed)
-    return SingleLearner(student, teacher_dim=DIM, lr=lr, mu2=1e-2, seed=seed)
+    return method.learner(student, teacher_dim=DIM, lr=lr, mu2=1e-2, seed=seed)
 
 
 def batch_of(seed):
@@ -67,8 +67,6 @@ def test_a_stack_moves_each_model_as_it_moves_alone(method, close):
         "mfd_weight": [1.0, 3.0, 7.0],
     }
     rates = [1e-3, 3e-3, 1e-2]
-    alone, stacked = ([adapter(seed, rates[seed]) for seed in range(MODELS)] for _ in range(2))
-    stack = StackedLearner(stacked)
     hyper = Hyperparameters(**{name: torch.tensor(values) for name, values in weights.items()})
     all_at_once = build_method(method, hyper, GROUPS)
     own = [
@@ -77,6 +75,8 @@ def test_a_stack_moves_each_model_as_it_moves_alone(method, close):
     ]
     for each in (all_at_once, *own):
         each.prepare(torch.tensor([[5, 3], [2, 7], [4, 4]]))
+    alone, stacked = ([adapter(seed, rates[seed], own[seed]) for seed in range(MODELS)] for _ in range(2))
+    stack = StackedLearner(stacked)
     for step in range(10):
         batches, metas = ([batch_of(base + step * MODELS + s) for s in range(MODELS)] for base in (0, 1000))
         losses = all_at_once.step(stack, together(batches), lambda metas=metas: together(metas), warm=step > 2)

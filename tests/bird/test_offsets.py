@@ -1,0 +1,200 @@
+"""phi in other places than the gate: the feedback is double backward for offsets, cell weights, temperatures, their sum."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from bird.losses import bias_loss, cross_entropy, feature_mse, sample_cross_entropy
+from bird.meta import feedback
+from bird.methods import Batch, Hyperparameters, Regressed, build_method
+from bird.methods.step import held
+from bird.offsets import Offsets, mixed_bias
+from bird.stack import StackedLearner
+from bird.students import build_student
+from bird.weighting import log_prior
+
+CLASSES, GROUPS, DIM, ROWS, MU1 = 3, 2, 16, 12, 0.1
+
+
+class CellWeights(nn.Module):
+    """w(class, group) = exp(phi) of each sample's CE."""
+
+    def __init__(self):
+        super().__init__()
+        self.phi = nn.Parameter(torch.randn(CLASSES, GROUPS, dtype=torch.float64))
+
+    def loss(self, h, batch):
+        return (self.phi.exp()[batch.labels, batch.groups] * sample_cross_entropy(h.logits, batch.labels)).mean(-1)
+
+
+class Temperatures(nn.Module):
+    """z times exp(phi) of the sample's group: the multiplicative adjustment of Kini et al. (2021)."""
+
+    def __init__(self):
+        super().__init__()
+        self.phi = nn.Parameter(torch.randn(GROUPS, dtype=torch.float64))
+
+    def loss(self, h, batch):
+        return cross_entropy(h.logits * self.phi.exp()[batch.groups, None], batch.labels)
+
+
+class Added(nn.Module):
+    """Offsets, and D through the gate as drawn."""
+
+    def __init__(self):
+        super().__init__()
+        self.offsets = Offsets(CLASSES, GROUPS, DIM).double()
+        self.offsets.start(torch.randn(CLASSES, GROUPS))
+
+    def loss(self, h, batch):
+        adjusted = self.offsets.adjust(h.logits, batch.groups)
+        return 0.5 * feature_mse(h.features, self.offsets(batch.teacher)) + 0.5 * cross_entropy(adjusted, batch.labels)
+
+
+class Sum(nn.Module):
+    """All of them at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList([CellWeights(), Temperatures(), Added()])
+
+    def loss(self, h, batch):
+        return sum(part.loss(h, batch) for part in self.parts)
+
+
+def batch_of(seed, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(ROWS, DIM, generator=generator, dtype=dtype)
+    cells = torch.arange(ROWS) % (CLASSES * GROUPS)
+    return Batch(features, cells % CLASSES, cells // CLASSES, teacher=features)
+
+
+def student():
+    mean, std = torch.zeros(DIM), torch.ones(DIM)
+    fresh = build_student("adapter", classes=CLASSES, image_size=0, feature_mean=mean, feature_std=std, seed=1)
+    return Regressed(fresh, DIM).double().train()
+
+
+OUTERS = {
+    "L_o": lambda h, meta: bias_loss(h.logits, meta.labels, meta.groups, GROUPS),
+    "mixed": lambda h, meta: mixed_bias(h.logits, meta.labels, meta.groups, GROUPS, 0.3),
+}
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.parametrize("place", [CellWeights, Temperatures, Added, Sum])
+def test_feedback_is_double_backward_wherever_phi_is(place, outer):
+    torch.manual_seed(0)
+    model, phi, batch, meta = student(), place(), batch_of(0), batch_of(1)
+    _, found = feedback(
+        model,
+        phi,
+        inputs=batch.inputs,
+        output=model(batch.inputs),
+        inner_loss=lambda h: phi.loss(h, batch),
+        meta_inputs=meta.inputs,
+        meta_loss=lambda h: OUTERS[outer](h, meta),
+        mu1=MU1,
+    )
+    theta = dict(model.named_parameters())
+    slope = torch.autograd.grad(phi.loss(model(batch.inputs), batch), list(theta.values()), create_graph=True)
+    ahead = {name: value - MU1 * g for (name, value), g in zip(theta.items(), slope, strict=True)}
+    expected = torch.autograd.grad(
+        OUTERS[outer](functional_call(model, ahead, (meta.inputs,)), meta), [*phi.parameters()]
+    )
+    for one, two in zip(found, expected, strict=True):
+        assert two.norm() > 0
+        assert ((one - two).norm() / two.norm()).item() < 1e-10
+
+
+def test_offsets_are_added_by_the_samples_own_group():
+    offsets = Offsets(CLASSES, GROUPS, DIM)
+    offsets.start(torch.arange(6.0).view(CLASSES, GROUPS))
+    found = offsets.adjust(torch.zeros(2, CLASSES), torch.tensor([0, 1]))
+    assert found.tolist() == [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
+
+
+def test_the_balanced_loss_weighs_cells_alike_and_leaves_out_absent_ones():
+    logits = torch.randn(5, CLASSES, generator=torch.Generator().manual_seed(0))
+    labels, groups = torch.tensor([0, 0, 0, 1, 2]), torch.tensor([0, 0, 1, 1, 1])
+    each = sample_cross_entropy(logits, labels)
+    expected = torch.stack([each[:2].mean(), each[2], each[3], each[4]]).mean()
+    assert mixed_bias(logits, labels, groups, GROUPS, 1.0).item() == pytest.approx(expected.item())
+    both = mixed_bias(logits, labels, groups, GROUPS, 0.25).item()
+    equality = bias_loss(logits, labels, groups, GROUPS).item()
+    assert both == pytest.approx(0.75 * equality + 0.25 * expected.item())
+
+
+def learners(method, seeds):
+    method.prepare(torch.tensor([[90, 5], [10, 60], [30, 30]]))
+    mean, std = torch.zeros(DIM), torch.ones(DIM)
+    for seed in seeds:
+        given = {"classes": CLASSES, "image_size": 0, "feature_mean": mean, "feature_std": std}
+        fresh = build_student("adapter", seed=seed, **given)
+        yield method.learner(fresh, teacher_dim=DIM, lr=1e-2, mu2=0.03, seed=seed)
+
+
+@pytest.mark.parametrize("start", ["prior", "zero"])
+def test_where_phi_starts_and_that_it_moves(start):
+    method = build_method("bird-offsets", Hyperparameters(offsets_from=start, mu1=0.05, alpha=0.5), GROUPS)
+    (learner,) = learners(method, [0])
+    begun = learner.gate.phi.detach().clone()
+    prior = log_prior(torch.tensor([[90, 5], [10, 60], [30, 30]]))
+    assert torch.equal(begun, prior if start == "prior" else torch.zeros(CLASSES, GROUPS))
+    batch, meta = batch_of(0, torch.float32), batch_of(1, torch.float32)
+    method.step(learner, batch, lambda: meta, warm=False)
+    assert torch.equal(learner.gate.phi, begun)  # during warmup it stays
+    losses = method.step(learner, batch, lambda: meta, warm=True)
+    assert (learner.gate.phi - begun).abs().amin() > 0.02  # Adam's first step is mu2 long
+    assert losses["meta_bias"] > 0
+    assert learner.gate.phi.requires_grad
+
+
+def test_the_twin_without_feedback_never_moves():
+    method = build_method("bird-offsets-no-meta", Hyperparameters(), GROUPS)
+    (learner,) = learners(method, [0])
+    begun = learner.gate.phi.detach().clone()
+    method.step(learner, batch_of(0, torch.float32), lambda: pytest.fail("no meta batch is asked for"), warm=True)
+    assert torch.equal(learner.gate.phi, begun)
+
+
+def test_of_so_many_steps_one_has_feedback():
+    method = build_method("bird-offsets", Hyperparameters(feedback_every=3), GROUPS)
+    (learner,) = learners(method, [0])
+    batch, meta, moved = batch_of(0, torch.float32), batch_of(1, torch.float32), []
+    for number in range(6):
+        method.number, before = number, learner.gate.phi.detach().clone()
+        method.step(learner, batch, lambda: meta, warm=True)
+        moved.append(not torch.equal(before, learner.gate.phi))
+    assert moved == [True, False, False, True, False, False]
+
+
+def test_a_stack_does_what_its_models_do_alone():
+    method = build_method("bird-offsets", Hyperparameters(mu1=0.05, alpha=0.5, balance=0.5), GROUPS)
+    alone, together = [*learners(method, [0, 1])], [*learners(method, [0, 1])]
+    stack = StackedLearner(together)
+
+    def joined(*batches):
+        fields = [field.name for field in dataclasses.fields(Batch)]
+        pairs = {name: [getattr(each, name) for each in batches] for name in fields}
+        return Batch(**{name: None if pair[0] is None else torch.stack(pair) for name, pair in pairs.items()})
+
+    for step in range(3):
+        batches = [batch_of(10 * step + number, torch.float32) for number in range(4)]
+        for learner, batch, meta in zip(alone, batches[:2], batches[2:], strict=True):
+            method.step(learner, batch, lambda meta=meta: meta, warm=True)
+        method.step(stack, joined(*batches[:2]), lambda batches=batches: joined(*batches[2:]), warm=True)
+    for one, two in zip(alone, together, strict=True):
+        assert torch.allclose(one.gate.phi, two.gate.phi, atol=1e-5)
+        for name, value in one.student.state_dict().items():
+            assert torch.allclose(value, two.student.state_dict()[name], atol=1e-5), name
+
+
+def test_a_held_gate_is_a_constant():
+    offsets = Offsets(CLASSES, GROUPS, DIM)
+    with held(offsets):
+        assert not offsets.adjust(torch.zeros(2, CLASSES), torch.tensor([0, 1])).requires_grad
+    assert offsets.phi.requires_grad

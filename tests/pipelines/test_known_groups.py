@@ -1,0 +1,121 @@
+"""Groups known for meta alone: those of train are never looked at, and a probe stands in for them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bird.datasets.base import SampleTable
+from bird.errors import UsageError
+from bird_pipelines.cli import app
+from bird_pipelines.config import RunConfig
+from bird_pipelines.data import RunData
+from bird_pipelines.groups import estimated_groups, with_known_groups
+
+CLASSES, GROUPS, DIM = 3, 2, 12
+
+
+def data_of(seed=0, rows=900, spread=1.0):
+    """Features in which class and group lie in directions of their own."""
+    rng = np.random.default_rng(seed)
+    labels, groups = rng.integers(0, CLASSES, rows), rng.integers(0, GROUPS, rows)
+    features = spread * rng.normal(size=(rows, DIM)).astype(np.float32)
+    features[np.arange(rows), labels] += 3
+    features[:, 5] += 4 * groups
+    splits = np.where(np.arange(rows) % 3 == 0, "meta", np.where(np.arange(rows) % 3 == 1, "train", "test"))
+    ids = np.array([f"{row}" for row in range(rows)], object)
+    table = SampleTable(ids, labels, groups, splits.astype(object), ids)
+    return RunData(
+        table=table,
+        class_names=("a", "b", "c"),
+        group_names=("g", "h"),
+        image_size=0,
+        flip=False,
+        images=None,
+        features=torch.from_numpy(features),
+        logits=None,
+        logits_fingerprint=None,
+        stages=None,
+        boxes=None,
+        fingerprint=None,
+        teacher=None,
+        failed={},
+    )
+
+
+def config(tmp_path, **given):
+    settings = {"dataset": "table", "student": "adapter", "method": "bird-offsets", "out": tmp_path / "run", **given}
+    return RunConfig(**settings, groups_known="meta")
+
+
+def test_the_probe_finds_groups_and_says_how_often(tmp_path):
+    data = data_of()
+    found = with_known_groups(config(tmp_path), data)
+    train = data.rows("train")
+    agreed = (found.table.groups[train] == data.table.groups[train]).mean()
+    assert agreed > 0.9
+    assert found.probe == pytest.approx(agreed, abs=0.03)
+    assert torch.allclose(found.posterior.sum(1), torch.ones(len(data.table)))
+    rest = np.concatenate([data.rows("meta"), data.rows("test")])
+    assert (found.table.groups[rest] == data.table.groups[rest]).all()
+    assert torch.equal(found.posterior[rest].argmax(1), torch.from_numpy(data.table.groups[rest]))
+
+
+def test_groups_of_train_are_never_looked_at(tmp_path):
+    data = data_of()
+    other = data.table.groups.copy()
+    other[data.rows("train")] = 0
+    blind = dataclasses.replace(data, table=dataclasses.replace(data.table, groups=other))
+    one, two = (with_known_groups(config(tmp_path), each) for each in (data, blind))
+    assert torch.equal(one.posterior, two.posterior)
+    assert (one.table.groups == two.table.groups).all()
+    assert torch.equal(one.cell_counts("train"), two.cell_counts("train"))
+
+
+def test_probabilities_are_calibrated():
+    """Where features say little, the probabilities do, too: of rows with p near .7 about .7 are right."""
+    data = data_of(rows=9000, spread=4.0)
+    meta, train, features = data.rows("meta"), data.rows("train"), data.features.numpy()
+    labels, groups = data.table.labels, data.table.groups
+    found, _ = estimated_groups(features[meta], labels[meta], groups[meta], features[train], labels[train])
+    sure = found.max(1)
+    right = found.argmax(1) == groups[train]
+    some = (sure > 0.6) & (sure < 0.8)
+    assert some.sum() > 300
+    assert right[some].mean() == pytest.approx(sure[some].mean(), abs=0.06)
+
+
+def test_classes_with_few_known_rows_share_a_probe():
+    data = data_of(rows=600)
+    meta, train, features = data.rows("meta"), data.rows("train"), data.features.numpy()
+    labels, groups = data.table.labels, data.table.groups
+    kept = meta[(labels[meta] != 2) | (groups[meta] == 0)]
+    found, _ = estimated_groups(features[kept], labels[kept], groups[kept], features[train], labels[train])
+    assert np.allclose(found.sum(1), 1)
+    lonely = labels[train] == 2
+    assert (found[lonely].argmax(1) == groups[train][lonely]).mean() > 0.8
+
+
+def test_what_cannot_be_had_is_told(tmp_path):
+    data = data_of()
+    with pytest.raises(UsageError, match="no cache"):
+        with_known_groups(config(tmp_path), dataclasses.replace(data, features=None))
+    few = dataclasses.replace(data.table, groups=np.where(data.table.splits == "meta", 0, data.table.groups))
+    with pytest.raises(UsageError, match="0 meta rows of the group h"):
+        with_known_groups(config(tmp_path), dataclasses.replace(data, table=few))
+
+
+def test_a_run_records_the_probe(tmp_path, cache):
+    command = ["distill", "--cache", str(cache), "--student", "adapter", "--method", "bird-offsets"]
+    command += ["--groups-known", "meta", "--epochs", "2", "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert told["config"]["groups_known"] == "meta"
+    assert 0.5 < told["probe_accuracy"] <= 1
+    curve = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
+    assert np.shape(curve[-1]["offsets"]) == (10, 2)
+    assert curve[-1]["gate"] is None
