@@ -3,6 +3,7 @@
     python bench/coverage.py                                     # a few cells, a minute
     python bench/coverage.py --full --samples 500                # every cell of decision 0012, hours
     python bench/coverage.py --full --samples 500 --rejected     # with the ways that were rejected
+    python bench/coverage.py --again coverage --lowest 12 --samples 500 --seed 1    # cells of a saved grid that look worst
 
 A cell of the grid is a number of classes, groups and rows a cell, and a shape of the true gaps. Each cell draws samples
 of its own from --seed, so that a part of the grid repeats those of the whole. --save writes bench/results/NAME.json.
@@ -10,6 +11,7 @@ of its own from --seed, so that a part of the grid repeats those of the whole. -
 
 import argparse
 import itertools
+import json
 import math
 import time
 import zlib
@@ -17,6 +19,7 @@ from functools import partial
 from multiprocessing import Pool
 
 import numpy as np
+from results import FOLDER, save
 
 from bird.intervals import gap_intervals
 
@@ -160,9 +163,16 @@ def summary(table):
         for row in sorted(rows, key=lambda row: row["coverage"]):
             if row["coverage"] < 0.93:
                 lines.append(f"  below .93: {describe(row)}")
-        for row in rows:
-            if (row["width / narrowest"] or 0) > 1.5:
-                lines.append(f"  wide: {describe(row)}")
+        wide = [row for row in rows if (row["width / narrowest"] or 0) > 1.5]
+        lines.append(f"  more than 1.5 times as wide as the narrowest way that covers: {len(wide)} cells")
+        lines += [f"  widest: {describe(row)}" for row in sorted(wide, key=lambda row: -row["width / narrowest"])[:5]]
+        for way in dict.fromkeys(row["way"] for row in table if row["gap"] == name):
+            each = [row for row in table if row["gap"] == name and row["way"] == way]
+            covered = np.array([row["coverage"] for row in each])
+            lines.append(
+                f"  {way}: coverage {covered.min():.3f} to {covered.max():.3f}, mean {covered.mean():.3f}, below .93 in "
+                f"{(covered < 0.93).sum()} of {len(each)} cells, mean width {np.mean([row['width'] for row in each]):.1f}"
+            )
     return lines
 
 
@@ -175,6 +185,11 @@ def describe(row):
 
 
 def grid(args):
+    if args.again:
+        table = [row for row in json.loads((FOLDER / f"{args.again}.json").read_text())["rows"] if row["way"] == "ours"]
+        table.sort(key=lambda row: row["coverage"])
+        cells = [tuple(row[name] for name in ("classes", "groups", "rows", "gaps")) for row in table]
+        return list(dict.fromkeys(cells))[: args.lowest]
     shapes = args.shapes or (SHAPES + HALVES if args.full else ("all 0", "all 10", "one class 30"))
     classes = args.classes or ([2, 3, 10] if args.full else [2, 10])
     groups = args.groups or ([2, 4, 7] if args.full else [2, 4])
@@ -190,6 +205,8 @@ def main():
     parser.add_argument("--groups", type=int, nargs="*")
     parser.add_argument("--rows", nargs="*", help="rows a cell, or unequal")
     parser.add_argument("--shapes", nargs="*", help="such as 'all 10' or 'one class 30'")
+    parser.add_argument("--again", metavar="NAME", help="the cells of bench/results/NAME.json with the lowest coverage")
+    parser.add_argument("--lowest", type=int, default=12, help="how many of them")
     parser.add_argument("--base", type=float, default=0.7, help="the recall about which gaps lie")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -211,10 +228,8 @@ def main():
     lines = summary(table)
     print("\n".join(lines))
     if args.save:
-        from results import save
-
-        columns = list(table[0])
-        save(args.save, f"Coverage of 95 % intervals, {args.samples} samples a cell", columns, table, lines)
+        kept = [row for row in table if row["way"] == "ours"]  # of the rejected ways the summary is enough
+        save(args.save, f"Coverage of 95 % intervals, {args.samples} samples a cell", list(kept[0]), kept, lines)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def save(name, title, columns, rows, notes=()):
     """Keep one table: `rows` are dicts by column, numbers or text; a ratio is what `paired` gives."""
     found = {
         "title": title,
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "date": date.today().isoformat(),
         "commit": commit(),
         "machine": machine(),

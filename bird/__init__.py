@@ -1,6 +1,6 @@
 """BIRD: fair knowledge distillation with student feedback. Tensors in, tensors out: no disk format, no terminal.
 
-What a training loop of your own needs is here: `BirdStep`, `Batch`, `Distance`, `Gate`, `StageGates`. They are
+What a training loop of your own needs is here: `BirdStep`, `Batch`, `Distance`, `Gate`, `Offsets`, `StageGates`. They are
 imported when they are asked for, so that `import bird` loads no torch.
 """
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from bird.methods.base import Batch
     from bird.methods.distances import Distance
     from bird.methods.step import BirdStep
+    from bird.offsets import Offsets
 
 __version__ = "0.1.0"
-__all__ = ["Batch", "BirdStep", "Distance", "Gate", "StageGates", "__version__"]
+__all__ = ["Batch", "BirdStep", "Distance", "Gate", "Offsets", "StageGates", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from bird import gate
 
         return {"Gate": gate.Gate, "StageGates": gate.StageGates}[name]
+    if name == "Offsets":
+        from bird.offsets import Offsets
+
+        return Offsets
     if name in ("Batch", "BirdStep", "Distance"):
         from bird.methods import base, distances, step
 

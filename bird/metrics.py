@@ -5,12 +5,10 @@ minus that of the worst-served one; mean-DEO is the mean over the classes, max-D
 what is named a score (AUROC, F1, accuracy, DEO) is x100. These numbers describe one classifier on one sample; a small
 DEO is no promise about another.
 
-All intervals are 95 % bootstrap intervals. Everything but AUROC is a function of the (class, group, prediction) counts,
-so that resampling rows and drawing the counts from a multinomial are the same thing in law, and the second costs
-milliseconds. A gap is never negative and resampling adds noise to it, so that the replicates of a DEO lie above it: its
-interval is therefore the reverse percentile one, [2 observed - high, 2 observed - low] within 0..100; all others are
-percentile intervals. In simulations (10 classes, 2 groups, 200 rows a cell) it held a true mean-DEO of 30, 9, 4 and 2 in
-94, 88, 90 and 87 % of the samples, the percentile interval in 94, 93, 54 and 0 %. Read it beside the floor.
+All intervals are 95 % ones. Those of AUROC, F1 and accuracy are percentile intervals of a bootstrap; all but AUROC is a
+function of the (class, group, prediction) counts, so that resampling rows and drawing the counts from a multinomial are
+the same thing in law, and the second costs milliseconds. A gap is never negative and chance adds to it, so that mean-DEO
+and max-DEO have intervals of another kind, and an estimate with chance taken off: see `bird.intervals`.
 """
 
 from __future__ import annotations
@@ -22,8 +20,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bird.caveats import SCORES, does_not_exist, require_both_sides, require_gap, trivial, undefined
+from bird.caveats import SCORES, require_both_sides, require_gap, trivial, undefined
 from bird.errors import DataError, EmptyCellError
+from bird.intervals import gap_intervals
 
 __all__ = [
     "STATISTICS",
@@ -36,13 +35,12 @@ __all__ = [
     "deo_floor",
     "equalized_odds",
     "gap_floors",
-    "interval_of",
     "max_deo",
     "mean_deo",
+    "percentile_interval",
     "recalls",
+    "resampled",
     "statistics_of",
-    "two_level_interval",
-    "two_level_intervals",
 ]
 
 Ints = NDArray[np.int64]
@@ -57,12 +55,14 @@ CHUNK = 2_000_000
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
-    """One classifier on one sample. The scalars, `intervals` and `deo_floor` are x100; `recalls` are shares in 0..1.
+    """One classifier on one sample. Scalars, `intervals`, `deo_floor`, `beyond_chance` are x100; `recalls` in 0..1.
 
     `confusion` is (C, M, C): [true class, group, predicted]; `recalls` and `counts` (rows a cell) are (C, M).
     `f1_binary` has class 1 as the positive one. `intervals` maps auroc, accuracy, f1_macro, mean_deo and max_deo to
-    [low, high]; `deo_floor` maps mean and max to the DEO expected of equal recalls. A number that does not exist is None,
-    and `undefined` says why, by its name. `trivial` says why this classifier's gap says nothing (`bird.caveats`), if so.
+    [low, high]; `deo_floor` maps mean and max to the DEO expected of equal recalls, and `beyond_chance` to the DEO with
+    chance taken off. With few rows a DEO may lie above its interval: chance put it there. A number that does not exist is
+    None, and `undefined` says why, by its name. `trivial` says why this classifier's gap says nothing (`bird.caveats`), if
+    so.
     """
 
     n: int
@@ -75,6 +75,7 @@ class Metrics:
     recalls: Floats
     counts: Ints
     deo_floor: Mapping[str, float | None]
+    beyond_chance: Mapping[str, float | None]
     intervals: Mapping[str, tuple[float, float] | None]
     confusion: Ints
     undefined: Mapping[str, str]
@@ -84,7 +85,7 @@ class Metrics:
         """The same as plain numbers, lists and dicts."""
         arrays = {name: getattr(self, name).tolist() for name in ("recalls", "counts", "confusion")}
         intervals = {name: ends and list(ends) for name, ends in self.intervals.items()}
-        plain = {"deo_floor": dict(self.deo_floor), "undefined": dict(self.undefined)}
+        plain = {name: dict(getattr(self, name)) for name in ("deo_floor", "beyond_chance", "undefined")}
         return {**vars(self), **arrays, "intervals": intervals, **plain}
 
 
@@ -195,18 +196,19 @@ def assess(
     missing = undefined(counts, class_names)
     observed = {name: float(value[0]) for name, value in statistics_of(counts[None], shares).items()}
     rng = np.random.default_rng(seed)
-    intervals = {
-        name: interval_of(name, values, observed[name]) for name, values in _bootstrap(counts, replicates, rng).items()
-    }
+    intervals = {name: percentile_interval(each) for name, each in resampled(counts, replicates, rng).items()}
     if "auroc" not in missing:
         observed["auroc"] = float(auroc(truth, table)[0])
-        drawn = auroc(truth, table, _row_weights(len(truth), AUROC_REPLICATES, rng))
-        intervals["auroc"] = interval_of("auroc", drawn, observed["auroc"])
+        intervals["auroc"] = percentile_interval(auroc(truth, table, _row_weights(len(truth), AUROC_REPLICATES, rng)))
     if "f1_binary" not in missing:
         observed["f1_binary"] = float(100 * _f1(counts[None])[0, 1])
     floor: Mapping[str, float | None] = {"mean": None, "max": None}
+    beyond: Mapping[str, float | None] = floor
     if "deo_floor" not in missing:
         floor = deo_floor(counts, replicates=replicates, seed=seed)
+        gaps = gap_intervals(counts, seed=seed)
+        intervals |= {name: (gap.low, gap.high) for name, gap in gaps.items()}
+        beyond = {name.removesuffix("_deo"): gap.beyond_chance for name, gap in gaps.items()}
     gone = {name.removeprefix("intervals.") for name in missing}
     return Metrics(
         n=len(truth),
@@ -214,6 +216,7 @@ def assess(
         recalls=shares,
         counts=counts.sum(2),
         deo_floor=floor,
+        beyond_chance=beyond,
         intervals={name: None if name in gone else intervals[name] for name in (*STATISTICS, "auroc")},
         confusion=counts,
         undefined=missing,
@@ -265,45 +268,6 @@ def auroc(labels: ArrayLike, scores: ArrayLike, weights: Iterator[Ints] | None =
     return macro
 
 
-def two_level_interval(
-    confusions: Sequence[Ints], statistic: Statistic = "mean_deo", replicates: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """(mean, low, high), x100, of a statistic over runs of several seeds; see `two_level_intervals`. Raises DataError for
-    one that does not exist."""
-    found = two_level_intervals(confusions, replicates, seed)
-    if statistic not in found:
-        raise does_not_exist(statistic, confusions[0])
-    return found[statistic]
-
-
-def two_level_intervals(
-    confusions: Sequence[Ints], replicates: int = 10_000, seed: int = 0
-) -> dict[str, tuple[float, float, float]]:
-    """(mean, low, high), x100, of each statistic over runs that exists: one (C, M, C) confusion for each training seed.
-
-    Each replicate draws as many seeds as there are, with replacement, then rows within each drawn one, and averages.
-    Rows are drawn anew in each seed: where all seeds share one test set, what they owe to that set in common is
-    averaged away with the rest, so that the interval speaks of other seeds rather than of another test set.
-    """
-    if not confusions:
-        raise DataError(
-            where="two-level interval", found="no runs", wanted="at least one", fix="pass a confusion a seed"
-        )
-    rng = np.random.default_rng(seed)
-    picked = rng.integers(len(confusions), size=(replicates, len(confusions)))
-    sums: dict[str, Floats] = {name: np.zeros(replicates) for name in STATISTICS}
-    means: dict[str, float] = dict.fromkeys(STATISTICS, 0.0)
-    for index, counts in enumerate(confusions):
-        replicate, _ = np.nonzero(picked == index)
-        for name, values in _bootstrap(counts, len(replicate), rng).items():
-            sums[name] += np.bincount(replicate, values, minlength=replicates)
-        for name, values in statistics_of(counts[None], recalls(counts)).items():
-            means[name] += float(values[0]) / len(confusions)
-    averages = {name: total / len(confusions) for name, total in sums.items()}
-    defined = [name for name in STATISTICS if name not in undefined(confusions[0])]
-    return {name: (means[name], *interval_of(name, averages[name], means[name])) for name in defined}
-
-
 STATISTICS: tuple[Statistic, ...] = ("accuracy", "f1_macro", "mean_deo", "max_deo")
 
 
@@ -328,18 +292,15 @@ def _f1(counts: Ints) -> Floats:
     return f1
 
 
-def _bootstrap(counts: Ints, replicates: int, rng: np.random.Generator) -> dict[str, Floats]:
-    """The statistics of `replicates` multinomial draws of the (C, M, C) counts within their total.
-
-    A cell that a draw leaves empty keeps its observed recall: with one row in the cell that is what every other draw
-    shows too, with ten it happens once in 20,000 draws, and unlike drawing again it always ends.
-    """
+def resampled(counts: Ints, replicates: int, rng: np.random.Generator) -> dict[str, Floats]:
+    """Accuracy and macro F1 of `replicates` multinomial draws of the (C, M, C) counts within their total."""
     observed, total = recalls(counts), int(counts.sum())
+    names = ("accuracy", "f1_macro")
     parts: list[dict[str, Floats]] = []
     for size in _chunks(replicates, counts.size):
         draws = rng.multinomial(total, counts.ravel() / total, size=size).reshape(size, *counts.shape)
         parts.append(statistics_of(draws, observed))
-    return {name: np.concatenate([part[name] for part in parts] or [np.zeros(0)]) for name in STATISTICS}
+    return {name: np.concatenate([part[name] for part in parts] or [np.zeros(0)]) for name in names}
 
 
 def _row_weights(rows: int, replicates: int, rng: np.random.Generator) -> Iterator[Ints]:
@@ -377,14 +338,9 @@ def _chunks(total: int, width: int) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
 
 
-def interval_of(
-    name: str, replicates: Floats, observed: float, bounds: tuple[float, float] = (0.0, 100.0)
-) -> tuple[float, float]:
-    """The percentile interval; for a DEO the reverse percentile one within `bounds` (why: see the module's docstring)."""
+def percentile_interval(replicates: Floats) -> tuple[float, float]:
+    """The percentile interval of bootstrap replicates (R,). Not for a DEO, which it overstates: see `gap_intervals`."""
     low, high = (float(value) for value in np.percentile(replicates, LEVELS))
-    if name.endswith("_deo"):
-        low, high = max(bounds[0], 2 * observed - high), min(bounds[1], 2 * observed - low)
-        return min(low, observed), max(high, observed)  # near 0 the replicates can all lie on one side
     return low, high
 
 

@@ -1,29 +1,40 @@
-"""Two methods compared on the same seeds and the same test rows: effect, interval, exact p, Holm's correction.
+"""Two methods compared on the same seeds and the same test rows: effect, interval, p-value, Holm's correction.
 
-For each training seed both methods are scored on one test set, so that what the seed and the rows have in common cancels.
-The interval is a two-level bootstrap: seeds are drawn with replacement, then rows within each drawn seed, the same rows for
-both methods (a multinomial of the joint counts class x group x prediction of one x prediction of the other). The p-value is
-that of the exact sign-flip test over the seeds: with n seeds it is at least 2 / 2^n, .0625 for 5 and .0078 for 8, so that
-fewer than 8 seeds get none here.
+For each training seed both methods are scored on one test set. The interval and the p-value speak of the mean true
+difference over training seeds, on rows such as these, and are one construction: p is the level at which the interval
+would end at 0, so that a 95 % interval without 0 and p < .05 are the same statement.
+
+Two errors count. What seeds differ by is told by the seeds, with Student's t; it holds what chance draws of rows do to
+each seed on its own. What the shared test rows do to all seeds alike is told by those rows: a Bayesian bootstrap that
+gives a row the same weight in all runs (Rubin 1981), or, for accuracy and F1, its linear form. Together they make an
+ellipse of errors for the pair of means (method, reference). For a DEO each point of it is read as a true gap, chance taken
+off (`bird.intervals`), and the interval ends at the smallest and the largest difference; near equal recalls that is far
+from symmetric.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from bird.caveats import undefined
+from bird.cells import cells_of
 from bird.errors import DataError
-from bird.metrics import STATISTICS, confusion, interval_of, recalls, statistics_of
+from bird.intervals import GAPS, TAIL, Curves, GapStatistic, curves_of, mean_curve, over_classes, student
+from bird.metrics import STATISTICS, Statistic, confusion, recalls, statistics_of
 
 __all__ = ["ENOUGH_SEEDS", "Comparison", "Predicted", "compare", "holm", "sign_flip_p"]
 
 ENOUGH_SEEDS = 8
 EXACT_SEEDS = 16  # 2^16 sign patterns; above, as many random ones
+DRAWS = 400  # of gaps along the curves
+POINTS = 48  # on the ellipse
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -42,13 +53,36 @@ class Predicted:
 class Comparison:
     """A method minus its reference in one metric, x100: mean over seeds, 95 % interval, the seeds' differences.
 
-    `p` is the exact two-sided sign-flip p, None below ENOUGH_SEEDS; AUROC has no interval: counts do not determine it.
+    `beyond_chance` is the effect with chance taken off each run's gap (accuracy and F1: the effect). The interval may lie
+    beside the effect where chance adds more to one method's gap than to the other's. `p` is two-sided and belongs to the
+    interval; None below ENOUGH_SEEDS. AUROC is not compared: predictions do not determine it.
     """
 
     effect: float
-    interval: tuple[float, float] | None
+    interval: tuple[float, float]
     by_seed: tuple[float, ...]
     p: float | None
+    beyond_chance: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Errors:
+    """Covariances (2, 2) of the means of method and reference over seeds: of the rows that all share, and of seeds."""
+
+    rows: Float[Floats, "2 2"]
+    seeds: Float[Floats, "2 2"]
+    count: int
+
+    def outline(self, alpha: float) -> Float[Floats, "2 points"]:
+        """Errors of the two means at the edge of what a two-sided test at `alpha` does not exclude: an ellipse."""
+        share = 1 - TAIL * alpha / 2
+        square = NormalDist().inv_cdf(share) ** 2 * self.rows
+        if self.count > 1:
+            square = square + student(share, self.count - 1) ** 2 * self.seeds
+        values, vectors = np.linalg.eigh(square)
+        angles = np.linspace(0, 2 * np.pi, POINTS, endpoint=False)
+        found: Floats = vectors * np.sqrt(np.maximum(values, 0)) @ np.stack([np.cos(angles), np.sin(angles)])
+        return found
 
 
 def compare(
@@ -57,49 +91,41 @@ def compare(
     classes: int,
     groups: int,
     *,
-    replicates: int = 2000,
+    replicates: int = 400,
     seed: int = 0,
 ) -> dict[str, Comparison]:
     """accuracy, f1_macro, mean_deo and max_deo of `method` minus `reference`, as far as they exist (`bird.caveats`), over
     the seeds that both have.
 
-    Raises DataError if no seed is shared or, within a seed, the rows are not the same.
+    `replicates` are those of the rows' bootstrap. Raises DataError if no seed is shared or, within a seed, the rows are
+    not the same.
     """
-    shared = sorted(method.keys() & reference.keys())
-    if not shared:
-        raise DataError(
-            where="paired comparison", found="no seed in common", wanted="at least one", fix="train both with one seed"
+    runs = _runs(method, reference)
+    counts = [confusion(run.labels, run.groups, run.predictions, classes, groups) for run in runs]
+    observed = [statistics_of(each[None], recalls(each)) for each in counts]
+    values = {name: np.array([each[name][0] for each in observed]).reshape(2, -1) for name in STATISTICS}
+    one_set = all(list(run.ids) == list(runs[0].ids) for run in runs)
+    missing, found = undefined(counts[0]), {}
+    for name in (each for each in _INFLUENCES if each not in missing):
+        influence = _INFLUENCES[name]
+        shares = np.stack([influence(run, classes) for run in runs]) if one_set else None
+        rows = None if shares is None else shares @ shares.T
+        found[name] = _comparison(values[name], _errors(rows, values[name]), _plain(values[name]))
+    moved = _apart(runs)
+    for statistic in (each for each in GAPS if each not in missing):
+        curves = [curves_of(cells_of(each, seed, DRAWS), statistic, moved) for each in counts]
+        rows = _gap_covariance(runs, curves, statistic, replicates, seed) if one_set else None
+        found[statistic] = _comparison(
+            values[statistic], _errors(rows, values[statistic]), _read(values[statistic], curves)
         )
-    rng = np.random.default_rng(seed)
-    picked = rng.integers(len(shared), size=(replicates, len(shared)))
-    sums: dict[str, Floats] = {name: np.zeros(replicates) for name in STATISTICS}
-    observed: dict[str, list[float]] = {name: [] for name in STATISTICS}
-    for index, key in enumerate(shared):
-        one, other = method[key], reference[key]
-        same = list(one.ids) == list(other.ids)
-        if not same or (one.labels != other.labels).any() or (one.groups != other.groups).any():
-            raise DataError(
-                where=f"paired comparison, seed {key}",
-                found="two sets of test rows",
-                wanted="the same rows, labels and groups in the same order",
-                fix="evaluate both on one cache or data set",
-            )
-        for name, value in _differences(_joint(one, other, classes, groups), (classes, groups)).items():
-            observed[name].append(value)
-        replicate, _ = np.nonzero(picked == index)
-        for name, values in _resampled(one, other, (classes, groups), len(replicate), rng).items():
-            sums[name] += np.bincount(replicate, values, minlength=replicates)
-    found: dict[str, Comparison] = {}
-    missing = undefined(_joint(method[shared[0]], reference[shared[0]], classes, groups)[0])
-    for name in (name for name in STATISTICS if name not in missing):
-        effect = float(np.mean(observed[name]))
-        interval = interval_of(name, sums[name] / len(shared), effect, bounds=(-100.0, 100.0))
-        found[name] = Comparison(effect, interval, tuple(observed[name]), sign_flip_p(observed[name]))
-    return found
+    return {name: found[name] for name in STATISTICS if name in found}
 
 
 def sign_flip_p(differences: Sequence[float]) -> float | None:
-    """Two-sided p of mean difference 0 under random signs: exact up to 16 seeds; None below ENOUGH_SEEDS."""
+    """Two-sided p of mean difference 0 under random signs: exact up to 16 seeds; None below ENOUGH_SEEDS.
+
+    For AUROC, which has no interval here. It takes the test rows as given and so speaks of other seeds on these rows.
+    """
     values = np.asarray(differences, dtype=np.float64)
     count = len(values)
     if count < ENOUGH_SEEDS:
@@ -124,42 +150,164 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _joint(one: Predicted, other: Predicted, classes: int, groups: int) -> tuple[Ints, Ints]:
-    """Confusions (C, M, C) of both."""
-    return (
-        confusion(one.labels, one.groups, one.predictions, classes, groups),
-        confusion(other.labels, other.groups, other.predictions, classes, groups),
+# From errors (2, P) of the two means to the differences, x100, that they leave: smallest, nearest and largest, each (P,).
+_Reading = Callable[[Floats], tuple[Floats, Floats, Floats]]
+
+
+def _runs(method: Mapping[int, Predicted], reference: Mapping[int, Predicted]) -> list[Predicted]:
+    """The method's runs of the shared seeds, then the reference's. Raises DataError where there is nothing to pair."""
+    shared = sorted(method.keys() & reference.keys())
+    if not shared:
+        raise DataError(
+            where="paired comparison", found="no seed in common", wanted="at least one", fix="train both with one seed"
+        )
+    for key in shared:
+        one, other = method[key], reference[key]
+        same = list(one.ids) == list(other.ids)
+        if not same or (one.labels != other.labels).any() or (one.groups != other.groups).any():
+            raise DataError(
+                where=f"paired comparison, seed {key}",
+                found="two sets of test rows",
+                wanted="the same rows, labels and groups in the same order",
+                fix="evaluate both on one cache or data set",
+            )
+    return [runs[key] for runs in (method, reference) for key in shared]
+
+
+def _comparison(values: Float[Floats, "2 seeds"], errors: _Errors, reading: _Reading) -> Comparison:
+    def ends(alpha: float) -> tuple[float, float]:
+        smallest, _, largest = reading(errors.outline(alpha))
+        return float(smallest.min()), float(largest.max())
+
+    def holds_zero(alpha: float) -> bool:
+        low, high = ends(alpha)
+        return low <= 1e-9 and high >= -1e-9
+
+    low, high = ends(0.05)
+    by_seed = values[0] - values[1]
+    p = None
+    if len(by_seed) >= ENOUGH_SEEDS:
+        p, excluded = (1.0, 1.0) if holds_zero(1.0) else (1e-9, 1.0)
+        while excluded / p > 1.0001:
+            middle = float(np.sqrt(p * excluded))
+            p, excluded = (middle, excluded) if holds_zero(middle) else (p, middle)
+    beyond = float(reading(np.zeros((2, 1)))[1][0])
+    interval = (round(low, 6) + 0.0, round(high, 6) + 0.0)
+    return Comparison(float(by_seed.mean()), interval, tuple(by_seed.tolist()), p, round(beyond, 6) + 0.0)
+
+
+def _errors(rows: Float[Floats, "runs runs"] | None, values: Float[Floats, "2 seeds"]) -> _Errors:
+    """`rows`: covariances of all runs by the draw of test rows, method's runs first; None where seeds share no rows.
+
+    What the rows do to two seeds alike is the covariance of runs of different seeds; the rest shows in the seeds.
+    """
+    count = values.shape[1]
+    if count == 1:
+        return _Errors(np.zeros((2, 2)) if rows is None else rows, np.zeros((2, 2)), 1)
+    seeds = np.cov(values) / count
+    if rows is None:
+        return _Errors(np.zeros((2, 2)), seeds, count)
+    other_seed = ~np.eye(count, dtype=bool)
+    blocks = rows.reshape(2, count, 2, count)
+    common = np.array([[blocks[i, :, j][other_seed].mean() for j in range(2)] for i in range(2)])
+    found, vectors = np.linalg.eigh((common + common.T) / 2)
+    return _Errors(vectors * np.maximum(found, 0) @ vectors.T, seeds, count)
+
+
+def _plain(values: Float[Floats, "2 seeds"]) -> _Reading:
+    effect = values[0].mean() - values[1].mean()
+    return lambda errors: (effect + errors[0] - errors[1],) * 3
+
+
+def _read(values: Float[Floats, "2 seeds"], curves: Sequence[Curves]) -> _Reading:
+    """Mean observed gaps, moved by the errors, read as true gaps on the seeds' mean curves; then their difference.
+
+    Not the mean of the seeds' own readings: near no gap a reading is 0 or above, so that their mean stays above 0.
+    """
+    count, observed = values.shape[1], values.mean(1)
+
+    def reader(which: int) -> Callable[[Literal["lower", "nearest", "upper"], Floats], Floats]:
+        of_runs = curves[which * count : (which + 1) * count]
+        means = {name: mean_curve([getattr(each, name) for each in of_runs]) for name in ("lower", "nearest", "upper")}
+        deviation = max(float(np.mean([each.deviation for each in of_runs])), 1e-9)
+        return lambda name, errors: means[name].read(observed[which], errors[which] / deviation)
+
+    method, reference = reader(0), reader(1)
+    return lambda errors: (
+        method("lower", errors) - reference("upper", errors),
+        method("nearest", errors) - reference("nearest", errors),
+        method("upper", errors) - reference("lower", errors),
     )
 
 
-def _differences(pair: tuple[Ints, Ints], shape: tuple[int, int]) -> dict[str, float]:
-    first, second = (statistics_of(counts[None], recalls(counts)) for counts in pair)
-    return {name: float(first[name][0] - second[name][0]) for name in STATISTICS}
+def _apart(runs: Sequence[Predicted]) -> float:
+    """How far, in 0..1, least favourable moves may part two runs: 0 for equal ones, 1 for unrelated ones.
+
+    The standard error of a difference of two recalls in that of one: sqrt(2 (1 - correlation)) within cells, at most 1.
+    """
+    differing, single = 0.0, 0.0
+    count = len(runs) // 2
+    for one, other in zip(runs[:count], runs[count:], strict=True):
+        _, cell = np.unique(np.stack([one.labels, one.groups]), axis=1, return_inverse=True)
+        first, second = (_centred(run, cell.ravel()) for run in (one, other))
+        differing += float(((first - second) ** 2).sum())
+        single += float((first**2).sum() + (second**2).sum()) / 2
+    return float(min(1.0, np.sqrt(differing / single))) if single else 0.0
 
 
-def _resampled(
-    one: Predicted, other: Predicted, shape: tuple[int, int], replicates: int, rng: np.random.Generator
-) -> dict[str, Float[Floats, replicates]]:
-    """Differences of `replicates` draws of the rows, the same rows for both."""
-    classes, groups = shape
-    codes = np.ravel_multi_index(
-        (one.labels, one.groups, one.predictions, other.predictions), (classes, groups, classes, classes)
-    )
-    cells, counts = np.unique(codes, return_counts=True)
-    label, group, first, second = np.unravel_index(cells, (classes, groups, classes, classes))
-    whole = classes * groups * classes
-    parts: dict[str, list[Floats]] = {name: [] for name in STATISTICS}
-    pair = _joint(one, other, classes, groups)
-    for start in range(0, replicates, 500):
-        draws = rng.multinomial(counts.sum(), counts / counts.sum(), size=min(500, replicates - start))
-        values = []
-        for predicted, observed in zip((first, second), pair, strict=True):
-            spread = np.zeros((len(cells), whole))
-            spread[
-                np.arange(len(cells)), np.ravel_multi_index((label, group, predicted), (classes, groups, classes))
-            ] = 1
-            table = (draws @ spread).astype(np.int64).reshape(-1, classes, groups, classes)
-            values.append(statistics_of(table, recalls(observed)))
-        for name in STATISTICS:
-            parts[name].append(values[0][name] - values[1][name])
-    return {name: np.concatenate(found or [np.zeros(0)]) for name, found in parts.items()}
+def _centred(run: Predicted, cell: Int[Ints, " rows"]) -> Float[Floats, " rows"]:
+    """Whether each row is predicted right, less the mean of its cell."""
+    right = (run.labels == run.predictions).astype(np.float64)
+    centred: Floats = right - (np.bincount(cell, right) / np.bincount(cell))[cell]
+    return centred
+
+
+def _gap_covariance(
+    runs: Sequence[Predicted], curves: Sequence[Curves], statistic: GapStatistic, replicates: int, seed: int
+) -> Float[Floats, "runs runs"]:
+    """Covariances (x100 squared) of the runs' gaps when the rows that they share are drawn anew.
+
+    Each cell's rows get exponential weights, the same in all runs (Rubin 1981), and what they do to the recalls is added
+    to the recalls nearest to the observed ones. Small cells know less than their rows show: normal noise makes up for
+    it, the same for runs that agree on all rows of the cell.
+    """
+    rng = np.random.default_rng(seed)
+    classes, groups = curves[0].recalls.shape
+    right = np.stack([run.labels == run.predictions for run in runs])
+    drawn = np.empty((classes, groups, replicates, len(runs)))
+    for label, group in np.ndindex(classes, groups):
+        inside = right[:, (runs[0].labels == label) & (runs[0].groups == group)]
+        rows, means = inside.shape[1], inside.mean(1)
+        weights = rng.standard_exponential((replicates, rows), dtype=np.float32)
+        drawn[label, group] = weights @ inside.T.astype(np.float32) / weights.sum(1, keepdims=True) - means
+        smooth = (inside.sum(1) + 0.5) / (rows + 1)
+        missing = np.maximum(0, smooth * (1 - smooth) / rows - means * (1 - means) / (rows + 1))
+        noise = {each.tobytes(): rng.standard_normal(replicates) for each in inside}
+        for run, each in enumerate(inside):
+            drawn[label, group, :, run] += np.sqrt(missing[run]) * noise[each.tobytes()]
+    recalls_drawn = np.stack([each.recalls for each in curves], axis=-1)[:, :, None] + drawn
+    gaps = over_classes(np.ptp(recalls_drawn, axis=1), statistic)
+    return np.atleast_2d(np.cov(100 * gaps, rowvar=False))
+
+
+def _accuracy_influence(run: Predicted, classes: int) -> Float[Floats, " rows"]:
+    """What each row adds to the accuracy's error, x100: its linear form."""
+    right = run.labels == run.predictions
+    influence: Floats = 100 * (right - right.mean()) / len(right)
+    return influence
+
+
+def _f1_influence(run: Predicted, classes: int) -> Float[Floats, " rows"]:
+    """What each row adds to macro F1's error, x100: the derivative of 2 TP / (present + predicted), class by class."""
+    right = run.labels == run.predictions
+    whole = np.bincount(run.labels, minlength=classes) + np.bincount(run.predictions, minlength=classes)
+    whole = np.maximum(whole, 1)
+    f1 = 2 * np.bincount(run.labels[right], minlength=classes) / whole
+    each: Floats = 2 * right / whole[run.labels] - (f1 / whole)[run.labels] - (f1 / whole)[run.predictions]
+    return 100 * each / classes
+
+
+_INFLUENCES: dict[Statistic, Callable[[Predicted, int], Floats]] = {
+    "accuracy": _accuracy_influence,
+    "f1_macro": _f1_influence,
+}

@@ -16,6 +16,7 @@ from bird.losses import bias_loss, cross_entropy
 from bird.meta import Sensitive, feedback
 from bird.methods.base import Batch, Hyperparameters, Losses
 from bird.methods.distances import Distance, feature_distance
+from bird.offsets import Offsets
 from bird.students import StudentOutput
 from bird.tangents import Tape
 
@@ -129,10 +130,13 @@ class BirdStep:
       (`bird.students.StudentOutput`, or StagedOutput with maps). It is called with `batch.inputs`. Features have the
       teacher's width; if yours have not, put a linear layer behind them, into the student and its optimiser. It may be
       compiled (`torch.compile`), may checkpoint its activations, and may compute under autocast within its own `forward`.
-    - `gate`: `Gate(d)`, or what `distance.new_gate(batch)` gives. `step.optimizer` moves it (Adam with learning rate mu2,
+    - `gate`: `Gate(d)`, or what `distance.new_gate(batch)` gives; `Offsets(classes, groups, d)` with a task that adds
+      them (`cross_entropy(offsets.adjust(logits, batch.groups), batch.labels)`); any module of the teacher's features whose
+      parameters the losses read. `step.optimizer` moves it (Adam with learning rate mu2,
       unless you give one; leave the gate out of yours).
     - `distance`: a `Distance`, or a function (h, gated, batch) -> scalar; default: mean squared error of features.
     - `task`: a function (logits, batch) -> scalar in the place of cross-entropy, such as `bird.weighting`'s.
+    - `outer`: a function (logits, meta batch) -> scalar that the feedback is of; default: L_o.
     - `groups`: the number M of protected groups, 0..M-1 in `batch.groups`.
     - `alpha`, `lambda_`, `mu1`, `mu2`: as in `Hyperparameters`.
     - `recompute`: two more forward passes a step, for a seventh to a half less memory; the same numbers.
@@ -150,12 +154,13 @@ class BirdStep:
     def __init__(
         self,
         student: nn.Module,
-        gate: Gate | StageGates | nn.Module,
+        gate: Gate | StageGates | Offsets | nn.Module,
         distance: Distance | Callable[[Any, Any, Batch], Tensor] | None = None,
         *,
         groups: int,
         adapt: Callable[[Any], Any] | None = None,
         task: Task = task_loss,
+        outer: Outer | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         alpha: float = 0.9,
         lambda_: float = 0.1,
@@ -165,7 +170,8 @@ class BirdStep:
         check: int = 1000,
     ) -> None:
         refuse_wrapped(student)
-        self.model, self.gate, self.groups, self.task = _Answering(student, adapt), gate, groups, task
+        self.model, self.gate, self.groups = _Answering(student, adapt), gate, groups
+        self.task, self.outer = task, outer
         given = feature_distance() if distance is None else distance
         self.distance = given if isinstance(given, Distance) else Distance(given)
         self.hyper, self.recompute = Hyperparameters(alpha=alpha, lambda_=lambda_, mu1=mu1, mu2=mu2), recompute
@@ -193,6 +199,7 @@ class BirdStep:
             move_gate=self._move_gate,
             warm=warm,
             task=self.task,
+            outer=self.outer,
             recompute=self.recompute,
             guard=self.guard,
         )

@@ -12,6 +12,7 @@ import typer
 import bird_pipelines
 from bird_pipelines import show
 from bird_pipelines.cli_cache import cache_app
+from bird_pipelines.cli_compare import compare
 from bird_pipelines.cli_options import (
     DataRoot,
     Device,
@@ -286,6 +287,7 @@ def demo(
     output({"report": str(run_demo(out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
 
 
+app.command()(compare)
 app.command()(tune)
 app.command()(reproduce)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bird.caveats import trivial, undefined
+from bird.intervals import gap_intervals
 
 __all__ = ["MARK", "ONE_SEED", "WHAT_TRIVIAL_MEANS", "few", "reason_of", "trivial_seeds", "with_caveats"]
 
@@ -22,7 +23,8 @@ WHAT_TRIVIAL_MEANS = (
 
 def with_caveats(metrics: Mapping[str, Any], class_names: Sequence[object] | None = None) -> dict[str, Any]:
     """The metrics of a run folder with `undefined` and `trivial` as they follow from its counts, whatever the version that
-    wrote them knew: a number that does not exist is None. Metrics that say why there are none stay as they are.
+    wrote them knew: a number that does not exist is None. So do the intervals of a gap and the gap beyond chance, which
+    early versions did not have. Metrics that say why there are none stay as they are.
     """
     if "confusion" not in metrics:
         return dict(metrics)
@@ -33,7 +35,11 @@ def with_caveats(metrics: Mapping[str, Any], class_names: Sequence[object] | Non
     gone = {name.removeprefix("intervals.") for name in missing}
     found["intervals"] = {name: None if name in gone else ends for name, ends in metrics["intervals"].items()}
     if "deo_floor" in missing:
-        found["deo_floor"] = dict.fromkeys(metrics["deo_floor"])
+        return found | {name: dict.fromkeys(("mean", "max")) for name in ("deo_floor", "beyond_chance")}
+    if "beyond_chance" not in metrics:
+        gaps = gap_intervals(counts)
+        found["intervals"] |= {name: [gap.low, gap.high] for name, gap in gaps.items()}
+        found["beyond_chance"] = {name.removesuffix("_deo"): gap.beyond_chance for name, gap in gaps.items()}
     return found
 
 

@@ -13,7 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bird.errors import RunError
-from bird.metrics import gap_floors, two_level_intervals
+from bird.metrics import gap_floors
+from bird.seeds import two_level_intervals
 from bird_cache.files import replace, storage_error
 from bird_cache.manifest import flatten
 from bird_pipelines import plots
@@ -175,31 +176,32 @@ def _table(configurations: Sequence[Configuration], split: str) -> dict[str, Any
 
 
 def _result(configuration: Configuration, split: str) -> dict[str, Any]:
-    """Mean, standard deviation (ddof 1), 95 % interval and floor of each metric over the seeds, all x100; what does not
-    exist is None, with `reason` for a metric; `trivial` says which seeds' gap says nothing.
+    """Mean, standard deviation (ddof 1), 95 % interval, floor and gap beyond chance of each metric over the seeds, all x100;
+    what does not exist is None, with `reason` for a metric; `trivial` says which seeds' gap says nothing.
 
-    One seed has its rows' bootstrap interval; several have the two-level one, which is known for what the counts
-    determine.
+    Intervals are computed from the counts, which AUROC's over several seeds cannot be.
     """
     runs = configuration.evaluated(split)
     if not runs:
         reason = configuration.runs[0].metrics[split].get("error")
         return {"seeds": 0, "cells": {}, "reason": reason, "trivial": None}
     metrics = [run.metrics[split] for run in runs]
-    if len(metrics) > 1:
-        confusions = [np.asarray(each["confusion"], dtype=np.int64) for each in metrics]
-        intervals = {name: ends[1:] for name, ends in two_level_intervals(confusions, REPLICATES).items()}
-    else:
-        intervals = metrics[0]["intervals"]
+    confusions = [np.asarray(each["confusion"], dtype=np.int64) for each in metrics]
+    over_seeds = two_level_intervals(confusions, REPLICATES)
+    intervals = {name: (each.low, each.high) for name, each in over_seeds.items()}
+    if len(metrics) == 1:
+        intervals["auroc"] = metrics[0]["intervals"]["auroc"]
     cells = {}
     for name in COLUMNS:
         values = [each[name] for each in metrics if each.get(name) is not None]
-        floors = [each["deo_floor"][name.removesuffix("_deo")] for each in metrics] if name.endswith("_deo") else []
+        gaps = metrics if values and name.endswith("_deo") else []
+        floors = [each["deo_floor"][name.removesuffix("_deo")] for each in gaps]
         cells[name] = {
             "mean": float(np.mean(values)) if values else None,
             "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
             "interval": intervals.get(name),
-            "floor": float(np.mean(floors)) if floors and values else None,
+            "floor": float(np.mean(floors)) if floors else None,
+            "beyond": over_seeds[name].beyond_chance if name in over_seeds else None,
             "reason": None if values else reason_of(name, metrics) or "not recorded",
         }
     marks = trivial_seeds({run.settings["seed"]: run.metrics[split] for run in runs})

@@ -10,6 +10,7 @@ import typer
 
 __all__ = [
     "cache",
+    "compared",
     "listing",
     "metrics_of",
     "panel",
@@ -176,6 +177,8 @@ def metrics_of(metrics: dict[str, Any]) -> None:
             span = f"  [n/a: {why}]"
         floor = metrics["deo_floor"].get(name.removesuffix("_deo")) if name.endswith("_deo") else None
         chance = f"  floor {floor:.1f}" if floor is not None else ""
+        beyond = metrics["beyond_chance"].get(name.removesuffix("_deo")) if name.endswith("_deo") else None
+        chance += f"  beyond chance {beyond:.1f}" if beyond is not None else ""
         mark = "  TRIVIAL, see below" if metrics.get("trivial") and name.endswith("_deo") else ""
         rows[f"{name} {arrow}"] = f"{number(metrics[name])}{span}{chance}{mark}"
     table("x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows)
@@ -220,6 +223,39 @@ def parts_of(values: dict[str, Any]) -> None:
 
 def number(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.2f}"
+
+
+def compared(result: dict[str, Any]) -> None:
+    """The scores of each method, and how each differs from the reference."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = {"auroc": "AUROC", "f1_macro": "F1", "accuracy": "accuracy", "mean_deo": "mean-DEO", "max_deo": "max-DEO"}
+    scores = Table(title=f"test, x100, {result['seeds']} seeds, mean ± deviation", title_justify="left", box=None)
+    for column in ("method", *names.values(), "mean-DEO's floor", "seconds a run"):
+        scores.add_column(column, justify="left" if column == "method" else "right")
+    for method, found in result["methods"].items():
+        cells = [
+            "n/a"
+            if name not in found
+            else number(found[name]["mean"]) + ("" if found[name]["std"] is None else f" ± {found[name]['std']:.2f}")
+            for name in names
+        ]
+        scores.add_row(method, *cells, number(found["deo_floor"]), f"{found['seconds']:.1f}")
+    Console().print(scores)
+    for method, found in result["methods"].items():
+        if found["trivial"]:
+            typer.echo(f" {method}: {found['trivial']}")
+    less = Table(title=f"less {result['against']}, paired by seed and row", title_justify="left", box=None)
+    for column in ("method", "score", "effect", "95 % interval", "p", "p, Holm"):
+        less.add_column(column, justify="left" if column in ("method", "score") else "right")
+    for method, metrics in result["differences"].items():
+        for name, each in metrics.items():
+            ends = "n/a" if each["interval"] is None else "{:+.2f} to {:+.2f}".format(*each["interval"])
+            p = ["too few seeds" if each[kind] is None else f"{each[kind]:.3f}" for kind in ("p", "p_holm")]
+            less.add_row(method, names.get(name, name), f"{each['effect']:+.2f}", ends, *p)
+    Console().print(less)
+    typer.echo(f"report: {result['report']}")
 
 
 def tuned(result: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """A table of the paper beside ours: what `bird reproduce` found, as one plain record that the writers turn into files.
 
-All numbers are x100. A cell holds our mean and standard deviation (ddof 1) over seeds, a 95 % two-level bootstrap interval
-(seeds, then rows), the floor of a DEO, the paper's number, and the paired comparison with the row's reference.
+All numbers are x100. A cell holds our mean and standard deviation (ddof 1) over seeds, a 95 % interval over
+seeds and rows, the floor of a DEO and the DEO beyond chance, the paper's number, and the paired comparison with the row's
+reference.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from bird.errors import DataError
-from bird.metrics import two_level_intervals
 from bird.paired import ENOUGH_SEEDS, Predicted, compare, holm, sign_flip_p
+from bird.seeds import OverSeeds, two_level_intervals
 from bird_pipelines import published
 from bird_pipelines.marks import ONE_SEED, WHAT_TRIVIAL_MEANS, reason_of, trivial_seeds
 from bird_pipelines.recipes import Profile, Recipe, Row
@@ -111,7 +112,7 @@ def _row(outcome: Outcome, recipe: Recipe, profile: Profile, ours: Mapping[str, 
     other = ours.get(row.reference) if row.reference else None
     marks = [trivial_seeds(each.metrics()) for each in (mine, other) if each is not None]
     counts = [np.asarray(each["confusion"], dtype=np.int64) for each in metrics.values()]
-    intervals = two_level_intervals(counts, REPLICATES) if counts else {}
+    over_seeds = two_level_intervals(counts, REPLICATES) if counts else {}
     errors = list(outcome.errors)
     try:
         paired = _paired(mine, other)
@@ -121,7 +122,7 @@ def _row(outcome: Outcome, recipe: Recipe, profile: Profile, ours: Mapping[str, 
     cells = {}
     for metric in recipe.metrics:
         key = _key(metric, row, metrics)
-        cell = _cell(key, metrics, {name: ends[1:] for name, ends in intervals.items()})
+        cell = _cell(key, metrics, over_seeds)
         cell["paper"] = _printed(recipe, row, metric)
         cell["difference"] = _minus(cell["mean"], cell["paper"] and cell["paper"]["mean"])
         cell["comparison"] = _comparison(key, metrics, other.metrics() if other else {}, paired)
@@ -143,16 +144,19 @@ def _key(metric: str, row: Row, metrics: Mapping[int, Mapping[str, Any]]) -> str
     return "f1_binary" if binary else "f1_macro"
 
 
-def _cell(key: str, metrics: Mapping[int, Mapping[str, Any]], intervals: Mapping[str, Any]) -> dict[str, Any]:
+def _cell(key: str, metrics: Mapping[int, Mapping[str, Any]], over_seeds: Mapping[str, OverSeeds]) -> dict[str, Any]:
     """Our numbers in one metric; those that do not exist are None, and `undefined` says why."""
     values = [float(each[key]) for each in metrics.values() if each[key] is not None]
-    floors = [each["deo_floor"][key.removesuffix("_deo")] for each in metrics.values()] if key.endswith("_deo") else []
+    gaps = [*metrics.values()] if values and key.endswith("_deo") else []
+    floors = [each["deo_floor"][key.removesuffix("_deo")] for each in gaps]
+    found = over_seeds.get(key) if values else None
     cell = {
         "metric": key,
         "mean": float(np.mean(values)) if values else None,
         "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        "interval": list(intervals[key]) if values and key in intervals else None,
-        "floor": float(np.mean(floors)) if floors and values else None,
+        "interval": [found.low, found.high] if found else None,
+        "floor": float(np.mean(floors)) if floors else None,
+        "beyond_chance": found.beyond_chance if found else None,
     }
     why = reason_of(key, [*metrics.values()]) if metrics else NO_RUN
     reasons = {
@@ -160,32 +164,37 @@ def _cell(key: str, metrics: Mapping[int, Mapping[str, Any]], intervals: Mapping
         "std": why or ONE_SEED,
         "interval": why or "the counts of classes and groups do not determine it over seeds",
         "floor": why or "it belongs to a gap",
+        "beyond_chance": why or "it belongs to a gap",
     }
     return {**cell, "undefined": {name: reason for name, reason in reasons.items() if cell[name] is None}}
 
 
 def _paired(mine: Ours, other: Ours | None) -> dict[str, Any]:
-    """Effects with intervals of what counts determine; empty where there is nothing to pair."""
+    """Effects, intervals and p-values of what predictions determine; empty where there is nothing to pair."""
     if other is None or not mine.predicted.keys() & other.predicted.keys():
         return {}
     info = next(iter(mine.runs.values())).info
     sizes = (len(info["class_names"]), len(info["group_names"]))
-    return dict(compare(mine.predicted, other.predicted, *sizes, replicates=REPLICATES))
+    return dict(compare(mine.predicted, other.predicted, *sizes))
 
 
 def _comparison(key: str, one: Mapping[int, Any], other: Mapping[int, Any], paired: Mapping[str, Any]) -> Any:
-    """This row minus its reference, seed by seed; None where no seed has both."""
+    """This row minus its reference, seed by seed; None where no seed has both.
+
+    `p` belongs to the interval. Without one (AUROC) it is that of the seeds' signs.
+    """
     both = sorted(one.keys() & other.keys())
     shared = [seed for seed in both if one[seed][key] is not None and other[seed][key] is not None]
     if not shared:
         return None
     by_seed = [float(one[seed][key] - other[seed][key]) for seed in shared]
-    interval = list(paired[key].interval) if key in paired else None
+    found = paired.get(key)
     return {
         "effect": float(np.mean(by_seed)),
-        "interval": interval,
+        "interval": list(found.interval) if found else None,
+        "beyond_chance": found.beyond_chance if found and key.endswith("_deo") else None,
         "by_seed": by_seed,
-        "p": sign_flip_p(by_seed),
+        "p": found.p if found else sign_flip_p(by_seed),
         "p_holm": None,
     }
 
@@ -213,7 +222,8 @@ def _direction(comparison: Mapping[str, Any] | None, paper: float | None) -> str
     one_sided = len(by_seed) > 1 and (min(by_seed) > 0 or max(by_seed) < 0)
     if interval[0] <= 0 <= interval[1] if interval is not None else not one_sided:
         return "open"
-    return "same" if comparison["effect"] * paper > 0 else "opposite"
+    side = interval[0] if interval is not None else comparison["effect"]
+    return "same" if side * paper > 0 else "opposite"
 
 
 def _correct(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:

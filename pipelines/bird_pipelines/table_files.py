@@ -20,8 +20,8 @@ __all__ = ["CSV_COLUMNS", "write_table"]
 
 CSV_COLUMNS = (
     *("profile", "table", "dataset", "teacher", "student", "label", "method", "metric", "seeds", "mean", "std", "low"),
-    *("high", "floor", "paper_mean", "paper_std", "difference", "reference", "effect", "effect_low", "effect_high"),
-    *("p", "p_holm", "paper_effect", "direction", "undefined", "trivial", "error"),
+    *("high", "floor", "beyond_chance", "paper_mean", "paper_std", "difference", "reference", "effect", "effect_low"),
+    *("effect_high", "p", "p_holm", "paper_effect", "direction", "undefined", "trivial", "error"),
 )
 TEX = {"\\": r"\textbackslash{}", **{each: f"\\{each}" for each in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\^{}"}
 Record = Mapping[str, Any]
@@ -96,6 +96,8 @@ def _markdown_cell(cell: Record) -> str:
         ours += f" [{_range(cell['interval'])}]"
     if cell["floor"] is not None:
         ours += f", floor {cell['floor']:.1f}"
+    if cell["beyond_chance"] is not None:
+        ours += f", beyond chance {cell['beyond_chance']:.1f}"
     if cell["trivial"]:
         ours += f" **{MARK}**"
     paper = _number(cell["paper"]["mean"], cell["paper"]["std"], 2) if cell["paper"] else "–"
@@ -141,7 +143,7 @@ def as_csv(record: Record) -> str:
                 effect_low, effect_high = found.get("interval") or (None, None)
                 line = {name: block[name] for name in ("dataset", "teacher", "student")}
                 line |= {name: row[name] for name in ("label", "method", "reference")}
-                line |= {name: cell[name] for name in ("metric", "mean", "std", "floor", "difference")}
+                line |= {name: cell[name] for name in ("metric", "mean", "std", "floor", "beyond_chance", "difference")}
                 line |= {name: cell[name] for name in ("paper_effect", "direction", "trivial")}
                 line |= {"undefined": "; ".join(f"{name}: {why}" for name, why in cell["undefined"].items())}
                 line |= {name: found.get(name) for name in ("effect", "p", "p_holm")}

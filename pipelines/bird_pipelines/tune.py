@@ -54,6 +54,7 @@ SPACES: Mapping[str, Mapping[str, Range]] = {
     "fitnet": {"fitnet_weight": Range(1e-2, 10.0, log=True)},
     "bird": {"lambda": LAMBDA, "alpha": ALPHA, "mu2": MU2},
     "bird-no-meta": {"lambda": LAMBDA, "alpha": ALPHA},
+    "bird-offsets": {"alpha": Range(0.0, 0.99), "mu2": MU2, "balance": Range(0.0, 1.0)},
     "bird-plus": {"alpha": Range(0.0, 0.99), "mu2": MU2},  # a teacher as biased as the data is best heard little
     "mfd": {"mfd_weight": MMD},
     "bird+mfd": {"lambda": LAMBDA, "alpha": ALPHA, "mu2": MU2, "mfd_weight": MMD},

@@ -14,7 +14,7 @@ from bird import BirdStep, Gate
 from bird.errors import StudentError
 
 COUNT = 6  # one sample of each class and group
-NO_NUMBERS = {"lambda_resnet26t"}  # oneDNN's gradient of a Conv3d in bfloat16: findings/bf16-conv3d.sh
+NO_NUMBERS = {"lambda_resnet26t"}  # torch 2.14.1's gradient of its Conv3d in bfloat16 on a CPU with AVX512-BF16
 ROUNDED = {"efficientvit_b0": 1e-5}  # a part of it computes in float32 whatever it is given
 
 

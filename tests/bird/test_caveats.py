@@ -11,6 +11,7 @@ from bird.caveats import trivial, undefined
 from bird.errors import DataError
 from bird.metrics import assess, auroc, confusion, deo_floor, equalized_odds, gap_floors, max_deo, mean_deo
 from bird.paired import Predicted, compare
+from bird.seeds import two_level_interval, two_level_intervals
 
 FEW = 50
 
@@ -59,9 +60,9 @@ def test_a_gap_of_one_group_or_one_class_is_refused_wherever_it_is_asked_for():
     with pytest.raises(DataError, match="one group"):
         equalized_odds(["a", "b"], ["x", "x"], ["a", "a"])
     alone = counts_of([0, 1] * 10, [0, 1] * 10, 2, groups=1)
-    assert metrics.two_level_intervals([alone] * 3, FEW).keys() == {"accuracy", "f1_macro"}
+    assert two_level_intervals([alone] * 3, FEW).keys() == {"accuracy", "f1_macro"}
     with pytest.raises(DataError, match="one group"):
-        metrics.two_level_interval([alone], "mean_deo", FEW)
+        two_level_interval([alone], "mean_deo", FEW)
     labels = np.arange(20) % 2
     runs = {0: Predicted([str(i) for i in range(20)], labels, np.zeros(20, np.int64), labels)}
     assert compare(runs, runs, 2, 1, replicates=FEW).keys() == {"accuracy", "f1_macro"}

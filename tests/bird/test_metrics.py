@@ -9,11 +9,14 @@ from fairlearn.metrics import MetricFrame, equalized_odds_difference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from scipy.stats import norm
 from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
 from bird import metrics
 from bird.errors import DataError, EmptyCellError
+from bird.intervals import gap_intervals
 from bird.metrics import assess, auroc, confusion, deo_floor, equalized_odds, max_deo, mean_deo, recalls
+from bird.seeds import two_level_interval, two_level_intervals
 
 FEW = 20
 
@@ -171,32 +174,31 @@ def test_intervals_are_those_of_resampling_rows():
     labels, groups, predictions, scores = draw(2, classes, groups_count, 300)
     got = assess(labels, groups, predictions, scores, classes, groups_count)
     rng = np.random.default_rng(1)
-    replicates = {name: [] for name in got.intervals}
+    replicates = {"accuracy": [], "f1_macro": [], "auroc": []}
     for _ in range(800):
         rows = rng.integers(len(labels), size=len(labels))
         y, p = labels[rows], predictions[rows]
-        shares = recalls(confusion(y, groups[rows], p, classes, groups_count))
         replicates["accuracy"].append(100 * (y == p).mean())
         replicates["f1_macro"].append(100 * f1_score(y, p, average="macro"))
-        replicates["mean_deo"].append(mean_deo(shares))
-        replicates["max_deo"].append(max_deo(shares))
         one_vs_rest = [roc_auc_score(y == c, scores[rows, c]) for c in range(classes)]
         replicates["auroc"].append(100 * np.mean(one_vs_rest))
     for name, values in replicates.items():
         low, high = np.percentile(values, [2.5, 97.5])
-        if name.endswith("_deo"):  # reversed about the observed value
-            observed = getattr(got, name)
-            low, high = max(0, 2 * observed - high), max(observed, 2 * observed - low)
         assert_allclose(got.intervals[name], (low, high), atol=0.2 * (high - low), err_msg=name)
 
 
-def test_a_cell_of_one_row_keeps_its_recall_in_every_replicate():
-    """A third of the replicates do not draw it; its recall is 0 in the others, and in those."""
-    labels, groups = np.repeat([0, 0, 1, 1], [1, 99, 50, 50]), np.repeat([0, 1, 0, 1], [1, 99, 50, 50])
-    predictions = labels.copy()
-    predictions[0] = 1
-    got = assess(labels, groups, predictions, np.eye(2)[predictions], 2, 2, replicates=500)
-    assert got.intervals["mean_deo"] == (50, 50)
+def test_gaps_have_intervals_and_estimates_by_test_inversion():
+    """Six rows a cell, equal recalls: what is observed is chance, and the numbers say so."""
+    labels, groups = np.repeat([0, 0, 1, 1], 6), np.tile(np.repeat([0, 1], 6), 2)
+    predictions = np.array([[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]]).ravel()
+    got = assess(labels, groups, predictions, np.eye(2)[predictions], 2, 2, replicates=FEW)
+    expected = gap_intervals(got.confusion)
+    for name, gap in expected.items():
+        assert got.intervals[name] == (gap.low, gap.high)
+        assert got.beyond_chance[name.removesuffix("_deo")] == gap.beyond_chance
+    assert got.mean_deo == pytest.approx(100 / 6)
+    assert got.intervals["mean_deo"][0] == got.beyond_chance["mean"] == 0
+    assert got.as_json()["beyond_chance"] == dict(got.beyond_chance)
 
 
 def test_a_rare_class_leaves_the_auroc_defined():
@@ -242,37 +244,54 @@ def test_two_level_interval_of_one_seed_is_the_row_bootstrap():
     labels, groups, predictions, scores = draw(0, 3, 2, 400)
     got = assess(labels, groups, predictions, scores, 3, 2)
     for name in metrics.STATISTICS:
-        mean, low, high = metrics.two_level_interval([got.confusion], name, seed=5)
+        mean, low, high, _ = two_level_interval([got.confusion], name, seed=5)
         assert mean == pytest.approx(getattr(got, name))
         assert_allclose((low, high), got.intervals[name], atol=0.1 * (high - low))
 
 
-def test_two_level_interval_is_resampling_seeds_then_rows():
-    confusions = seeds(5, 0.1)
+def test_two_level_intervals_hold_the_mean_over_seeds():
+    """Three seeds, whose recalls differ, on one test set: the seeds' error by Student's t, that of the rows in full."""
     rng = np.random.default_rng(0)
-    slow = []
-    for _ in range(1500):
-        accuracies = []
-        for index in rng.integers(5, size=5):
-            counts = confusions[index]
-            drawn = rng.multinomial(counts.sum(), counts.ravel() / counts.sum()).reshape(counts.shape)
-            accuracies.append(100 * np.einsum("cmc->", drawn) / drawn.sum())
-        slow.append(np.mean(accuracies))
-    expected = np.percentile(slow, [2.5, 97.5])
-    mean, low, high = metrics.two_level_interval(confusions, "accuracy")
+    classes, groups_count, rows, truth = 3, 2, 300, np.array([[0.8, 0.6], [0.7, 0.7], [0.6, 0.75]])
+    drawn = np.clip(truth + 0.03 * rng.standard_normal((4000, *truth.shape)), 0, 1)
+    expected = {
+        "accuracy": 100 * truth.mean(),
+        "mean_deo": 100 * np.ptp(drawn, axis=2).mean(),
+        "max_deo": 100 * np.ptp(drawn, axis=2).max(1).mean(),
+    }
+    held = dict.fromkeys(expected, 0)
+    difficulty = rng.standard_normal((60, classes, groups_count, rows))
+    for shared in difficulty:
+        confusions = []
+        for _ in range(3):
+            recall = np.clip(truth + 0.03 * rng.standard_normal(truth.shape), 0, 1)
+            scores = np.sqrt(0.5) * shared + np.sqrt(0.5) * rng.standard_normal(shared.shape)
+            right = (scores < norm.ppf(recall)[:, :, None]).sum(2)
+            counts = np.zeros((classes, groups_count, classes), np.int64)
+            for c in range(classes):
+                counts[c, :, c], counts[c, :, (c + 1) % classes] = right[c], rows - right[c]
+            confusions.append(counts)
+        for name, value in expected.items():
+            _, low, high, _ = two_level_intervals(confusions, 200)[name]
+            held[name] += low <= value <= high
+    assert min(held.values()) >= 54
+
+
+def test_two_level_intervals_repeat_themselves():
+    again, found = (two_level_intervals(seeds(5, 0.1), 300) for _ in range(2))
+    assert again == found
+    mean, low, high, _ = found["accuracy"]
     assert low < mean < high
-    assert_allclose((low, high), expected, atol=0.15 * (high - low))
-    again = metrics.two_level_interval(confusions, "accuracy")
-    assert (mean, low, high) == again == metrics.two_level_intervals(confusions)["accuracy"]
+    assert two_level_interval(seeds(5, 0.1), "accuracy", 300) == found["accuracy"]
 
 
 def test_seeds_that_differ_widen_the_two_level_interval():
-    (_, low, high), (_, wide_low, wide_high) = (
-        metrics.two_level_interval(seeds(6, spread), "accuracy") for spread in (0.0, 0.15)
+    (_, low, high, _), (_, wide_low, wide_high, _) = (
+        two_level_interval(seeds(6, spread), "accuracy") for spread in (0.0, 0.15)
     )
     assert wide_high - wide_low > 2 * (high - low)
     with pytest.raises(DataError, match="no runs"):
-        metrics.two_level_interval([])
+        two_level_interval([])
 
 
 def test_a_large_test_set_takes_about_a_second():

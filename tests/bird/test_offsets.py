@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from bird import BirdStep
 from bird.losses import bias_loss, cross_entropy, feature_mse, sample_cross_entropy
 from bird.meta import feedback
 from bird.methods import Batch, Hyperparameters, Regressed, build_method
@@ -198,3 +199,28 @@ def test_a_held_gate_is_a_constant():
     with held(offsets):
         assert not offsets.adjust(torch.zeros(2, CLASSES), torch.tensor([0, 1])).requires_grad
     assert offsets.phi.requires_grad
+
+
+def test_a_step_of_ones_own_does_what_the_method_does():
+    method = build_method(
+        "bird-offsets", Hyperparameters(mu1=0.05, mu2=0.03, alpha=0.5, balance=0.5, average=0.0), GROUPS
+    )
+    (learner,), (twin,) = learners(method, [0]), learners(method, [0])
+    step = BirdStep(
+        twin.model,
+        twin.gate,
+        groups=GROUPS,
+        task=lambda logits, batch: cross_entropy(twin.gate.adjust(logits, batch.groups), batch.labels),
+        outer=lambda logits, meta: mixed_bias(logits, meta.labels, meta.groups, GROUPS, 0.5),
+        alpha=0.5,
+        lambda_=0.0,
+        mu1=0.05,
+        mu2=0.03,
+    )
+    for seed in (0, 2, 4):
+        batch, meta = batch_of(seed, torch.float32), batch_of(seed + 1, torch.float32)
+        method.step(learner, batch, lambda meta=meta: meta, warm=True)
+        loss, _ = step(batch, meta)
+        twin.descend(loss)
+    assert torch.equal(learner.gate.phi, twin.gate.phi)
+    assert all(torch.equal(*pair) for pair in zip(learner.model.parameters(), twin.model.parameters(), strict=True))

@@ -1,13 +1,16 @@
 """Paired comparisons: against the definitions, row by row and sign by sign."""
 
 from itertools import product
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import f1_score
 
 from bird.errors import DataError
+from bird.intervals import TAIL, student
 from bird.metrics import confusion, max_deo, mean_deo, recalls
 from bird.paired import Predicted, compare, holm, sign_flip_p
 
@@ -29,36 +32,87 @@ def deo(one, rows=slice(None)):
     return mean_deo(shares), max_deo(shares)
 
 
-def test_effects_and_intervals_are_those_of_resampling_seeds_and_rows():
+def test_effects_are_the_means_of_the_seeds_differences():
     method = {seed: predicted(seed, 0.8, unfair=0.1) for seed in range(4)}
     reference = {seed: predicted(100 + seed, 0.8, unfair=0.3) for seed in range(4)}
-    found = compare(method, reference, CLASSES, GROUPS, replicates=4000)
+    found = compare(method, reference, CLASSES, GROUPS)
     by_seed = [np.subtract(deo(method[seed]), deo(reference[seed])) for seed in range(4)]
     for index, name in enumerate(("mean_deo", "max_deo")):
         assert found[name].effect == pytest.approx(np.mean(by_seed, axis=0)[index])
         assert found[name].by_seed == pytest.approx([each[index] for each in by_seed])
         assert found[name].p is None
-    rng, replicates = np.random.default_rng(5), []
+        low, high = found[name].interval
+        assert low < found[name].beyond_chance < high < 0
+
+
+@pytest.mark.parametrize(("seeds", "unfair"), [(1, (0.1, 0.0)), (8, (0.1, 0.0)), (8, (0.0, 0.0))])
+def test_intervals_hold_the_true_difference(seeds, unfair):
+    """Predictions drawn anew in each trial; group 1 is served worse by `unfair` in every class."""
+    held, trials = {"accuracy": 0, "mean_deo": 0, "max_deo": 0}, 60 if seeds == 1 else 20
+    for trial in range(trials):
+        pair = [
+            {seed: predicted(1000 * trial + 100 * which + seed, 0.8, unfair=gap, rows=900) for seed in range(seeds)}
+            for which, gap in enumerate(unfair)
+        ]
+        found = compare(*pair, CLASSES, GROUPS, replicates=200)
+        expected = {"accuracy": -100 * (unfair[0] - unfair[1]) * pair[0][0].groups.mean()}
+        expected |= dict.fromkeys(("mean_deo", "max_deo"), 100 * (unfair[0] - unfair[1]))
+        for name, value in expected.items():
+            low, high = found[name].interval
+            held[name] += low <= value <= high
+    assert min(held.values()) >= 0.85 * trials
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.01, 0.02, 0.03, 0.05])
+def test_p_and_interval_say_the_same(scale):
+    """p is below .05 if, and only if, the 95 % interval leaves 0 out."""
+    method = {seed: predicted(seed, 0.8, unfair=0.1 + scale) for seed in range(8)}
+    reference = {seed: predicted(100 + seed, 0.8 - scale, unfair=0.1) for seed in range(8)}
+    for each in compare(method, reference, CLASSES, GROUPS).values():
+        low, high = each.interval
+        assert (each.p < 0.05) == (low > 0 or high < 0)
+
+
+def test_rows_of_their_own_for_each_seed_leave_the_seeds_error_only():
+    method, reference = ({seed: predicted(100 * run + seed, 0.8) for seed in range(8)} for run in range(2))
+    for runs in (method, reference):
+        for seed, run in runs.items():
+            runs[seed] = Predicted([f"{seed}-{row}" for row in run.ids], run.labels, run.groups, run.predictions)
+    found = compare(method, reference, CLASSES, GROUPS)["accuracy"]
+    half = student(1 - TAIL * 0.025, 7) * np.std(found.by_seed, ddof=1) / np.sqrt(8)
+    assert found.interval == pytest.approx((found.effect - half, found.effect + half), rel=0.02)
+
+
+def test_the_linear_forms_of_accuracy_and_f1_are_those_of_resampling_rows():
+    pair = [{0: predicted(0, 0.8)}, {0: predicted(1, 0.75)}]
+    found = compare(*pair, CLASSES, GROUPS)
+    rng, differences = np.random.default_rng(0), []
+    one, other = pair[0][0], pair[1][0]
     for _ in range(1500):
-        values = []
-        for seed in rng.integers(4, size=4):
-            rows = rng.integers(600, size=600)
-            values.append(deo(method[seed], rows)[0] - deo(reference[seed], rows)[0])
-        replicates.append(np.mean(values))
-    low, high = np.percentile(replicates, [2.5, 97.5])
-    effect = found["mean_deo"].effect
-    assert found["mean_deo"].interval == pytest.approx((2 * effect - high, 2 * effect - low), abs=0.8)
+        rows = rng.integers(600, size=600)
+        values = [
+            (
+                100 * (each.labels == each.predictions)[rows].mean(),
+                100 * f1_score(each.labels[rows], each.predictions[rows], average="macro"),
+            )
+            for each in (one, other)
+        ]
+        differences.append(np.subtract(*values))
+    for name, deviation in zip(("accuracy", "f1_macro"), np.std(differences, axis=0), strict=True):
+        low, high = found[name].interval
+        half = NormalDist().inv_cdf(1 - TAIL * 0.025) * deviation
+        assert (high - low) / 2 == pytest.approx(half, rel=0.08)
 
 
 def test_a_method_against_itself_shows_nothing():
     runs = {seed: predicted(seed, 0.7) for seed in range(8)}
-    found = compare(runs, runs, CLASSES, GROUPS, replicates=200)
+    found = compare(runs, runs, CLASSES, GROUPS)
     assert all(each.effect == 0 and each.interval == (0, 0) and each.p == 1 for each in found.values())
 
 
 def test_only_shared_seeds_count_and_the_rows_must_be_the_same():
     method, reference = {0: predicted(0, 0.7), 1: predicted(1, 0.7)}, {1: predicted(2, 0.7), 2: predicted(3, 0.7)}
-    assert len(compare(method, reference, CLASSES, GROUPS, replicates=50)["mean_deo"].by_seed) == 1
+    assert len(compare(method, reference, CLASSES, GROUPS)["mean_deo"].by_seed) == 1
     with pytest.raises(DataError, match="no seed in common"):
         compare({0: method[0]}, {2: reference[2]}, CLASSES, GROUPS)
     other = method[1]

@@ -1,7 +1,9 @@
 """What only a GPU can prove; run by bench/gpu.sh. BIRD_DEVICE=cpu runs the same on a CPU, but for what a CPU has not."""
 
+import copy
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -83,9 +85,9 @@ def student_of(name):
     return Regressed(fresh, DIM).to(DEVICE).train()
 
 
-def tensors(dtype):
+def tensors(dtype, seed=1):
     """Images, teacher features, labels and groups of a train and a meta batch."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     images = torch.rand(2, BATCH, 3, SIDE, SIDE, generator=generator).to(DEVICE, dtype)
     teacher = torch.randn(BATCH, DIM, generator=generator).to(DEVICE, dtype)
     labels = (torch.arange(BATCH) % CLASSES).to(DEVICE)
@@ -96,9 +98,9 @@ def inner_loss(output, gated, labels):
     return ALPHA * feature_mse(output.features, gated) + (1 - ALPHA) * cross_entropy(output.logits, labels)
 
 
-def by_one_jvp(student, gate, dtype):
+def by_one_jvp(student, gate, dtype, seed=1):
     """The gate's gradient as a step takes it."""
-    images, meta, teacher, labels, groups = tensors(dtype)
+    images, meta, teacher, labels, groups = tensors(dtype, seed)
     torch.manual_seed(2)
     with Tape(student) as tape:
         output = student(images)
@@ -117,9 +119,9 @@ def by_one_jvp(student, gate, dtype):
     return gradient
 
 
-def by_double_backward(student, gate, dtype):
+def by_double_backward(student, gate, dtype, seed=1):
     """The same gradient by the graph of the inner gradient; it draws what `by_one_jvp` draws."""
-    images, meta, teacher, labels, groups = tensors(dtype)
+    images, meta, teacher, labels, groups = tensors(dtype, seed)
     theta = dict(student.named_parameters())
     torch.manual_seed(2)
     loss = inner_loss(student(images), gate(teacher), labels)
@@ -130,6 +132,11 @@ def by_double_backward(student, gate, dtype):
     return torch.autograd.grad(bias_loss(answer.logits, labels, groups, GROUPS), gate.phi)[0]
 
 
+def apart(found, expected):
+    """The relative difference."""
+    return ((found - expected).norm() / expected.norm()).item()
+
+
 STUDENTS = ["shufflenetv2", "dropout"] if SMALL else ["resnet18", "shufflenetv2", "timm-vit", "dropout"]
 
 
@@ -137,7 +144,12 @@ STUDENTS = ["shufflenetv2", "dropout"] if SMALL else ["resnet18", "shufflenetv2"
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_gradient_is_that_of_double_backward(name, dtype, bound, layout, record_property):
-    """Dropout's masks in Jv are those of the forward pass: other masks are another gradient."""
+    """Dropout's masks in Jv are those of the forward pass: other masks are another gradient.
+
+    In float32 the median of five batches counts. A ReLU whose input is 0 to rounding has another slope in the one way and in
+    the other, where cuDNN rounds differently; such a batch is 1e-3 away (an H200, torch 2.11), and so is double backward
+    from itself in float64.
+    """
     if SMALL and layout is torch.channels_last:
         pytest.skip("small: one layout")
     with torch.nn.attention.sdpa_kernel(
@@ -145,10 +157,18 @@ def test_the_gradient_is_that_of_double_backward(name, dtype, bound, layout, rec
     ):  # the fused kernels have no double backward
         student = student_of(name).to(dtype=dtype, memory_format=layout)
         gate = Gate(DIM, 0).to(DEVICE, dtype)
-        ours, exact = by_one_jvp(student, gate, dtype), by_double_backward(student, gate, dtype)
-    error = ((ours - exact).norm() / exact.norm()).item()
-    record_property("error", error)
-    assert error < bound
+        errors, rounding = [], []
+        for seed in range(1, 2 if dtype == torch.float64 else 6):
+            exact = by_double_backward(student, gate, dtype, seed)
+            errors.append(apart(by_one_jvp(student, gate, dtype, seed), exact))
+            if dtype == torch.float32:
+                finer = copy.deepcopy(student).double(), copy.deepcopy(gate).double()
+                rounding.append(apart(exact.double(), by_double_backward(*finer, torch.float64, seed)))
+    record_property("error", statistics.median(errors))
+    record_property("largest", max(errors))
+    if rounding:
+        record_property("double backward's from float64, largest", max(rounding))
+    assert statistics.median(errors) < bound
 
 
 @pytest.mark.parametrize("name", ["tiny-resnet"] if SMALL else ["resnet18", "shufflenetv2"])

@@ -185,6 +185,7 @@ def test_json_is_one_object_and_nothing_else(cache, tmp_path):
         "recalls",
         "counts",
         "deo_floor",
+        "beyond_chance",
         "intervals",
     )
     assert {*wanted} <= {*metrics}

@@ -12,8 +12,10 @@ import pytest
 
 from bird.errors import RunError
 from bird.metrics import assess
+from bird.seeds import two_level_interval
 from bird_cache.errors import StorageError
 from bird_pipelines import plots
+from bird_pipelines.marks import with_caveats
 from bird_pipelines.report import write_report
 
 CLASSES = [
@@ -213,6 +215,9 @@ def test_says_what_ran_and_what_came_out(page, runs):
         values = [each[name] for each in baseline]
         assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in text
     assert f"{np.mean([each['deo_floor']['mean'] for each in baseline]):.1f}" in text
+    over_seeds = two_level_interval([np.array(each["confusion"]) for each in baseline], "mean_deo", 200)
+    assert f"beyond chance {over_seeds.beyond_chance:.1f}" in text
+    assert "where it begins at 0, these rows do not tell the gap from none" in text
     assert "F1 of class 1" not in text
 
 
@@ -233,6 +238,15 @@ def test_same_runs_same_bytes(page, runs, tmp_path):
     write_report(runs[:1], again)
     assert again.read_bytes() != page.read_bytes()
     assert [each.name for each in tmp_path.iterdir()] == ["again.html"]
+
+
+def test_a_run_of_before_gets_the_intervals_of_today(runs):
+    found = json.loads((runs[0] / "metrics-test.json").read_text())
+    old = {name: value for name, value in found.items() if name != "beyond_chance"}
+    old["intervals"] = found["intervals"] | {"mean_deo": [1.0, 2.0], "max_deo": [1.0, 2.0]}
+    again = with_caveats(old)
+    assert again["beyond_chance"] == found["beyond_chance"]
+    assert again["intervals"] == found["intervals"]
 
 
 def test_one_seed_has_its_own_interval_and_two_classes_their_f1(tmp_path):

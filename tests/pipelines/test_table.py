@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from bird.metrics import assess
+from bird.paired import holm, sign_flip_p
+from bird.seeds import two_level_interval
 from bird_pipelines.figures import draw
 from bird_pipelines.recipes import load_profile, load_recipe
 from bird_pipelines.table import Outcome, tabulate
@@ -79,6 +81,10 @@ def test_means_deviations_and_differences(made):
             assert cell["difference"] == pytest.approx(np.mean(values) - cell["paper"]["mean"])
         floors = [metrics["deo_floor"]["mean"] for _, metrics in runs.values()]
         assert row["cells"]["mean_deo"]["floor"] == pytest.approx(np.mean(floors))
+        over_seeds = two_level_interval(
+            [np.array(metrics["confusion"]) for _, metrics in runs.values()], "mean_deo", 200
+        )
+        assert row["cells"]["mean_deo"]["beyond_chance"] == over_seeds.beyond_chance
         low, high = row["cells"]["mean_deo"]["interval"]
         assert low < row["cells"]["mean_deo"]["mean"] < high
         assert source.label == row["label"]
@@ -96,9 +102,12 @@ def test_comparisons_are_paired_and_corrected(made):
     assert found["comparison"]["effect"] == pytest.approx(np.mean(expected))
     assert found["comparison"]["interval"][1] < 0
     assert found["direction"] == "same"
-    assert found["comparison"]["p"] == pytest.approx(2 / 256)
-    assert found["comparison"]["p_holm"] == pytest.approx(4 / 256)
-    assert rows[2]["cells"]["auroc"]["comparison"]["interval"] is None
+    tested = [row["cells"]["mean_deo"]["comparison"] for row in rows[1:]]
+    assert [each["p_holm"] for each in tested] == holm([each["p"] for each in tested])
+    assert all((each["p"] < 0.05) == (each["interval"][1] < 0 or each["interval"][0] > 0) for each in tested)
+    ranking = rows[2]["cells"]["auroc"]["comparison"]
+    assert ranking["interval"] is None
+    assert ranking["p"] == sign_flip_p(ranking["by_seed"])
 
 
 def test_no_p_value_below_eight_seeds(made):
