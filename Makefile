@@ -12,10 +12,11 @@ PROFILE ?= paper
 SEEDS   ?= 5
 TABLES  := reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-table6 reproduce-table7
 
-# Servers that others wrote, each in an environment of its own: what they need does not go with what we need.
+# Servers and readers that others wrote, each in an environment of its own: what they need does not go with what we need.
 PEERS    ?= .venv-peers
 INFINITY ?= $(PEERS)/infinity/bin/infinity_emb
 MLSERVER ?= $(PEERS)/mlserver/bin/mlserver
+READERS  ?= $(PEERS)/readers/bin/python
 
 .PHONY: $(TABLES) reproduce-figures help demo test peers check torture bench wheel wheels-gpu clean
 help:
@@ -23,7 +24,7 @@ help:
 	@echo "make reproduce-table1 ... reproduce-table7, reproduce-figures"
 	@echo "              the paper's tables beside ours; DATA=folder, or PROFILE=demo (no data needed); SEEDS, OUT, JOBS"
 	@echo "make test     the tests"
-	@echo "make peers    the tests against Infinity and MLServer, installed for them in $(PEERS) (about 7 GB)"
+	@echo "make peers    the tests against Infinity, MLServer and other readers of caches, installed for them in $(PEERS) (about 8 GB)"
 	@echo "make check    what CI checks beside the tests: ruff, mypy --strict, import contracts"
 	@echo "make torture  the fault tests with their full counts (long)"
 	@echo "make bench    the benchmarks (long)"
@@ -56,9 +57,10 @@ $(PEERS)/%/.installed: tests/peers/requirements-%.txt
 
 $(PEERS)/infinity/bin/infinity_emb: $(PEERS)/infinity/.installed ;
 $(PEERS)/mlserver/bin/mlserver: $(PEERS)/mlserver/.installed ;
+$(PEERS)/readers/bin/python: $(PEERS)/readers/.installed ;
 
-peers: $(VENV)/.installed $(INFINITY) $(MLSERVER)
-	OMP_NUM_THREADS=1 BIRD_INFINITY=$(abspath $(INFINITY)) BIRD_MLSERVER=$(abspath $(MLSERVER)) \
+peers: $(VENV)/.installed $(INFINITY) $(MLSERVER) $(READERS)
+	OMP_NUM_THREADS=1 BIRD_INFINITY=$(abspath $(INFINITY)) BIRD_MLSERVER=$(abspath $(MLSERVER)) BIRD_READERS=$(abspath $(READERS)) \
 	  $(BIN)/python -m pytest tests/peers -m peers -s
 
 check: $(VENV)/.installed
@@ -79,6 +81,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/precompute.py
 	$(BIN)/python bench/stream.py
 	$(BIN)/python bench/verify.py
+	$(BIN)/python bench/compress.py
 	$(BIN)/python bench/joint.py
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/waiting.py

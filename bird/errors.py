@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 __all__ = [
     "BirdError",
@@ -43,6 +45,11 @@ class BirdError(Exception):
     def __init__(self, *, where: str, found: str, wanted: str, fix: str) -> None:
         super().__init__(f"{where}: found {found}; wanted {wanted}; {fix}")
         self.where, self.found, self.wanted, self.fix = where, found, wanted, fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as a call with keywords: Exception by itself would pass the message alone, which cannot be loaded."""
+        fields = {"where": self.where, "found": self.found, "wanted": self.wanted, "fix": self.fix}
+        return partial(type(self), **fields), (), self.__dict__
 
 
 class UsageError(BirdError):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from bird.datasets.accounting import Lost, Problem, count_problems, count_rows, first_of
 from bird.datasets.drawing import carve_meta, subset
+from bird.datasets.sides import keep_sides
 from bird.datasets.subjects import whole_subjects
 from bird.errors import DataError
 
@@ -173,8 +174,10 @@ def prepare(
     keep_conflicts: bool = False,
     max_problem_share: float = 0.01,
     workers: int = 4,
+    sides: Mapping[str, str] | None = None,
 ) -> SampleTable:
-    """The sample table of `dataset`: see the module's docstring for the steps.
+    """The sample table of `dataset`: see the module's docstring for the steps. `sides` (digest -> split) is where samples
+    were in an earlier state of the data set: where splits are drawn, they stay there.
 
     Raises DataError if nothing is left, a label or group is out of range, or more than `max_problem_share` of the
     samples had to be left out for missing files or unparsable names.
@@ -189,6 +192,7 @@ def prepare(
     notes |= copies
     lost = count_problems((*table.problems, *found.left_out))
     splits = dataset.assign_splits(table)
+    listed = table.splits[splits != ""]
     lost += count_rows(table, splits == "", dataset.filtered)
     table = dataclasses.replace(table, splits=splits).take(splits != "")
     if len(table) == 0:
@@ -202,6 +206,11 @@ def prepare(
         table = dataclasses.replace(table, splits=carve_meta(table, meta_fraction, meta_at_least, split_seed))
         if dataset.subjects is not None:
             table = dataclasses.replace(table, splits=whole_subjects(table, table.splits, dataset.subjects, "meta"))
+    else:
+        listed = np.where(listed == "", "", "fixed").astype(object)  # train and meta are the data set's own
+    if sides is not None:
+        splits, notes["kept_on_their_side"] = keep_sides(table, listed, sides, dataset.subjects)
+        table = dataclasses.replace(table, splits=splits)
     keep = _one_side_only(table)
     lost += count_rows(table, ~keep, "copy across splits")
     table, notes["copies_dropped_across_splits"] = table.take(keep), int((~keep).sum())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bird_cache.errors import StaleCacheError
 from bird_cache.layout import Source
-from bird_cache.manifest import Manifest, Store
+from bird_cache.manifest import Compress, Manifest, Store
 from bird_cache.store import FeatureStore, open_cache
 from bird_cache.writer import FeatureWriter, open_part, open_writer
 
@@ -20,17 +20,20 @@ def convert(
     store: Store,
     image: Callable[[str], bytes | None] | None = None,
     advance: Callable[[int], None] = lambda rows: None,
+    compress: Compress | None = None,
 ) -> Manifest:
     """Write the finished cache `source` to `target` as `store`, with every part; the same call resumes.
 
     Fingerprints, ids, vectors and audits stay what they are; converting back gives the same files. `image` gives a
     sample's encoded source by id, for WebDataset shards; without it they take the images that `source` holds, if any.
-    `advance` is told the rows of each shard done. Raises IncompleteCacheError, DamagedCacheError, StorageError.
+    `advance` is told the rows of each shard done. `compress` is how a Zarr store is compressed; None: as `source` is.
+    Raises IncompleteCacheError, DamagedCacheError, StorageError.
     """
     given = open_cache(source)
     given.require_complete()
     images = store == "webdataset" and (image is not None or given.manifest.plan.images)
     plan = given.manifest.plan.model_copy(update={"store": store, "images": images})
+    plan = plan.model_copy(update={"compress": (compress or plan.compress) if store == "zarr" else "none"})
     with open_writer(target, plan, given.samples) as writer:
         copy_shards(given, writer, writer.pending(), advance, image)
         manifest = writer.finish()

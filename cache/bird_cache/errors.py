@@ -7,9 +7,15 @@ CacheError                    3   the cache is damaged or does not match
 ├── DamagedCacheError         3   a file is missing, cut, altered, or in the wrong place
 ├── BusyCacheError            1   another process is writing it
 ├── ImportedVectorsError      2   files of vectors that cannot be taken in
+├── MissingCodecError         2   what compresses the cache is not installed
 ├── FeatureError              4   vectors that must not be stored: NaN, infinite, too large for the dtype
 └── StorageError              1   the disk refuses: full, read-only, I/O error
 """
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 __all__ = [
     "BusyCacheError",
@@ -18,6 +24,7 @@ __all__ = [
     "FeatureError",
     "ImportedVectorsError",
     "IncompleteCacheError",
+    "MissingCodecError",
     "NotACacheError",
     "StaleCacheError",
     "StorageError",
@@ -32,6 +39,11 @@ class CacheError(Exception):
     def __init__(self, *, where: str, found: str, wanted: str, fix: str) -> None:
         super().__init__(f"{where}: found {found}; wanted {wanted}; {fix}")
         self.where, self.found, self.wanted, self.fix = where, found, wanted, fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as a call with keywords: Exception by itself would pass the message alone, which cannot be loaded."""
+        fields = {"where": self.where, "found": self.found, "wanted": self.wanted, "fix": self.fix}
+        return partial(type(self), **fields), (), self.__dict__
 
 
 class NotACacheError(CacheError):
@@ -60,6 +72,12 @@ class BusyCacheError(CacheError):
 
 class ImportedVectorsError(CacheError):
     """Files of vectors that cannot be taken in."""
+
+    exit_code = 2
+
+
+class MissingCodecError(CacheError):
+    """What compresses the cache is not installed."""
 
     exit_code = 2
 

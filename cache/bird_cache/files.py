@@ -18,15 +18,22 @@ import xxhash
 from bird_cache.errors import BusyCacheError, StorageError
 
 __all__ = [
+    "LOCKS",
     "TEMPORARY",
+    "busy",
     "canonical_json",
     "digest",
     "digest_of_pieces",
     "file_digest",
+    "is_dead",
+    "owned",
+    "owner_of",
     "publish",
     "remedy",
     "replace",
+    "tell",
     "write_lock",
+    "writer_name",
 ]
 
 TEMPORARY = ".partial-"
@@ -101,7 +108,8 @@ def publish(path: Path, data: bytes) -> None:
             if error.errno not in NO_LINKS:
                 raise
             # A file system without hard links: the folder's write lock is what keeps others out.
-            _tell(path.parent, "no hard links", "one writer at a time is safe, writers on several machines are not")
+            then = "only writers on this machine are kept out. Where several write, give an s3:// (gs://, az://) URL"
+            tell(str(path.parent), "this file system has no hard links", then)
             if path.exists():
                 raise FileExistsError(errno.EEXIST, "exists", str(path)) from None
             os.rename(temporary, path)
@@ -122,7 +130,7 @@ def write_lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _busy(folder, "another process writing it", "wait for it to finish, or stop it") from None
+            raise busy(str(folder), "another process writing it", "wait for it to finish, or stop it") from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise storage_error(path, error, 0) from error
@@ -137,20 +145,22 @@ def write_lock(folder: Path) -> Iterator[None]:
 def _owned(folder: Path) -> Iterator[None]:
     """A lock for file systems without locks: a file that names who writes. One of a dead process of this host is taken over;
     of another host nobody here knows."""
-    path, me = folder / LOCKS[1], f"{socket.gethostname()} {os.getpid()}"
+    path, me = folder / LOCKS[1], writer_name()
     real = os.path.realpath(path)
-    _tell(folder, "no file locks", f"{path.name} keeps other writers out")
+    tell(str(folder), "this file system has no file locks", f"{path.name} keeps other writers out")
+    owner: tuple[str, int] | None = None
     for last in (False, True):
         try:
             with open(path, "x", encoding="utf-8") as file:
                 file.write(me)
             break
         except FileExistsError:
-            owner = _owner(path)
-            if last or owner is None or real in owned or not _is_dead(owner):
+            with contextlib.suppress(OSError):
+                owner = owner_of(path.read_bytes())
+            if last or owner is None or real in owned or not is_dead(owner):
                 who = f"{path.name} of process {owner[1]} on {owner[0]}" if owner else path.name
                 fix = f"wait for it to finish; if no process is writing any more, delete {path}"
-                raise _busy(folder, f"{who} (this mount has no file locks)", fix) from None
+                raise busy(str(folder), f"{who} (this mount has no file locks)", fix) from None
             path.unlink(missing_ok=True)
         except OSError as error:
             raise storage_error(path, error, 0) from error
@@ -162,16 +172,22 @@ def _owned(folder: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def _owner(path: Path) -> tuple[str, int] | None:
-    """Host and process of a lock file; None where it does not say."""
+def writer_name() -> str:
+    """What a lock says of this process: host and number."""
+    return f"{socket.gethostname()} {os.getpid()}"
+
+
+def owner_of(name: bytes) -> tuple[str, int] | None:
+    """Host and process that a lock names; None where it does not say."""
     try:
-        host, process = path.read_text(encoding="utf-8").rsplit(" ", 1)
+        host, process = name.decode().rsplit(" ", 1)
         return host, int(process)
-    except (OSError, ValueError):
+    except ValueError:
         return None
 
 
-def _is_dead(owner: tuple[str, int]) -> bool:
+def is_dead(owner: tuple[str, int]) -> bool:
+    """Whether the process that a lock names is known to be gone: nothing is known of other hosts."""
     host, process = owner
     if host != socket.gethostname():
         return False
@@ -184,17 +200,18 @@ def _is_dead(owner: tuple[str, int]) -> bool:
     return process == os.getpid()  # in a container the number comes again; what this process holds is in `owned`
 
 
-def _busy(folder: Path, found: str, fix: str) -> BusyCacheError:
+def busy(where: str, found: str, fix: str) -> BusyCacheError:
+    """The error for a cache that another process writes."""
     return BusyCacheError(
-        where=str(folder), found=found, wanted="one writer at a time", fix=f"{fix}: what it committed is kept"
+        where=where, found=found, wanted="one writer at a time", fix=f"{fix}: what it committed is kept"
     )
 
 
-def _tell(folder: Path, lacks: str, then: str) -> None:
+def tell(where: str, what: str, then: str) -> None:
     """One line, once a process."""
-    if lacks not in told:
-        told.add(lacks)
-        log.warning("%s: this file system has %s; %s", folder, lacks, then)
+    if what not in told:
+        told.add(what)
+        log.warning("%s: %s; %s", where, what, then)
 
 
 def remedy(error: OSError) -> str:
@@ -245,4 +262,5 @@ def _sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in NO_FOLDER_SYNC:
             raise storage_error(folder, error, 0) from error
-        _tell(folder, "no fsync of folders", "a power cut may lose the last files, which a resumed run writes again")
+        then = "a power cut may lose the last files, which a resumed run writes again"
+        tell(str(folder), "this file system has no fsync of folders", then)

@@ -68,9 +68,9 @@ class Folder(ABC):
         """The paths of all files, sorted. Temporaries of interrupted writers and the lock are not among them."""
 
     @abstractmethod
-    def lock(self) -> contextlib.AbstractContextManager[bool]:
-        """Hold the folder for writing, making it if need be. Yields whether others are kept out: where they are not
-        (object storage), writers of the same plan share the work. Raises BusyCacheError, StorageError."""
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the folder for writing, making it if need be. In object storage nobody is kept out, and writers of the same
+        plan share the work. Raises BusyCacheError, StorageError."""
 
     @abstractmethod
     def free(self) -> int | None:
@@ -135,14 +135,14 @@ class LocalFolder(Folder):
         return sorted(name for name in found if name not in LOCKS and TEMPORARY not in name)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[bool]:
+    def lock(self) -> Iterator[None]:
         """See Folder.lock."""
         try:
             self.local.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(self.local, error, 0) from error
         with write_lock(self.local):
-            yield True
+            yield
 
     def free(self) -> int | None:
         """See Folder.free."""
@@ -197,10 +197,10 @@ def same_bytes(folder: Folder, path: str, size: int, xxh3: str) -> bool:
 
 
 def settle(folder: Folder, path: str, data: bytes) -> None:
-    """Publish `data`, or accept that the same bytes are there already. Where others may write too and left other bytes
-    (a teacher that is not deterministic), the last writer wins; the receipts say whose shard counts."""
+    """Publish `data`, or accept that the same bytes are there already. Raises FileExistsError where other bytes are there,
+    which stay as they are; StorageError."""
     try:
         folder.publish(path, data)
     except FileExistsError:
         if folder.digest(path) != digest(data):
-            folder.replace(path, data)
+            raise

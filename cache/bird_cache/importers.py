@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from bird_cache.errors import ImportedVectorsError, StorageError
 from bird_cache.files import canonical_json, digest, file_digest, storage_error
+from bird_cache.lists import flattened, inner, is_list, is_nested
 
 __all__ = ["Imported", "read_vectors"]
 
@@ -156,6 +157,8 @@ def _parquet(path: Path, id_column: str | None, vector_column: str | None) -> Im
     _check_ids(path, ids)
     block = _spooled(table, names, len(ids))
     columns = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    kind = table.schema.field(names[0]).type
+    columns += f" ({kind}, laid out as {block.shape[1]} numbers)" if is_nested(kind) else ""
     source = f"Parquet of {block.dtype}, columns {ids_in}{table.said(ids_in)} and {columns}"
     return _imported(ids, [block], [file_digest(path), *names], source)
 
@@ -190,7 +193,7 @@ class _Table:
 
         kind = self.schema.field(column).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+        return any(is_it(kind) for is_it in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
     def said(self, column: str) -> str:
         """What was made of the ids, where they were not text."""
@@ -202,7 +205,8 @@ class _Table:
         import pyarrow.compute as pc
 
         if not self.is_text(column) and not pa.types.is_integer(kind := self.schema.field(column).type):
-            raise _refuse(self.path, f"ids of type {kind}", "text or integers", "choose another --id-column")
+            fix = f"choose another --id-column, or save {column} as text (pyarrow: column.cast('string'))"
+            raise _refuse(self.path, f"ids of type {kind} in {column}", "text or integers", fix)
         ids: list[str] = []
         seen: set[str] = set()
         for batch in self.batches([column], ID_BATCH_ROWS):
@@ -222,7 +226,7 @@ def _vector_columns(table: _Table, ids: str, wanted: str | None) -> list[str]:
     import pyarrow as pa
 
     fields = [table.schema.field(place) for place in range(len(table.columns))]
-    lists = {field.name: [field.name] for field in fields if _is_list(field.type)}
+    lists = {field.name: [field.name] for field in fields if is_list(field.type)}
     numbered: dict[str, dict[int, str]] = {}
     for field in fields:
         parts = re.fullmatch(r"(.*?)([0-9]{1,9})", field.name)
@@ -233,21 +237,21 @@ def _vector_columns(table: _Table, ids: str, wanted: str | None) -> list[str]:
         {wanted: (lists | families)[wanted]} if wanted in lists | families else {} if wanted else lists or families
     )
     if len(choices) != 1:
-        found = f"columns {', '.join(table.columns[:8])}, of which {len(choices)} could hold the vectors"
-        hint = "one column of lists, or float columns f0, f1, ..."
-        raise _refuse(table.path, found, hint, "name it (or the prefix) with --vector-column")
+        types = ", ".join(f"{field.name} ({field.type})" for field in fields[:8])
+        found = f"columns {types}, of which {len(choices)} could hold the vectors"
+        hint = "one column of lists of numbers, or float columns f0, f1, ..."
+        fix = "name it (or the prefix) with --vector-column"
+        if not choices and wanted is None:
+            fix = "save the vectors as lists of float32, or as .npy with --ids"
+        elif not choices:
+            fix = f"there are {', '.join(map(repr, lists | families)) or 'none'}: {fix}"
+        raise _refuse(table.path, found, hint, fix)
     key, names = next(iter(choices.items()))
     if any(table.columns.count(name) > 1 for name in names):
         raise _refuse(table.path, f"two columns of one name in {key}", "each name once", "rename them")
     if key in families and key not in lists and max(numbered[key]) - min(numbered[key]) + 1 != len(names):
         raise _refuse(table.path, f"{len(names)} columns {names[0]} to {names[-1]}", "no number missing", "add them")
     return names
-
-
-def _is_list(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _spooled(table: _Table, names: list[str], rows: int) -> NDArray[Any]:
@@ -282,13 +286,14 @@ def _width_and_dtype(table: _Table, names: list[str]) -> tuple[int, np.dtype[Any
     import pyarrow as pa
 
     kind = table.schema.field(names[0]).type
-    value = kind.value_type if _is_list(kind) else kind
+    value, fixed = inner(kind)
     if not pa.types.is_floating(value):
-        raise _refuse(table.path, f"vectors of {value}", "floating point numbers", "choose another --vector-column")
-    if not _is_list(kind):
+        fix = "choose another --vector-column, or save them as float32"
+        raise _refuse(table.path, f"vectors of {value} in {names[0]}", "floating point numbers", fix)
+    if not is_list(kind):
         width, rest = len(names), 0
-    elif pa.types.is_fixed_size_list(kind):
-        width, rest = kind.list_size, 0
+    elif fixed is not None:
+        width, rest = fixed, 0
     else:
         groups = (table.metadata.row_group(number) for number in range(table.metadata.num_row_groups))
         columns = (group.column(place) for group in groups for place in range(group.num_columns))
@@ -301,25 +306,20 @@ def _width_and_dtype(table: _Table, names: list[str]) -> tuple[int, np.dtype[Any
 
 
 def _numpy_dtype(table: _Table, name: str) -> np.dtype[Any]:
-    kind = table.schema.field(name).type
-    dtype: np.dtype[Any] = np.dtype((kind.value_type if _is_list(kind) else kind).to_pandas_dtype())
+    dtype: np.dtype[Any] = np.dtype(inner(table.schema.field(name).type)[0].to_pandas_dtype())
     return dtype
 
 
 def _block(path: Path, batch: Any, names: list[str], width: int, first: int) -> NDArray[Any]:
     """One batch as (rows, width), every vector's width checked: a short one would shift all that follow."""
-    import pyarrow.compute as pc
-
     column = batch.column(names[0])
-    if not _is_list(column.type):
+    if not is_list(column.type):
         return np.stack([batch.column(name).to_numpy(zero_copy_only=False) for name in names], axis=1)
-    widths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    wrong = np.flatnonzero(widths != width)[:10]
-    if len(wrong) or column.null_count:
-        rows = ", ".join(f"{first + row} ({widths[row]})" for row in wrong.tolist())
-        found = f"vectors of several widths in {names[0]}: rows {rows}"
-        raise _refuse(path, found, f"one width for all (here {width})", "check the column")
-    return np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(-1, width)
+    try:
+        return flattened(column, width, first)
+    except ValueError as error:
+        found = f"vectors of several widths in {names[0]}: rows {error}"
+        raise _refuse(path, found, f"one width for all (here {width})", "check the column") from None
 
 
 def _clip_retrieval(path: Path, id_column: str | None) -> Imported:

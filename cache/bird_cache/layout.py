@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,15 @@ class Layout(ABC):
     """where the manifest is; which of the known ones a folder holds tells its layout"""
 
     @abstractmethod
-    def render(self, manifest: Manifest) -> bytes:
-        """The manifest's file."""
+    def render(
+        self, manifest: Manifest, described: Mapping[str, bytes] = MappingProxyType({}), there: bytes = b""
+    ) -> bytes:
+        """The manifest's file. `described` are the layers' descriptions as they lie in the cache (path -> bytes), `there`
+        the file that it replaces, whose foreign parts stay."""
+
+    @abstractmethod
+    def check_manifest(self, data: bytes, manifest: Manifest, described: Mapping[str, bytes]) -> str | None:
+        """What is wrong with the bytes in which `manifest` was found; None where that is nothing."""
 
     @abstractmethod
     def parse(self, data: bytes) -> Mapping[str, Any] | None:
@@ -44,6 +52,10 @@ class Layout(ABC):
     @abstractmethod
     def describe(self, plan: Plan) -> dict[str, bytes]:
         """The files beside the shards that describe the plan's layers: path -> bytes."""
+
+    def older_descriptions(self, plan: Plan) -> dict[str, bytes]:
+        """`describe` as it was in older caches."""
+        return {}
 
     @abstractmethod
     def file_key(self, layer: str) -> str:

@@ -27,6 +27,7 @@ from bird_cache.numbers import Dtype
 __all__ = [
     "FORMAT",
     "CellAudit",
+    "Compress",
     "FileRecord",
     "Kind",
     "Layer",
@@ -44,6 +45,8 @@ __all__ = [
 FORMAT: Literal["bird-cache-1"] = "bird-cache-1"
 Kind = Literal["penultimate", "projection", "projection_l2", "logits", "attention", "maps", "token", "boxes"]
 Store = Literal["zarr", "webdataset"]
+Compress = Literal["none", "zstd", "pcodec"]
+"""how the chunks of a Zarr store are compressed, without loss; not part of a fingerprint"""
 
 
 class Record(BaseModel):
@@ -104,7 +107,8 @@ class Plan(Record):
     """what a reader wants to know but no vector depends on, such as the teacher's name"""
     left_out: tuple[LeftOut, ...] | None = None
     """what was listed and is not among the rows; None in caches that do not record it"""
-    NEWER: ClassVar[frozenset[str]] = frozenset({"left_out"})
+    compress: Compress = "none"
+    NEWER: ClassVar[frozenset[str]] = frozenset({"left_out", "compress"})
 
     @property
     def fingerprint(self) -> str:
@@ -130,7 +134,7 @@ class Plan(Record):
     def require(self, other: Plan, where: str) -> None:
         """Raise StaleCacheError, naming the first field that differs, unless `other` asks for the same cache."""
         mine, theirs = flatten(self.causes), flatten(other.causes)
-        for name in ("store", "images", "shard_rows", "chunk_rows"):
+        for name in ("store", "images", "shard_rows", "chunk_rows", "compress"):
             mine[name], theirs[name] = getattr(self, name), getattr(other, name)
         for field in sorted({*mine, *theirs}):
             if mine.get(field) != theirs.get(field):

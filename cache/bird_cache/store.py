@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from bird_cache.errors import DamagedCacheError, IncompleteCacheError, NotACache
 from bird_cache.files import digest
 from bird_cache.folders import Folder, open_folder
 from bird_cache.layout import SAMPLES, Layout, receipt_name
-from bird_cache.manifest import FileRecord, Manifest, Receipt, open_sealed
+from bird_cache.manifest import FileRecord, Manifest, Plan, Receipt, open_sealed
 from bird_cache.numbers import from_storage
 from bird_cache.samples import OK, Samples
 from bird_cache.table import TableFile
@@ -25,15 +27,21 @@ from bird_cache.table import TableFile
 __all__ = [
     "FeatureStore",
     "damaged",
+    "descriptions",
     "find_layout",
     "ids_digest",
     "layout_of",
     "open_cache",
     "read_manifest",
+    "read_receipt",
     "read_receipts",
+    "write_manifest",
 ]
 
 DOWNLOADS_HELD = 2
+MOMENTS = (0.1, 0.4, 0.8)
+"""seconds; the kernel keeps what such mounts say of a file for one"""
+T = TypeVar("T")
 
 
 @final
@@ -187,6 +195,8 @@ class FeatureStore:
     def _read_samples(self) -> Samples:
         recorded = {record.path: record for record in self.manifest.files}.get(SAMPLES)
         try:
+            if recorded is not None:
+                _settled(self.folder, lambda: self.folder.size(SAMPLES), lambda size: size == recorded.bytes)
             local = self.folder.local
             file = TableFile(local / SAMPLES if local is not None else self.folder.read(SAMPLES))
             if self.manifest.complete and (recorded is None or file.digest() != recorded.xxh3):
@@ -250,12 +260,51 @@ def read_manifest(folder: Folder) -> tuple[Layout, Manifest]:
     if layout is None:
         raise not_a_cache("no manifest (zarr.json or manifest.json)" if folder.exists() else "no such folder")
     try:
-        sealed = layout.parse(folder.read(layout.manifest_path))
+        data = _settled(folder, lambda: folder.read(layout.manifest_path), _is_json)
+        sealed = layout.parse(data)
         if sealed is not None:
             return layout, open_sealed(Manifest, sealed).checked()
     except (ValueError, AttributeError, TypeError) as error:
         raise damaged(folder, f"a manifest that cannot be trusted ({error})") from error
     raise not_a_cache(f"another program's {layout.manifest_path}")
+
+
+def descriptions(folder: Folder, manifest: Manifest) -> dict[str, bytes]:
+    """The descriptions of the layers that can be read, as they lie in the cache: path -> bytes. Those that are missing are
+    left out."""
+    records = [*manifest.files, *(each for part in manifest.parts.values() if part.complete for each in part.files)]
+    found = {}
+    for record in records:
+        if record.path != SAMPLES:
+            with contextlib.suppress(FileNotFoundError):
+                found[record.path] = folder.read(record.path)
+    return found
+
+
+def write_manifest(folder: Folder, layout: Layout, manifest: Manifest) -> None:
+    """Put a manifest in the place of the one that is there."""
+    there = folder.read(layout.manifest_path)
+    folder.replace(layout.manifest_path, layout.render(manifest, descriptions(folder, manifest), there))
+
+
+def _settled(folder: Folder, read: Callable[[], T], is_whole: Callable[[T], bool]) -> T:
+    """What `read` gives once it is whole, or at last. Of a file that another host has just replaced, mounts such as sshfs
+    and s3fs give the new bytes with the old size for a moment."""
+    found = read()
+    for pause in MOMENTS if folder.local is not None else ():
+        if is_whole(found):
+            break
+        time.sleep(pause)
+        found = read()
+    return found
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
 
 
 def read_receipts(folder: Folder, layout: Layout, manifest: Manifest, part: str, *, strict: bool) -> dict[int, Receipt]:
@@ -264,13 +313,8 @@ def read_receipts(folder: Folder, layout: Layout, manifest: Manifest, part: str,
 
     def attempt(shard: int) -> Receipt | Exception:
         try:
-            receipt = open_sealed(Receipt, json.loads(folder.read(receipt_name(shard, part))))
-            if receipt.shard != shard or (receipt.start, receipt.stop) != plan.bounds(shard):
-                raise ValueError("a receipt for other rows")
-            if {key: record.path for key, record in receipt.files.items()} != layout.paths(plan, part, shard):
-                raise ValueError("a receipt for other files")
-            return receipt
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+            return read_receipt(folder, layout, plan, part, shard)
+        except (OSError, ValueError) as error:
             return error
 
     with ThreadPoolExecutor(1 if folder.local is not None else 16) as pool:
@@ -281,6 +325,20 @@ def read_receipts(folder: Folder, layout: Layout, manifest: Manifest, part: str,
             name = receipt_name(shard, part)
             raise damaged(folder, f"{name} (rows {start}..{stop - 1}) missing or altered ({outcome})") from outcome
     return {shard: outcome for shard, outcome in enumerate(found) if isinstance(outcome, Receipt)}
+
+
+def read_receipt(folder: Folder, layout: Layout, plan: Plan, part: str, shard: int) -> Receipt:
+    """The valid commit record of one shard. Raises FileNotFoundError where there is none, OSError, ValueError where it is
+    not valid."""
+    try:
+        receipt = open_sealed(Receipt, json.loads(folder.read(receipt_name(shard, part))))
+    except (AttributeError, TypeError) as error:
+        raise ValueError(str(error)) from error
+    if receipt.shard != shard or (receipt.start, receipt.stop) != plan.bounds(shard):
+        raise ValueError("a receipt for other rows")
+    if {key: record.path for key, record in receipt.files.items()} != layout.paths(plan, part, shard):
+        raise ValueError("a receipt for other files")
+    return receipt
 
 
 def ids_digest(samples: Samples, start: int, stop: int) -> str:

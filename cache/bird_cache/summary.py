@@ -40,6 +40,7 @@ def describe(store: FeatureStore) -> dict[str, Any]:
     return {
         "path": store.path,
         "store": plan.store,
+        "compress": plan.compress,
         "fingerprint": store.fingerprint,
         "complete": store.manifest.complete,
         "rows": plan.rows,

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from bird_cache.errors import CacheError, DamagedCacheError, NotACacheError
+from bird_cache.files import digest
 from bird_cache.folders import open_folder, same_bytes
 from bird_cache.layout import SAMPLES, receipt_name
 from bird_cache.manifest import CellAudit, Receipt
 from bird_cache.numbers import absent
-from bird_cache.store import FeatureStore
+from bird_cache.store import FeatureStore, descriptions, write_manifest
 from bird_cache.summary import audit_cells, norms_of, summarise
-from bird_cache.writer import render
+from bird_cache.writer import drop, render
 
 __all__ = ["Verification", "repair", "verify"]
 
@@ -69,21 +70,38 @@ def repair(path: str | Path, *, workers: int = 4) -> list[str]:
     with folder.lock():
         for part in store.parts:
             plan = store.manifest.plan_of(part)
-            for name, data in store.layout.describe(plan).items():
-                if folder.size(name) is None or folder.read(name) != data:
-                    folder.replace(name, data)
-                    done.append(f"{name} written again")
+            done += [f"{name} written again" for name in _restore_descriptions(store, part)]
             with ThreadPoolExecutor(workers) as pool:
                 found = list(pool.map(lambda shard, part=part: check_shard(store, part, shard), range(plan.shards)))
             bad = [shard for shard in range(plan.shards) if found[shard] and _expected(store, part, shard)]
             if bad:
                 _reopen(store, part)
             for shard in bad:
-                folder.remove(receipt_name(shard, part))
+                drop(folder, store.layout, plan, part, shard)
                 start, stop = plan.bounds(shard)
                 done.append(
                     f"shard {shard}{f' of {part}' if part else ''} (rows {start}..{stop - 1}) is to be computed again"
                 )
+        manifest, path = store.manifest, store.layout.manifest_path
+        if store.layout.check_manifest(folder.read(path), manifest, descriptions(folder, manifest)):
+            write_manifest(folder, store.layout, manifest)
+            done.append(f"{path} written again")
+    return done
+
+
+def _restore_descriptions(store: FeatureStore, part: str) -> list[str]:
+    """Write the layers' descriptions that are missing or altered again, as they were recorded; returns which."""
+    plan, said = store.manifest.plan_of(part), store.manifest.parts[part] if part else store.manifest
+    done = []
+    for record in said.files:
+        if record.path == SAMPLES or same_bytes(store.folder, record.path, record.bytes, record.xxh3):
+            continue
+        forms = (store.layout.describe(plan), store.layout.older_descriptions(plan))
+        for data in (form[record.path] for form in forms if record.path in form):
+            if digest(data) == record.xxh3:
+                store.folder.replace(record.path, data)
+                done.append(record.path)
+                break
     return done
 
 
@@ -129,8 +147,9 @@ def check_metadata(store: FeatureStore) -> list[str]:
     """Everything wrong with the manifest, the sums it holds, and the layers' descriptions."""
     manifest, path = store.manifest, store.layout.manifest_path
     findings = []
-    if store.layout.render(manifest) != store.folder.read(path):
-        findings.append(f"{path}: bytes differ from what its own content is written as")
+    described = descriptions(store.folder, manifest)
+    if wrong := store.layout.check_manifest(store.folder.read(path), manifest, described):
+        findings.append(f"{path}: {wrong}")
     for part in store.parts:
         said = manifest.parts[part] if part else manifest
         for record in said.files:
@@ -158,7 +177,7 @@ def _reopen(store: FeatureStore, part: str) -> None:
         manifest = manifest.model_copy(update={"parts": parts})
     else:
         manifest = manifest.model_copy(update=undone)
-    store.folder.replace(store.layout.manifest_path, store.layout.render(manifest))
+    write_manifest(store.folder, store.layout, manifest)
     store.manifest = manifest
 
 

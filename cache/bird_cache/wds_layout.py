@@ -3,8 +3,9 @@
     000000.tar      000000000.jpg  000000000.penultimate.npy  000000000.json  000000001.jpg ...
     NAME-000000.tar the same for layers that were added later, without the images
 
-The key is the row number; the sample's id is in its json. Reading follows the tar's plain headers and takes an array
-only behind the very .npy header that writing put there: nothing in a tar is ever executed or guessed at.
+The key is the row number; the sample's id is in its json. A row that failed is not in the tar: readers such as webdataset
+and Ray ask the same fields of every sample. (In older tars it is there, with NaN.) Reading follows the tar's plain headers
+and takes an array only behind the very .npy header that writing put there: nothing in a tar is ever executed or guessed at.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, final
 
 import numpy as np
@@ -21,13 +23,15 @@ from numpy.typing import NDArray
 from bird_cache.files import canonical_json
 from bird_cache.layout import Layout, Rows, Source, row_shape
 from bird_cache.manifest import Layer, Manifest, Plan, Receipt, seal
-from bird_cache.numbers import storage_dtype
+from bird_cache.numbers import fill_value, storage_dtype
 from bird_cache.samples import OK, Samples
 
 __all__ = ["WebDatasetLayout"]
 
 TAR = "tar"
 BLOCK = 512
+KINDS = {"json", "jpg", "png", "bmp", "webp", "bin"}
+"""what a member may be beside an array"""
 MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"BM", "bmp"))
 
 
@@ -38,13 +42,19 @@ class WebDatasetLayout(Layout):
     name = "webdataset"
     manifest_path = "manifest.json"
 
-    def render(self, manifest: Manifest) -> bytes:
+    def render(
+        self, manifest: Manifest, described: Mapping[str, bytes] = MappingProxyType({}), there: bytes = b""
+    ) -> bytes:
         """The sealed manifest."""
         return json.dumps({"bird_cache": seal(manifest)}, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
     def parse(self, data: bytes) -> Mapping[str, Any] | None:
         """See Layout.parse."""
         return json.loads(data).get("bird_cache")  # type: ignore[no-any-return]
+
+    def check_manifest(self, data: bytes, manifest: Manifest, described: Mapping[str, bytes]) -> str | None:
+        """See Layout.check_manifest."""
+        return None if data == self.render(manifest) else "bytes differ from what its own content is written as"
 
     def describe(self, plan: Plan) -> dict[str, bytes]:
         """Nothing: each array in a tar describes itself."""
@@ -67,11 +77,13 @@ class WebDatasetLayout(Layout):
         failed: Mapping[int, str],
         source: Source | None,
     ) -> dict[str, bytes]:
-        """Samples in order, each with its image (if it can be read), its vectors and its json. No times, no owners."""
+        """Samples in order but for those that failed, each with its image, its vectors and its json. No times, no owners."""
         start, stop = plan.bounds(shard)
         headers = {name: _npy_header(plan, spec) for name, spec in plan.layers.items()}
         buffer = io.BytesIO()
-        for row, described in enumerate(_described(samples, start, stop, failed), start):
+        for row, described in enumerate(_described(samples, start, stop, {}), start):
+            if row in failed:
+                continue
             key = f"{row:09d}"
             image = source(row) if source is not None and plan.images else None
             if image is not None:
@@ -88,16 +100,20 @@ class WebDatasetLayout(Layout):
         header, shape, dtype = _npy_header(plan, spec), row_shape(plan, spec), storage_dtype(spec.dtype)
         size = len(header) + int(np.prod(shape)) * dtype.itemsize
         start, stop = plan.bounds(shard)
-        bodies: list[memoryview] = []
+        bodies: dict[int, memoryview] = {}
+        last = start - 1
         for name, body in _members(data):
-            if name.split(".", 1)[1] == f"{layer}.npy":
-                if len(body) != size or bytes(body[: len(header)]) != header or int(name[:9]) != start + len(bodies):
+            kind = name.split(".", 1)[1]
+            if kind not in KINDS and not kind.endswith(".npy"):
+                raise ValueError(f"{name}, which was not planned")
+            if kind == f"{layer}.npy":
+                row = int(name[:9])
+                if len(body) != size or bytes(body[: len(header)]) != header or not last < row < stop:
                     raise ValueError(f"{name} is not the array that was planned")
-                bodies.append(body[len(header) :])
-        if len(bodies) != stop - start:
-            raise ValueError(f"{len(bodies)} arrays of {layer} instead of {stop - start}")
+                bodies[row - start], last = body[len(header) :], row
+        lost = np.full(shape, fill_value(spec.dtype), dtype).tobytes()  # rows that failed
         picked = range(stop - start)[rows] if isinstance(rows, slice) else rows.tolist()
-        return np.frombuffer(b"".join(bodies[row] for row in picked), dtype).reshape(len(picked), *shape)
+        return np.frombuffer(b"".join(bodies.get(row, lost) for row in picked), dtype).reshape(len(picked), *shape)
 
     def sources(self, data: memoryview, plan: Plan, shard: int) -> list[bytes | None]:
         """See Layout.sources."""
@@ -109,18 +125,18 @@ class WebDatasetLayout(Layout):
         return found
 
     def check(self, data: memoryview, plan: Plan, receipt: Receipt, samples: Samples) -> list[str]:
-        """Whether each sample's json says what the sample table says."""
-        row, expected = receipt.start, _described(samples, receipt.start, receipt.stop, receipt.failed)
+        """Whether each sample's json says what the sample table says, and every sample but those that failed has one."""
+        described = enumerate(_described(samples, receipt.start, receipt.stop, receipt.failed), receipt.start)
+        expected = {f"{row:09d}.json": canonical_json(said) for row, said in described}
+        failed = {f"{row:09d}.json" for row in receipt.failed}
         try:
             for name, body in _members(data):
-                if name.endswith(".json"):
-                    described = next(expected, None)
-                    if name != f"{row:09d}.json" or body != canonical_json(described):
-                        return [f"{name} says other things of its sample than samples.parquet"]
-                    row += 1
+                if name.endswith(".json") and bytes(body) != expected.pop(name, None):
+                    return [f"{name} says other things of its sample than samples.parquet"]
         except ValueError as error:
             return [f"a tar that cannot be followed ({error})"]
-        return [] if row == receipt.stop else [f"{row - receipt.start} samples in the tar"]
+        missing = sorted({*expected} - failed)
+        return [f"no {missing[0]} in the tar, and {len(missing) - 1} more"] if missing else []
 
 
 def extension(image: bytes) -> str:
@@ -177,3 +193,4 @@ def _members(data: memoryview) -> Iterator[tuple[str, memoryview]]:
             raise ValueError(f"a member {name!r} of kind {kind!r}, {size:,} bytes")
         yield name, data[position + BLOCK : position + BLOCK + size]
         position += BLOCK + size + -size % BLOCK
+    raise ValueError("a tar without an end")

@@ -6,31 +6,57 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bird_cache.errors import NotACacheError, StaleCacheError
+from bird_cache.errors import StaleCacheError
 from bird_cache.files import canonical_json, digest
 from bird_cache.folders import Folder, open_folder, same_bytes, settle
-from bird_cache.layout import COMMITS, SAMPLES, Layout, Source, receipt_name
+from bird_cache.layout import SAMPLES, Layout, Source, receipt_name
 from bird_cache.manifest import CellAudit, FileRecord, Layer, Manifest, Part, Plan, Receipt, seal
-from bird_cache.numbers import from_storage, refuse_flat, to_storage
+from bird_cache.numbers import alike, from_storage, refuse_flat, to_storage
 from bird_cache.samples import Samples
-from bird_cache.store import FeatureStore, damaged, find_layout, ids_digest, layout_of, read_manifest, read_receipts
+from bird_cache.start import record_of, refuse_foreign, start_cache
+from bird_cache.store import (
+    FeatureStore,
+    damaged,
+    find_layout,
+    ids_digest,
+    read_manifest,
+    read_receipt,
+    read_receipts,
+    write_manifest,
+)
 from bird_cache.summary import audit_cells, norms_of, summarise
 
-__all__ = ["FeatureWriter", "open_part", "open_writer"]
+__all__ = ["FeatureWriter", "drop", "open_part", "open_writer", "render"]
 
+ATTEMPTS = 3
+GRACE_SECONDS = 2.0
+GRACE_BYTES_A_SECOND = 1 << 24
+"""a living writer reads its shard back between its bytes and its receipt: so long others wait for the receipt"""
 VECTORS = ("penultimate", "projection", "projection_l2")  # a zero logit or map may be meant, a zero embedding is not
+
+
+class Work(NamedTuple):
+    """A shard to be written: what `FeatureWriter.write_stored` was given, and where its files go."""
+
+    shard: int
+    stored: Mapping[str, NDArray[np.generic]]
+    failed: Mapping[int, str]
+    source: Source | None
+    paths: Mapping[str, str]
 
 
 @final
 class FeatureWriter:
-    """One writer of a cache, or of one part of it; made by `open_writer` and `open_part`, which hold the folder."""
+    """One writer of a cache, or of one part of it; made by `open_writer` and `open_part`, which hold the folder. That others
+    are kept out is not relied upon: a lock may not reach another host, and object storage has none."""
 
     def __init__(self, folder: Folder, layout: Layout, manifest: Manifest, samples: Samples, part: str) -> None:
         self.folder, self.layout, self.manifest, self.samples, self.part = folder, layout, manifest, samples, part
@@ -54,7 +80,8 @@ class FeatureWriter:
         source: Source | None = None,
         doubtful: Mapping[int, str] | None = None,
     ) -> Receipt:
-        """Encode, publish, read back and commit one shard.
+        """Encode, publish, read back and commit one shard; or return the receipt of another writer who was first. A shard
+        with a valid receipt is never replaced.
 
         `layers` maps each layer to float32 (rows of the shard, views, *row shape), `failed` the row numbers (of the
         whole cache) that have no vector to why; `source` gives the images where the store holds them; `doubtful` maps
@@ -85,14 +112,18 @@ class FeatureWriter:
         doubtful: Mapping[int, str] | None = None,
     ) -> Receipt:
         """`write_shard` for vectors that are in their stored form already, with their audit: nothing is rounded again."""
+        if self._committed(shard) is not None:
+            return self.receipts[shard]
+        work = Work(shard, stored, failed, source, self.layout.paths(self.plan, self.part, shard))
+        kept, files = dict(stored), {}
+        displaced: dict[str, bytes] = {}
+        for key, data in self._encode(work).items():
+            placed = self._place(work, key, data, displaced)
+            if placed is None:
+                return self._give_way(self.receipts[shard], displaced)
+            files[key], found = placed
+            kept |= found
         start, stop = self.plan.bounds(shard)
-        paths, files = self.layout.paths(self.plan, self.part, shard), {}
-        for key, data in self.layout.encode(self.plan, shard, stored, self.samples, failed, source).items():
-            record = FileRecord(path=paths[key], bytes=len(data), xxh3=digest(data))
-            settle(self.folder, record.path, data)
-            if self.folder.digest(record.path) != record.xxh3:
-                raise damaged(self.folder, f"{record.path} reading back other bytes than were written")
-            files[key] = record
         receipt = Receipt(
             shard=shard,
             start=start,
@@ -100,28 +131,124 @@ class FeatureWriter:
             ids=ids_digest(self.samples, start, stop),
             files=files,
             failed=dict(failed),
-            audit=dict(audit),
+            audit=self._audit_of(work, kept, audit),
             doubtful=dict(doubtful or {}),
         )
-        self.folder.replace(receipt_name(shard, self.part), render(receipt))
+        return self._commit(receipt, displaced)
+
+    def _encode(self, work: Work) -> dict[str, bytes]:
+        return self.layout.encode(self.plan, work.shard, work.stored, self.samples, work.failed, work.source)
+
+    def _committed(self, shard: int) -> Receipt | None:
+        """The receipt of whoever was first, if anybody was; it is this writer's from then on."""
+        try:
+            receipt = read_receipt(self.folder, self.layout, self.plan, self.part, shard)
+        except (OSError, ValueError):
+            return None
         self.receipts[shard] = receipt
         return receipt
+
+    def _place(
+        self, work: Work, key: str, data: bytes, displaced: dict[str, bytes]
+    ) -> tuple[FileRecord, dict[str, NDArray[np.generic]]] | None:
+        """One file of a shard, from the moment on that it is there and was read back: its record, and the vectors in it
+        where they are another writer's. None where another writer has committed the shard.
+
+        Who is first wins: bytes of another writer that hold the same vectors, but for their last bits, are taken as they
+        are. Only others are replaced, only while they have no receipt, and what they were is kept in `displaced`, by digest.
+        """
+        path = work.paths[key]
+        for _ in range(ATTEMPTS):
+            found: dict[str, NDArray[np.generic]] = {}
+            try:
+                settle(self.folder, path, data)
+            except FileExistsError:
+                if self._committed(work.shard) is not None:
+                    return None
+                held = bytes(self.folder.view(path))
+                if (same := self._same_vectors(work, key, held)) is not None:
+                    data, found = held, same
+                elif self._beaten(work.shard, len(held)):
+                    return None
+                else:
+                    displaced[digest(held)] = held
+                    self.folder.replace(path, data)
+            record = record_of(path, data)
+            if self.folder.digest(path) == record.xxh3:
+                return record, found
+        if self._committed(work.shard) is not None:
+            return None
+        raise damaged(self.folder, f"{path} reading back other bytes than were written")
+
+    def _same_vectors(self, work: Work, key: str, held: bytes) -> dict[str, NDArray[np.generic]] | None:
+        """The layers in another writer's file, if they are `stored` but for their last bits, and the file is to the byte
+        what this writer makes of them."""
+        layers = [name for name in self.plan.layers if self.layout.file_key(name) == key]
+        try:
+            found = {
+                name: self.layout.decode(memoryview(held), self.plan, name, work.shard, slice(None)) for name in layers
+            }
+        except (ValueError, TypeError, IndexError):
+            return None
+        if not all(alike(found[name], work.stored[name], self.plan.layers[name].dtype) for name in layers):
+            return None
+        theirs = work._replace(stored={**work.stored, **found})
+        return found if self._encode(theirs)[key] == held else None
+
+    def _beaten(self, shard: int, size: int) -> bool:
+        """Whether another writer commits the shard within the time that a living one needs between its bytes and its
+        receipt."""
+        end = time.monotonic() + GRACE_SECONDS + size / GRACE_BYTES_A_SECOND
+        while self._committed(shard) is None:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(GRACE_SECONDS / 20)
+        return True
+
+    def _audit_of(
+        self, work: Work, kept: Mapping[str, NDArray[np.generic]], audit: Mapping[str, CellAudit]
+    ) -> dict[str, CellAudit]:
+        """The audit of what is there: where that is another writer's, with the norms of its vectors."""
+        name = self.plan.audited
+        if kept[name] is work.stored[name]:
+            return dict(audit)
+        start, stop = self.plan.bounds(work.shard)
+        skip = np.zeros(stop - start, bool)
+        skip[[row - start for row in work.failed]] = True
+        norms = norms_of(kept[name], self.plan.layers[name].dtype)
+        cells = audit_cells(self.samples, start, norms, np.zeros_like(norms), skip)
+        rounding = {key: cell.rounding_max for key, cell in audit.items()}  # of the same size in theirs
+        return {key: cell.model_copy(update={"rounding_max": rounding.get(key, 0.0)}) for key, cell in cells.items()}
+
+    def _commit(self, receipt: Receipt, displaced: Mapping[str, bytes]) -> Receipt:
+        """Put the receipt where none is; where another writer was first, its receipt counts."""
+        name = receipt_name(receipt.shard, self.part)
+        try:
+            self.folder.publish(name, render(receipt))
+        except FileExistsError:
+            if (theirs := self._committed(receipt.shard)) is not None:
+                return self._give_way(theirs, displaced)
+            self.folder.replace(name, render(receipt))  # what was there is no receipt
+        self.receipts[receipt.shard] = receipt
+        return receipt
+
+    def _give_way(self, theirs: Receipt, displaced: Mapping[str, bytes]) -> Receipt:
+        """Put back what this writer took away from a shard that another one has committed meanwhile."""
+        for record in theirs.files.values():
+            held = displaced.get(record.xxh3)
+            if held is not None and self.folder.digest(record.path) != record.xxh3:
+                self.folder.replace(record.path, held)
+        return theirs
 
     def finish(self) -> Manifest:
         """Verify every receipt against its bytes, write the sample table's status, and the manifest, last.
 
         Raises DamagedCacheError; damaged shards lose their receipts, so that the next run redoes them.
         """
+        self.manifest = read_manifest(self.folder)[1]  # another writer may have finished it, or added to it
         if self.complete:
             return self.manifest
-        bad = []
-        for receipt in self.receipts.values():
-            for record in receipt.files.values():
-                if not same_bytes(self.folder, record.path, record.bytes, record.xxh3):
-                    bad.append(record.path)
-                    self.folder.remove(receipt_name(receipt.shard, self.part))
-        if bad:
-            raise damaged(self.folder, f"shards altered since they were committed: {', '.join(bad[:10])}")
+        self._require_sound()
         summary = summarise(self.receipts[shard].audit for shard in sorted(self.receipts))
         if self.part:
             done = self.manifest.parts[self.part].model_copy(update={"complete": True, "summary": summary})
@@ -131,8 +258,24 @@ class FeatureWriter:
             files = tuple(record for record in self.manifest.files if record.path != SAMPLES)
             update = {"complete": True, "summary": summary, "files": (record_of(SAMPLES, table), *files)}
         self.manifest = self.manifest.model_copy(update=update)
-        self.folder.replace(self.layout.manifest_path, self.layout.render(self.manifest.checked()))
+        write_manifest(self.folder, self.layout, self.manifest.checked())
         return self.manifest
+
+    def _require_sound(self) -> None:
+        bad = []
+        for shard, receipt in list(self.receipts.items()):
+            if self._is_sound(receipt):
+                continue
+            theirs = self._committed(shard)
+            if theirs is None or theirs == receipt or not self._is_sound(theirs):
+                bad += [record.path for record in receipt.files.values()]
+                drop(self.folder, self.layout, self.plan, self.part, shard)
+                del self.receipts[shard]
+        if bad:
+            raise damaged(self.folder, f"shards altered since they were committed: {', '.join(bad[:10])}")
+
+    def _is_sound(self, receipt: Receipt) -> bool:
+        return all(same_bytes(self.folder, each.path, each.bytes, each.xxh3) for each in receipt.files.values())
 
     def _table_with_status(self) -> bytes:
         failed = {row: reason for receipt in self.receipts.values() for row, reason in receipt.failed.items()}
@@ -150,23 +293,19 @@ def open_writer(where: str | Path, plan: Plan, samples: Samples) -> Iterator[Fea
     """
     folder = open_folder(where)
     refuse_foreign(folder, plan)
-    with folder.lock() as alone:
-        if find_layout(folder) is not None:
-            layout, manifest = read_manifest(folder)
-            manifest.plan.require(plan, folder.name)
-            if manifest.identity != samples.identity():
-                raise StaleCacheError(
-                    where=folder.name,
-                    found="a sample table with other rows",
-                    wanted="the rows of this data set",
-                    fix="use the same data set and limit, or write to another folder with --out",
-                )
-        else:
-            layout, manifest = start_cache(folder, plan, samples)
-        writer = FeatureWriter(folder, layout, manifest, samples, "")
-        if alone:
-            remove_uncommitted(writer)
-        yield writer
+    with folder.lock():
+        if find_layout(folder) is None:
+            start_cache(folder, plan, samples)
+        layout, manifest = read_manifest(folder)
+        manifest.plan.require(plan, folder.name)
+        if manifest.identity != samples.identity():
+            raise StaleCacheError(
+                where=folder.name,
+                found="a sample table with other rows",
+                wanted="the rows of this data set",
+                fix="use the same data set and limit, or write to another folder with --out",
+            )
+        yield FeatureWriter(folder, layout, manifest, samples, "")
 
 
 @contextlib.contextmanager
@@ -180,7 +319,7 @@ def open_part(
     """
     store = FeatureStore(open_folder(where))
     store.require_complete()
-    with store.folder.lock() as alone:
+    with store.folder.lock():
         layout, manifest = read_manifest(store.folder)
         all_causes = {**causes, "base": manifest.fingerprint}
         plan = manifest.plan.model_copy(update={"causes": all_causes, "layers": dict(layers)})
@@ -198,63 +337,15 @@ def open_part(
                 files=tuple(record_of(path, data) for path, data in described.items()),
             )
             manifest = manifest.model_copy(update={"parts": {**manifest.parts, part: started}})
-            store.folder.replace(layout.manifest_path, layout.render(manifest))
-        writer = FeatureWriter(store.folder, layout, manifest, store.samples, part)
-        if alone:
-            remove_uncommitted(writer)
-        yield writer
+            write_manifest(store.folder, layout, manifest)
+        yield FeatureWriter(store.folder, layout, manifest, store.samples, part)
 
 
-def start_cache(folder: Folder, plan: Plan, samples: Samples) -> tuple[Layout, Manifest]:
-    """Write everything that is fixed before the first vector; the manifest (complete = false) comes last."""
-    layout = layout_of(plan.store)
-    table, described = samples.to_parquet(), layout.describe(plan)
-    for path, data in {SAMPLES: table, **described}.items():
-        folder.replace(path, data)
-    manifest = Manifest(
-        complete=False,
-        fingerprint=plan.fingerprint,
-        plan=plan,
-        identity=samples.identity(),
-        files=tuple(record_of(path, data) for path, data in described.items()),
-    )
-    folder.replace(layout.manifest_path, layout.render(manifest))
-    return layout, manifest
-
-
-def refuse_foreign(folder: Folder, plan: Plan) -> None:
-    """Raise NotACacheError unless the folder is absent, empty, or holds a cache of ours, started or finished."""
-    if folder.local is not None and folder.local.exists() and not folder.local.is_dir():
-        found = "a file"
-    elif not folder.exists() or find_layout(folder) is not None:
-        return
-    else:
-        # An interrupted start leaves the sample table and the layers' descriptions.
-        started = {SAMPLES, *layout_of(plan.store).describe(plan)}
-        foreign = [path for path in folder.files() if path not in started and not path.startswith(f"{COMMITS}/")]
-        if not foreign:
-            return
-        found = f"a folder with other things in it ({', '.join(foreign[:3])})"
-    raise NotACacheError(
-        where=folder.name,
-        found=found,
-        wanted="a new or empty folder, or a cache to resume",
-        fix="choose another --out",
-    )
-
-
-def remove_uncommitted(writer: FeatureWriter) -> None:
-    """Delete what an interrupted run published but never committed."""
-    if writer.complete:
-        return
-    for shard in writer.pending():
-        for path in writer.layout.paths(writer.plan, writer.part, shard).values():
-            writer.folder.remove(path)
-
-
-def record_of(path: str, data: bytes) -> FileRecord:
-    """The record of a file that holds `data`."""
-    return FileRecord(path=path, bytes=len(data), xxh3=digest(data))
+def drop(folder: Folder, layout: Layout, plan: Plan, part: str, shard: int) -> None:
+    """Let go of a damaged shard: first its receipt, then its bytes, which nobody must take for another writer's."""
+    folder.remove(receipt_name(shard, part))
+    for path in layout.paths(plan, part, shard).values():
+        folder.remove(path)
 
 
 def render(receipt: Receipt) -> bytes:

@@ -14,30 +14,41 @@ from bird.errors import UsageError, unknown_name
 from bird_cache.convert import convert
 from bird_cache.errors import CacheError, NotACacheError, StaleCacheError
 from bird_cache.folders import open_folder
-from bird_cache.manifest import Store, flatten
+from bird_cache.manifest import Compress, Store, flatten
 from bird_cache.samples import OK, Samples
 from bird_cache.store import FeatureStore, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
+from bird_pipelines.config import refuse_compress
 from bird_pipelines.progress import progress
 
 __all__ = ["compare_with_teacher", "convert_command", "dataset_of", "image_reader", "list_caches"]
 
 LAYER = "penultimate"
 COSINE = 0.999
+COMPRESS: Mapping[str, Compress] = {"none": "none", "zstd": "zstd", "pcodec": "pcodec"}
 
 
-def convert_command(source: str, target: str, store: str, data_root: Path | None, images: bool) -> dict[str, Any]:
-    """`bird cache convert`: see `bird_cache.convert.convert`; returns what the new cache holds."""
-    if store not in ("zarr", "webdataset"):
+def convert_command(
+    source: str, target: str, store: str | None, data_root: Path | None, images: bool, compress: str | None = None
+) -> dict[str, Any]:
+    """`bird cache convert`: see `bird_cache.convert.convert`; returns what the new cache holds. Without a `store` it is the
+    one that `source` is not."""
+    if store not in (None, "zarr", "webdataset"):
         raise unknown_name("--store", store, ("zarr", "webdataset"))
     given = open_cache(source)
-    kind: Store = "webdataset" if store == "webdataset" else "zarr"
+    kind: Store = "webdataset" if given.manifest.plan.store == "zarr" else "zarr"
+    if store is not None:
+        kind = "webdataset" if store == "webdataset" else "zarr"
+    if compress is not None and compress not in COMPRESS:
+        raise unknown_name("--compress", compress, COMPRESS)
+    refuse_compress(kind, COMPRESS[compress or "none"])
     image = None
     if kind == "webdataset" and images and not given.manifest.plan.images:
         image = image_reader(given.samples, dataset_of(given, data_root))
     rows = given.manifest.plan.rows * (1 + len(given.manifest.parts))
+    how = None if compress is None else COMPRESS[compress]
     with progress(f"convert to {kind}", "rows", rows, 0) as advance:
-        convert(source, target, kind, image, advance)
+        convert(source, target, kind, image, advance, how)
     return open_cache(target).info()
 
 

@@ -118,6 +118,9 @@ def precompute(
     store: Annotated[
         str, stored(help="zarr (vectors beside the data set) or webdataset (tars of images and vectors).")
     ] = "zarr",
+    compress: Annotated[
+        str, stored(help="none, zstd or pcodec: for vectors with many zeros; without loss, Zarr only.")
+    ] = "none",
     layers: Annotated[
         str, stored(help="What to store, by commas: penultimate, projection, attention, maps, cls, pooled, logits.")
     ] = "penultimate",

@@ -83,15 +83,18 @@ def cache_repair(cache: CacheArgument, workers: Workers = 2, json_: Json = False
 def cache_convert(
     source: Annotated[str, typer.Argument(help="A finished cache: folder or URL.")],
     target: Annotated[str, typer.Argument(help="Where to write it: folder or URL.")],
-    store: Annotated[str, typer.Option(help="zarr or webdataset.")] = "webdataset",
+    store: Annotated[str | None, typer.Option(help="zarr or webdataset; left out: the one that SOURCE is not.")] = None,
     data_root: DataRoot = None,
     images: Annotated[bool, typer.Option(help="Put the images into WebDataset shards.")] = True,
+    compress: Annotated[
+        str | None, typer.Option(help="Of a Zarr store: none, zstd or pcodec; left out: as SOURCE is.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Write a cache as the other store, bit by bit, without the teacher."""
     from bird_pipelines.caches import convert_command
 
-    output(convert_command(source, target, store, data_root, images), json_, show.cache)
+    output(convert_command(source, target, store, data_root, images, compress), json_, show.cache)
 
 
 @cache_app.command("fit-head")

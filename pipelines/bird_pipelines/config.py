@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from bird.errors import UsageError, nearest, unknown_name
 
-__all__ = ["PLACE", "PrecomputeConfig", "RunConfig", "resolve", "resolve_precompute"]
+__all__ = ["PLACE", "PrecomputeConfig", "RunConfig", "refuse_compress", "resolve", "resolve_precompute"]
 
 # Where a paper gives values for one data set (Java et al. 2023, section 4 and Table 8; mfd_weight: Jung et al. 2021).
 PRESETS: Mapping[str, Mapping[str, float]] = {
@@ -29,6 +29,14 @@ def _numbers(value: object) -> object:
 
 
 Three = Annotated[tuple[float, float, float], BeforeValidator(_numbers)]
+
+
+def refuse_compress(store: str, compress: str) -> None:
+    """Raise UsageError for compressed WebDataset shards: their readers would find no arrays."""
+    if store == "webdataset" and compress != "none":
+        raise UsageError(
+            where="--compress", found=f"{compress} with --store webdataset", wanted="--store zarr", fix="leave one out"
+        )
 
 
 class PrecomputeConfig(BaseModel):
@@ -56,6 +64,7 @@ class PrecomputeConfig(BaseModel):
     max_megapixels: float | None = Field(default=None, ge=0.01)
     update: str | None = None
     store: Literal["zarr", "webdataset"] = "zarr"
+    compress: Literal["none", "zstd", "pcodec"] = "none"
     layers: str = Field(default="penultimate", description="names, by commas")
     views: int = Field(default=0, ge=0)
     kind: Literal["penultimate", "projection", "projection_l2", "logits"] | None = None

@@ -8,7 +8,7 @@ from typing import Any
 from bird.devices import choose_device
 from bird.errors import RunError
 from bird.students import load_student
-from bird_cache.errors import StaleCacheError
+from bird_cache.errors import NotACacheError, StaleCacheError
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.data import load_data
@@ -24,11 +24,20 @@ def evaluate(
     RUN/predictions-SPLIT.npz.
 
     `data_root` and `cache` replace the places that the run remembers. Raises RunError for a folder without a finished
-    run, StaleCacheError if the cache there is another one by now, UsageError for an unknown split.
+    run, NotACacheError where its cache is no more, StaleCacheError if the cache there is another one by now, UsageError for
+    an unknown split.
     """
     config, fingerprint = run_config(run, data_root=data_root, cache=cache)
     student = load_student(run)
-    data = load_data(config)
+    try:
+        data = load_data(config)
+    except NotACacheError as error:
+        raise NotACacheError(
+            where=error.where,
+            found=error.found,
+            wanted=f"the cache of {run}",
+            fix="if it moved, say where it is now with --cache",
+        ) from error
     if data.fingerprint != fingerprint:
         raise StaleCacheError(
             where=str(config.cache),

@@ -25,7 +25,7 @@ from bird.errors import DataError, TeacherError
 from bird.teachers import Service, Teacher, expand_layers
 from bird_cache.errors import StorageError
 from bird_cache.folders import Folder, open_folder
-from bird_cache.manifest import Manifest, Plan, Receipt, Store
+from bird_cache.manifest import Compress, Manifest, Plan, Receipt, Store
 from bird_cache.numbers import Dtype, storage_dtype
 from bird_cache.samples import OK, Samples
 from bird_cache.store import find_layout, open_cache, read_manifest
@@ -47,7 +47,7 @@ from bird_pipelines.planning import (
     warn_of_cells,
 )
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests, tell_remarks
-from bird_pipelines.update import Earlier
+from bird_pipelines.update import Earlier, sides_of
 
 __all__ = ["need_room", "precompute", "precompute_command"]
 
@@ -71,6 +71,7 @@ def precompute(
     layers: Sequence[str] = (LAYER,),
     views: int = 0,
     update: str | None = None,
+    compress: Compress = "none",
 ) -> Manifest:
     """Write (or finish writing) the cache of `teacher` over `table` in `out` (a folder or URL), and return its manifest.
     `part` (i, n) computes only every n-th shard, from the i-th; the cache is finished by whoever writes the last one.
@@ -97,9 +98,12 @@ def precompute(
         store=store,
         layers=expand_layers(teacher, layers),
         views=views,
+        compress=compress,
     )
     samples = samples_of(table)
     earlier = None if update is None else Earlier(update, plan, samples)
+    if earlier is not None:
+        plan = plan.model_copy(update={"notes": {**plan.notes, "reused": earlier.reused}})
     with open_for(out, plan, samples) as writer, stop_requests() as stop:
         mine = [shard for shard in writer.pending() if shard % part[1] == part[0] - 1]
         jobs = plan_jobs(writer.plan, mine, batch_size)
@@ -152,6 +156,7 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         keep_conflicts=config.keep_conflicts,
         max_problem_share=max_failed,
         workers=workers,
+        sides=None if config.update is None else sides_of(config.update, data),
     )
     require_cells(data, table)
     tell_remarks(data.remarks)
@@ -173,6 +178,7 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         layers=[name.strip() for name in config.layers.split(",")],
         views=config.views,
         update=config.update,
+        compress=config.compress,
     )
     store = open_cache(config.out)
     if store.manifest.complete:  # what was planned may have failed

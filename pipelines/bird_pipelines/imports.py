@@ -321,7 +321,7 @@ def refuse_unusable(table: SampleTable, given: Imported, place: NDArray[np.int64
 
 def export(cache: str, out: Path, layer: str = LAYER) -> dict[str, Any]:
     """Write a layer's first view as img_emb/img_emb_N.npy and metadata/metadata_N.parquet (image_path = id, label, group,
-    split, status) into the new folder `out`, which appears whole or not at all.
+    split, status; N has as many digits as the largest) into the new folder `out`, which appears whole or not at all.
 
     float16 and float32 stay as they are, bfloat16 becomes float32. Raises UsageError where `out` exists or the layer
     does not, what reading the cache raises, StorageError.
@@ -338,9 +338,11 @@ def export(cache: str, out: Path, layer: str = LAYER) -> dict[str, Any]:
         for name in ("img_emb", "metadata"):
             (partial / name).mkdir(parents=True)
         with progress(f"export {layer}", "vectors", rows) as advance:
-            for number, start in enumerate(range(0, rows, EXPORT_ROWS)):
+            starts = range(0, rows, EXPORT_ROWS)
+            digits = len(str(len(starts) - 1))  # clip-retrieval's readers take the files in the order of their names
+            for number, start in enumerate(starts):
                 piece = slice(start, min(start + EXPORT_ROWS, rows))
-                export_piece(store, layer, piece, partial, number)
+                export_piece(store, layer, piece, partial, f"{number:0{digits}d}")
                 advance(piece.stop - piece.start)
         partial.rename(out)
     except OSError as error:
@@ -350,7 +352,7 @@ def export(cache: str, out: Path, layer: str = LAYER) -> dict[str, Any]:
     return {"exported": str(out), "rows": rows, "layer": layer, "fingerprint": store.fingerprint}
 
 
-def export_piece(store: FeatureStore, layer: str, piece: slice, folder: Path, number: int) -> None:
+def export_piece(store: FeatureStore, layer: str, piece: slice, folder: Path, number: str) -> None:
     """One pair of files, of the rows `piece`."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from bird.datasets.base import Dataset
 from bird_cache.manifest import Plan
 from bird_cache.numbers import from_storage
 from bird_cache.samples import Samples
 from bird_cache.store import open_cache
 from bird_pipelines.planning import require_revision
+from bird_pipelines.progress import tell
 
-__all__ = ["Earlier"]
+__all__ = ["Earlier", "sides_of"]
+
+
+def sides_of(path: str, dataset: Dataset) -> dict[str, str] | None:
+    """On which side of the split each image of an earlier cache of `dataset` was: digest -> split. None, and a line on
+    stderr, where it was cached with other settings, which may draw other splits. Raises IncompleteCacheError."""
+    store = open_cache(path)
+    store.require_complete()
+    described: Any = store.manifest.plan.causes.get("dataset")
+    if not isinstance(described, dict) or (described.get("name"), described.get("settings")) != (
+        dataset.name,
+        dict(dataset.settings),
+    ):
+        tell(f"note: {path} was made with other settings of the data set: its rows may change their split")
+        return None
+    return dict(zip(store.samples.digests.tolist(), store.samples.splits.tolist(), strict=True))
 
 
 class Earlier:
@@ -33,6 +52,8 @@ class Earlier:
         usable = np.flatnonzero(self.store.usable(plan.layers))
         place = dict(zip(self.store.samples.digests[usable].tolist(), usable.tolist(), strict=True))
         self._row = np.array([place.get(digest, -1) for digest in samples.digests.tolist()], np.int64)
+        self.reused = f"{int((self._row >= 0).sum()):,} of {len(samples):,} rows"
+        tell(f"note: {self.reused} are taken from {path}")
 
     def has(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the new cache's rows need not be computed."""

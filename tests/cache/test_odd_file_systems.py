@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,10 @@ import pytest
 from bird_cache import files
 from bird_cache.errors import BusyCacheError, StorageError
 from bird_cache.files import publish, replace, write_lock
-from bird_cache.folders import open_folder
-from bird_cache.manifest import LeftOut, Plan, Receipt, open_sealed, seal
-from bird_cache.testing import example_plan
+from bird_cache.folders import LocalFolder, open_folder
+from bird_cache.manifest import LeftOut, Plan, Receipt, Store, open_sealed, seal
+from bird_cache.store import open_cache
+from bird_cache.testing import example_plan, write_example
 
 
 def refusing(code: int) -> object:
@@ -100,6 +101,32 @@ def test_without_hard_links_the_first_writer_still_wins(
         publish(tmp_path / "a", b"second")
     assert (tmp_path / "a").read_bytes() == b"first"
     assert ["no hard links" in record.message for record in caplog.records] == [True]
+    assert "only writers on this machine are kept out" in caplog.text
+    assert "s3://" in caplog.text
+
+
+@pytest.mark.parametrize("store", ["zarr", "webdataset"])
+def test_a_manifest_and_table_that_another_host_has_just_replaced_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store, record_property: Callable[[str, object], None]
+) -> None:
+    """sshfs and s3fs: for a moment the new bytes have the old size."""
+    write_example(str(tmp_path), example_plan(store))
+    real_read, real_size, asked = LocalFolder.read, LocalFolder.size, [0, 0]
+
+    def read(folder: LocalFolder, path: str) -> bytes:
+        asked[0] += path.endswith(".json")
+        data = real_read(folder, path)
+        return data[:200] if asked[0] <= 2 and path.endswith(("zarr.json", "manifest.json")) else data
+
+    def size(folder: LocalFolder, path: str) -> int | None:
+        asked[1] += path == "samples.parquet"
+        return 200 if asked[1] <= 2 and path == "samples.parquet" else real_size(folder, path)
+
+    monkeypatch.setattr(LocalFolder, "read", read)
+    monkeypatch.setattr(LocalFolder, "size", size)
+    assert open_cache(tmp_path).manifest.complete
+    assert min(asked) > 2
+    record_property("23 old sizes of files that another host has just replaced", 2)
 
 
 def test_without_memory_maps_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,18 +79,55 @@ def test_plain_webdataset_reads_it(tmp_path, monkeypatch):
     write_example(str(tmp_path / "c"), example_plan("webdataset"))
     shards = sorted(str(path) for path in (tmp_path / "c").glob("*.tar"))
     samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode())
-    assert [sample["json"]["id"] for sample in samples] == example_samples().ids.tolist()
-    for row, sample in enumerate(samples):
-        assert sample["json"]["status"] == FAILED.get(row, "ok")
-        if row not in FAILED:
-            np.testing.assert_allclose(sample["penultimate.npy"], example_vectors(row, row + 1)[0], atol=1e-3)
+    good = [row for row in range(ROWS) if row not in FAILED]
+    assert [sample["json"]["id"] for sample in samples] == example_samples().ids[good].tolist()
+    for row, sample in zip(good, samples, strict=True):
+        assert sample["__key__"] == f"{row:09d}"
+        assert sample["json"]["status"] == "ok"
+        np.testing.assert_allclose(sample["penultimate.npy"], example_vectors(row, row + 1)[0], atol=1e-3)
+    tuples = webdataset.WebDataset(shards, shardshuffle=False).to_tuple("jpg", "penultimate.npy", "json").batched(16)
+    assert sum(len(images) for images, _, _ in tuples) == ROWS - len(FAILED)
+
+
+def test_a_tar_with_its_failed_rows_still_opens(tmp_path):
+    """As tars were until failed rows left them: NaN arrays, and a json that says why."""
+    plan = example_plan("webdataset")
+    write_older(str(tmp_path / "old"), plan)
+    write_example(str(tmp_path / "new"), plan)
+    assert verify(tmp_path / "old").findings == []
+    old, new = open_cache(tmp_path / "old"), open_cache(tmp_path / "new")
+    np.testing.assert_array_equal(old.read("penultimate", 0, ROWS), new.read("penultimate", 0, ROWS))
+    assert [image for shard in range(3) for image in old.sources(shard)] == [example_image(row) for row in range(ROWS)]
+    convert(tmp_path / "old", tmp_path / "converted", "webdataset")
+    assert files_of(str(tmp_path / "converted")) == files_of(str(tmp_path / "new"))
+
+
+def write_older(where, plan):
+    """The example, by the layout of then."""
+    from bird_cache.files import canonical_json
+    from bird_cache.wds_layout import BLOCK, WebDatasetLayout, _add, _described, _npy_header, extension
+
+    def encode(self, plan, shard, stored, samples, failed, source):
+        start, stop = plan.bounds(shard)
+        buffer = io.BytesIO()
+        for row, described in enumerate(_described(samples, start, stop, failed), start):
+            if (image := source(row)) is not None:
+                _add(buffer, f"{row:09d}.{extension(image)}", image)
+            for name, spec in plan.layers.items():
+                _add(buffer, f"{row:09d}.{name}.npy", _npy_header(plan, spec) + stored[name][row - start].tobytes())
+            _add(buffer, f"{row:09d}.json", canonical_json(described))
+        return {"tar": buffer.getvalue() + bytes(2 * BLOCK)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WebDatasetLayout, "encode", encode)
+        write_example(where, plan)
 
 
 def test_a_tar_holds_the_images(tmp_path):
     write_example(str(tmp_path / "c"), example_plan("webdataset"))
     cache = open_cache(tmp_path / "c")
     images = [image for shard in range(3) for image in cache.sources(shard)]
-    assert images == [example_image(row) for row in range(ROWS)]
+    assert images == [None if row in FAILED else example_image(row) for row in range(ROWS)]
 
 
 def test_converting_there_and_back_changes_no_byte(tmp_path):
@@ -210,6 +247,7 @@ def test_hostile_tars_are_refused(tmp_path, record_property):
     np.save(pickled, np.array([print], dtype=object), allow_pickle=True)
     layout, plan = WebDatasetLayout(), example_plan("webdataset")
     hostile = [
+        tar("000000000.penultimate.npy", b"x")[:1024],
         tar("../../etc/cron.d/x", b"x"),
         tar("/etc/passwd", b"x"),
         tar("000000000.penultimate.npy", pickled.getvalue()),

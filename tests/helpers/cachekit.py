@@ -126,8 +126,6 @@ def killed_child(path, at_call, after, broken, seconds):
             setattr(os, name, wrap(getattr(os, name)))
     if broken:
         writer.FeatureWriter.write_shard = BROKEN[broken]
-    if broken == "in place":  # nor does it clear away what an interrupted run left
-        writer.remove_uncommitted = lambda writer: None
     write(path, before_shard=lambda shard: time.sleep(seconds))
 
 

@@ -35,7 +35,8 @@ def test_both_stores_hold_the_same(cache, tars, tmp_path):
     assert verify(tmp_path / "converted").findings == []
     for file in sorted(tars.glob("*.tar")):
         assert (tmp_path / "converted" / file.name).read_bytes() == file.read_bytes()
-    bird("cache", "convert", tars, tmp_path / "back", "--store", "zarr")
+    bird("cache", "convert", tars, tmp_path / "back")  # the other store, as its help says
+    assert open_cache(tmp_path / "back").manifest.plan.store == "zarr"
     np.testing.assert_array_equal(stored(tmp_path / "back"), stored(cache))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,16 @@ def test_every_method_trains_the_adapter(cache, tmp_path, method):
     assert lines[0]["meta_bias"] is None, "a meta step during warmup"
     assert (lines[-1]["meta_bias"] is not None) == (method.startswith("bird") and not method.endswith("no-meta"))
     assert evaluate(tmp_path / "run") == metrics
+
+
+def test_a_run_whose_cache_moved_says_how_to_name_it(cache, tmp_path):
+    shutil.copytree(cache, tmp_path / "cache")
+    distilled(tmp_path / "cache", tmp_path / "run", method="baseline", **SHORT)
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    said = panel(bird("evaluate", tmp_path / "run", code=2))
+    assert "--cache" in said
+    assert "precompute" not in said
+    bird("evaluate", tmp_path / "run", "--cache", tmp_path / "moved")
 
 
 @pytest.mark.slow

@@ -91,8 +91,10 @@ def test_failed_rows_come_back_as_failed(tmp_path, table, vectors, monkeypatch):
     monkeypatch.setattr(imports, "EXPORT_ROWS", 37)  # eleven pieces: 10 comes after 9
     take_in(**npy(tmp_path, vectors[3:], table.ids[3:]), out=tmp_path / "a")
     export(str(tmp_path / "a"), tmp_path / "out")
-    assert len([*(tmp_path / "out" / "img_emb").iterdir()]) == 11
-    names = pq.read_table(tmp_path / "out" / "metadata" / "metadata_0.parquet").column_names
+    pieces = sorted((tmp_path / "out" / "img_emb").iterdir())  # as clip-retrieval's readers do
+    assert [piece.name for piece in pieces] == [f"img_emb_{number:02d}.npy" for number in range(11)]
+    np.testing.assert_array_equal(np.concatenate([np.load(piece) for piece in pieces]), stored(tmp_path / "a")[:, 0])
+    names = pq.read_table(tmp_path / "out" / "metadata" / "metadata_00.parquet").column_names
     assert names == ["image_path", "label", "group", "split", "status"]
     info = take_in(tmp_path / "out", tmp_path / "b")
     assert (info["failed"], info["prepared"]["failed at their source"]) == (3, 3)
