@@ -166,8 +166,24 @@ class RunData:
         )
 
     def empty_cells(self) -> dict[str, list[str]]:
-        """The (class, group) cells without a sample by name, for each split that has samples and such a cell."""
-        return empty_cells(self.table, self.class_names, self.group_names, (*SPLITS, CHOOSE))
+        """The (class, group) cells without a sample by name, for each split that has samples and such a cell. Of train rows
+        with probabilities in the place of groups none is known to be empty."""
+        splits = [split for split in (*SPLITS, CHOOSE) if self.posterior is None or split != "train"]
+        return empty_cells(self.table, self.class_names, self.group_names, splits)
+
+    def cells(self) -> dict[str, dict[str, int]]:
+        """Rows by split and "class, group", of the cells that have any; without train where its groups are not known."""
+        found: dict[str, dict[str, int]] = {}
+        for split in (*SPLITS, CHOOSE):
+            rows = self.rows(split)
+            if not len(rows) or (split == "train" and self.posterior is not None):
+                continue
+            codes = self.table.labels[rows] * len(self.group_names) + self.table.groups[rows]
+            numbers, counts = np.unique(codes, return_counts=True)
+            names = (divmod(number, len(self.group_names)) for number in numbers.tolist())
+            named = (f"{self.class_names[label]}, {self.group_names[group]}" for label, group in names)
+            found[split] = dict(zip(named, counts.tolist(), strict=True))
+        return found
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the train split's features, each (d,); a constant feature has deviation 1."""

@@ -18,6 +18,7 @@ from bird.seeds import two_level_intervals
 from bird_cache.files import replace, storage_error
 from bird_cache.manifest import flatten
 from bird_pipelines import plots
+from bird_pipelines.left_out import lost_of_cells
 from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS, few, reason_of, trivial_seeds, with_caveats
 
 __all__ = ["write_report"]
@@ -260,6 +261,7 @@ def _detail(index: int, configuration: Configuration, shared: Sequence[str]) -> 
         "curve": Markup(plots.curve_plot(run.curve, warmup, f"curve{index}")) if run.curve else None,
         "gate": Markup(gate) if (gate := plots.gate_plot(run.curve, f"gate{index}")) else None,
         "offsets": _offsets(run),
+        "lost": lost_of_cells(run.info),
     }
 
 

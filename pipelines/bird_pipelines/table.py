@@ -19,6 +19,7 @@ from bird.errors import DataError
 from bird.paired import ENOUGH_SEEDS, Predicted, compare, holm, sign_flip_p
 from bird.seeds import OverSeeds, two_level_intervals
 from bird_pipelines import published
+from bird_pipelines.left_out import lost_of_cells
 from bird_pipelines.marks import ONE_SEED, WHAT_TRIVIAL_MEANS, reason_of, trivial_seeds
 from bird_pipelines.recipes import Profile, Recipe, Row
 from bird_pipelines.report import Run, read_run
@@ -72,7 +73,8 @@ def tabulate(recipe: Recipe, profile: Profile, outcomes: Sequence[Outcome]) -> d
             names = {"name": block.name, "dataset": block.dataset, "teacher": block.teacher, "student": block.student}
             stand_in = next((each.stand_in for each in mine if each.stand_in), None)
             order = {metric: _order(rows, metric) for metric in recipe.metrics}
-            blocks.append({**names, "stand_in": stand_in, "rows": rows, "order": order})
+            lost = next((lost_of_cells(run.info) for each in mine for run in ours[each.row.id].runs.values()), [])
+            blocks.append({**names, "stand_in": stand_in, "lost": lost, "rows": rows, "order": order})
     headlines = [{**vars(each), "follows": each.follows} for each in published.headlines(recipe.table)]
     seeds = sorted({seed for each in ours.values() for seed in each.runs})
     return {

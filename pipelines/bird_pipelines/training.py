@@ -327,6 +327,7 @@ class Trainer:
             "steps": self.step,
             "rows": {split: len(data.rows(split)) for split in ("train", *self.config.scored())},
             "empty_cells": data.empty_cells(),
+            "cells": data.cells(),
             "failed": dict(data.failed),
             "accounted": data.accounted,
             "probe_accuracy": data.probe,

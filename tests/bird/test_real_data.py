@@ -368,3 +368,12 @@ def test_every_image_of_digits_s_is_accounted_for(tmp_path: Path) -> None:
     dataset = open_dataset("digits-s")
     found = prepare(dataset, limit=500)
     assert len(found) + sum(found.left_out.values()) == len(dataset.listing().ids)
+
+
+def test_every_image_of_cifar_10s_is_accounted_for(tmp_path: Path) -> None:
+    root = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
+    if not root.exists():
+        pytest.skip("CIFAR-10 is not beside the checkout")
+    dataset = open_dataset("cifar10s", root)
+    found = prepare(dataset, limit=2000)
+    assert len(found) + sum(found.left_out.values()) == len(dataset.listing().ids) + len(dataset.listing().left_out)

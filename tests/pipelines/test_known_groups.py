@@ -57,7 +57,7 @@ def test_the_probe_finds_groups_and_says_how_often(tmp_path):
     train = data.rows("train")
     agreed = (found.table.groups[train] == data.table.groups[train]).mean()
     assert agreed > 0.9
-    assert found.probe == pytest.approx(agreed, abs=0.03)
+    assert found.probe == pytest.approx(agreed, abs=0.06)
     assert torch.allclose(found.posterior.sum(1), torch.ones(len(data.table)))
     rest = np.concatenate([data.rows("meta"), data.rows("test")])
     assert (found.table.groups[rest] == data.table.groups[rest]).all()
@@ -119,3 +119,14 @@ def test_a_run_records_the_probe(tmp_path, cache):
     curve = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
     assert np.shape(curve[-1]["offsets"]) == (10, 2)
     assert curve[-1]["gate"] is None
+
+
+def test_a_cell_that_no_row_is_most_probably_in_is_not_called_empty(tmp_path):
+    data = data_of(spread=4.0)
+    found = with_known_groups(config(tmp_path), data)
+    train = found.rows("train")
+    rare = dataclasses.replace(found.table, groups=np.where(found.table.splits == "train", 0, found.table.groups))
+    found = dataclasses.replace(found, table=rare)
+    assert len(train)
+    assert found.empty_cells() == {}
+    assert (found.cell_counts("train") > 0).all()

@@ -47,7 +47,7 @@ def finished_run(folder, seed, accuracy, gap):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Table 7 of synthetic runs: what was made, by row and seed."""
-    root = tmp_path_factory.mktemp("runs")
+    root = tmp_path_factory.mktemp("table-runs")
     recipe, _ = load_recipe("table7")
     return {
         row: {
