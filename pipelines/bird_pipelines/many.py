@@ -176,6 +176,8 @@ class Stack:
 
     def __init__(self, trainers: Sequence[Trainer], source: Source) -> None:
         self.trainers, self.source, self.first = trainers, source, trainers[0]
+        for trainer in trainers:
+            trainer.beside = len(trainers)
         self.learner = StackedLearner([trainer.learner for trainer in trainers])
         if self.first.config.precision == "bf16":
             in_bf16(self.learner.model)

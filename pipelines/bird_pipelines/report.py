@@ -250,6 +250,7 @@ def _detail(index: int, configuration: Configuration, shared: Sequence[str]) -> 
         "seeds": [each.settings["seed"] for each in configuration.runs],
         "seconds": float(np.mean(seconds)) if seconds else None,
         "views": run.info.get("view_policy", "not recorded"),
+        "at_once": run.info.get("models_at_once"),
         "shares": list((run.info.get("time_shares") or {}).items()),
         "settings": [(name, value) for name, value in run.settings.items() if name not in (*shared, *SHOWN)],
         "run": run.name,

@@ -112,6 +112,7 @@ class Trainer:
             meta, table.labels[meta], table.groups[meta], per_cell=config.meta_per_cell, seed=config.seed
         )
         self.epoch = self.step = self.consumed = 0
+        self.beside = 1
         self.seconds = 0.0
         self.clock = Clock(self.device, wait=config.profile)
         self.tracer = Tracer(config.out, self.clock) if config.profile else None
@@ -331,6 +332,7 @@ class Trainer:
             "failed": dict(data.failed),
             "accounted": data.accounted,
             "probe_accuracy": data.probe,
+            "models_at_once": self.beside,
             "view_policy": data.view_policy(self.config.augment, staged=self.method.stages is not None),
             "versions": {name: version(name) for name in LIBRARIES},
         }
