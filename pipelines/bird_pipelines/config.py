@@ -12,7 +12,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from bird.errors import UsageError, nearest, unknown_name
 
-__all__ = ["PLACE", "PrecomputeConfig", "RunConfig", "refuse_compress", "resolve", "resolve_precompute"]
+__all__ = [
+    "PLACE",
+    "PrecomputeConfig",
+    "RunConfig",
+    "refuse_compress",
+    "resolve",
+    "resolve_precompute",
+    "usual_average",
+]
 
 # Where a paper gives values for one data set (Java et al. 2023, section 4 and Table 8; mfd_weight: Jung et al. 2021).
 PRESETS: Mapping[str, Mapping[str, float]] = {
@@ -226,10 +234,7 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
     if config.warmup < 0:
         config = config.model_copy(update={"warmup": config.epochs // 2})
     if config.average < 0:
-        from bird.methods import Hyperparameters, build_method
-
-        averages = build_method(config.method, Hyperparameters(), 2).averages
-        config = config.model_copy(update={"average": 0.999 if averages else 0.0})
+        config = config.model_copy(update={"average": usual_average(config.method)})
     if config.ad_every == 0:
         config = config.model_copy(update={"ad_every": 1 if config.epochs <= AD_SHORT else 3})
     if config.warmup > config.epochs:
@@ -240,6 +245,13 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
             fix="lower it, or train longer",
         )
     return config
+
+
+def usual_average(method: str) -> float:
+    """The decay of the running mean of the weights where nobody says; 0: none."""
+    from bird.methods import Hyperparameters, build_method
+
+    return 0.999 if build_method(method, Hyperparameters(), 2).averages else 0.0
 
 
 def _known_preset(name: object) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 from bird.errors import RunError
 from bird_cache.files import LOCKS, replace
 from bird_cache.manifest import flatten
-from bird_pipelines.config import PLACE, RunConfig
+from bird_pipelines.config import PLACE, RunConfig, usual_average
 
 __all__ = ["claim", "finish", "load_checkpoint", "read_json", "save_checkpoint", "write_json"]
 
@@ -45,7 +45,11 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
     if (folder / "config.json").exists():
         found = read_json(folder / "config.json")
         # a folder that is older than an option does not name it
-        there, here = flatten(_defaults()) | flatten(found.get("identity", {})), flatten(asked["identity"])
+        identity = found.get("identity", {})
+        if "offsets_from" not in identity or "average" not in identity:  # then only some methods heeded `average`
+            usual = usual_average(config.method)
+            identity = identity | {"average": identity.get("average", usual) if usual else 0.0}
+        there, here = flatten(_defaults()) | flatten(identity), flatten(asked["identity"])
         there, here = there | {"fingerprint": found.get("fingerprint")}, here | {"fingerprint": fingerprint}
         for field in sorted({*there, *here}):
             if there.get(field) != here.get(field):

@@ -37,7 +37,9 @@ def test_every_method_trains_an_image_student(maps, tmp_path, method):
     line = json.loads((tmp_path / "run" / "curve.jsonl").read_text().splitlines()[-1])
     learns = method.startswith("bird") and not method.endswith("no-meta")
     assert (line["meta_bias"] is not None) == learns
-    assert (line["gate"] is not None) == method.startswith("bird")
+    offsets = method.startswith("bird-offsets")
+    assert (line["gate"] is not None) == (method.startswith("bird") and not offsets)
+    assert (line["offsets"] is not None) == offsets
 
 
 @pytest.mark.parametrize("method", ["at", "bird+at"])

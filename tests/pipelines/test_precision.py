@@ -195,3 +195,7 @@ def test_a_folder_older_than_the_option_resumes(cache, tmp_path):
     del found["identity"]["precision"], found["identity"]["average"]
     path.write_text(json.dumps(found))
     assert distilled(cache, tmp_path / "run", **SHORT)["complete"]
+    del found["identity"]["offsets_from"]
+    found["identity"]["average"] = 0.999  # which every run recorded, and this method did not heed
+    path.write_text(json.dumps(found))
+    assert distilled(cache, tmp_path / "run", **SHORT)["complete"]
