@@ -18,12 +18,13 @@ INFINITY ?= $(PEERS)/infinity/bin/infinity_emb
 MLSERVER ?= $(PEERS)/mlserver/bin/mlserver
 READERS  ?= $(PEERS)/readers/bin/python
 
-.PHONY: $(TABLES) reproduce-figures help demo test peers check torture bench wheel wheels-gpu clean
+.PHONY: $(TABLES) reproduce-figures help demo test quick peers check torture bench wheel wheels-gpu clean
 help:
 	@echo "make demo     the main job on the embedded data set, offline: teacher -> cache -> distil -> report"
 	@echo "make reproduce-table1 ... reproduce-table7, reproduce-figures"
 	@echo "              the paper's tables beside ours; DATA=folder, or PROFILE=demo (no data needed); SEEDS, OUT, JOBS"
 	@echo "make test     the tests"
+	@echo "make quick    the quick half of them; with another Python: make quick PYTHON=python3.13 VENV=.venv-3.13"
 	@echo "make peers    the tests against Infinity, MLServer and other readers of caches, installed for them in $(PEERS) (about 8 GB)"
 	@echo "make check    what CI checks beside the tests: ruff, mypy --strict, import contracts"
 	@echo "make torture  the fault tests with their full counts (long)"
@@ -49,6 +50,9 @@ reproduce-figures: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not torture and not peers and not gpu"
+
+quick: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not torture and not peers and not gpu" tests/cache tests/bird
 
 $(PEERS)/%/.installed: tests/peers/requirements-%.txt
 	$(PYTHON) -m venv $(@D)
