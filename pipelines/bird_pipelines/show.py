@@ -226,36 +226,41 @@ def number(value: float | None) -> str:
 
 
 def compared(result: dict[str, Any]) -> None:
-    """The scores of each method, and how each differs from the reference."""
+    """The scores of each method, and how each differs from the reference. It fits in 80 columns."""
     from rich.console import Console
     from rich.table import Table
 
     names = {"auroc": "AUROC", "f1_macro": "F1", "accuracy": "accuracy", "mean_deo": "mean-DEO", "max_deo": "max-DEO"}
+    shown = [name for name in names if name != "accuracy"]
     scores = Table(title=f"test, x100, {result['seeds']} seeds, mean ± deviation", title_justify="left", box=None)
-    for column in ("method", *names.values(), "mean-DEO's floor", "seconds a run"):
-        scores.add_column(column, justify="left" if column == "method" else "right")
+    for column in ("method", *(names[name] for name in shown), "floor", "s"):
+        scores.add_column(column, justify="left" if column == "method" else "right", no_wrap=column != "method")
     for method, found in result["methods"].items():
-        cells = [
-            "n/a"
-            if name not in found
-            else number(found[name]["mean"]) + ("" if found[name]["std"] is None else f" ± {found[name]['std']:.2f}")
-            for name in names
-        ]
-        scores.add_row(method, *cells, number(found["deo_floor"]), f"{found['seconds']:.1f}")
+        cells = ["n/a" if name not in found else _spread(found[name]) for name in shown]
+        scores.add_row(method, *cells, number(found["deo_floor"]), f"{found['seconds']:.0f}")
     Console().print(scores)
+    typer.echo(" floor: the mean-DEO that chance alone makes; s: seconds a run")
     for method, found in result["methods"].items():
         if found["trivial"]:
             typer.echo(f" {method}: {found['trivial']}")
     less = Table(title=f"less {result['against']}, paired by seed and row", title_justify="left", box=None)
     for column in ("method", "score", "effect", "95 % interval", "p", "p, Holm"):
-        less.add_column(column, justify="left" if column in ("method", "score") else "right")
+        less.add_column(
+            column, justify="left" if column in ("method", "score") else "right", no_wrap=column != "method"
+        )
     for method, metrics in result["differences"].items():
         for name, each in metrics.items():
-            ends = "n/a" if each["interval"] is None else "{:+.2f} to {:+.2f}".format(*each["interval"])
-            p = ["too few seeds" if each[kind] is None else f"{each[kind]:.3f}" for kind in ("p", "p_holm")]
-            less.add_row(method, names.get(name, name), f"{each['effect']:+.2f}", ends, *p)
+            ends = "n/a" if each["interval"] is None else "{:+.1f} to {:+.1f}".format(*each["interval"])
+            p = ["n/a" if each[kind] is None else f"{each[kind]:.3f}" for kind in ("p", "p_holm")]
+            less.add_row(method, names.get(name, name), f"{each['effect']:+.1f}", ends, *p)
     Console().print(less)
+    if any(each["p"] is None for metrics in result["differences"].values() for each in metrics.values()):
+        typer.echo(" p: n/a with fewer than eight seeds")
     typer.echo(f"report: {result['report']}")
+
+
+def _spread(score: dict[str, Any]) -> str:
+    return f"{score['mean']:.1f}" + ("" if score["std"] is None else f" ± {score['std']:.1f}")
 
 
 def tuned(result: dict[str, Any]) -> None:
