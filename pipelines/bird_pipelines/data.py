@@ -20,6 +20,7 @@ from bird.datasets import open_dataset
 from bird.datasets.base import SPLITS, Dataset, SampleTable, empty_cells, prepare, require_test_cells, subset
 from bird.devices import send
 from bird.errors import DataError, ImageError, UsageError
+from bird.images import carries_little
 from bird.methods import Batch
 from bird.students import STUDENTS
 from bird.transforms import apply_views, center_view, mirror_as, unit_range
@@ -32,7 +33,7 @@ from bird_cache.summary import accounted
 from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.features import Features, features_of, moments_of, pick
 from bird_pipelines.left_out import left_out_of
-from bird_pipelines.progress import tell_remarks
+from bird_pipelines.progress import tell, tell_remarks
 from bird_pipelines.stages import Stages
 
 __all__ = ["Images", "RunData", "hold_out", "load_data"]
@@ -51,6 +52,8 @@ class Images:
         hold = len(table) * 3 * size * size <= IMAGES_IN_MEMORY_BYTES
         self._held = torch.empty((len(table), 3, size, size), dtype=torch.uint8) if hold else None
         self._ready = np.zeros(len(table), dtype=bool)
+        self.doubtful: dict[int, str] = {}
+        """rows, of those that were decoded, whose images carry little, and what they are"""
 
     def get(self, rows: NDArray[np.int64]) -> UInt8[Tensor, "batch 3 size size"]:
         """The images of the given rows. Raises ImageError, OSError, and StaleCacheError for an image that is not
@@ -109,6 +112,8 @@ class Images:
         if self._dataset.digest(id, data) != self._table.digests[row]:
             raise self._another_image(id, "another image")
         image = self._dataset.decode(id, data)
+        if (little := carries_little(image)) is not None:
+            self.doubtful[row] = little
         return center_view(image, self._size) if box is None else view_of(image, box, self._size)
 
     def _another_image(self, id: str, found: str) -> StaleCacheError:
@@ -294,6 +299,12 @@ def load_data(config: RunConfig) -> RunData:
         )
     splits = table.splits.copy()
     splits[list(failures)] = "failed"
+    if found := images.doubtful:
+        first = next(iter(sorted(found)))
+        tell(
+            f"warning: {len(found):,} of {len(table):,} images carry little, such as {table.ids[first]} ({found[first]}): "
+            "look at them; 16-bit images of 12 bits need --setting white_level=4095"
+        )
     return RunData(
         table=dataclasses.replace(table, splits=splits),
         class_names=dataset.class_names,

@@ -259,6 +259,8 @@ def run_jobs(
             parts.append(with_earlier(answers, plan, batch, earlier))
             sources |= batch.sources
             doubtful |= batch.doubtful
+            if earlier is not None:
+                doubtful |= earlier.doubtful(np.arange(job.start, job.stop))
             if job.last:
                 start, end = plan.bounds(job.shard)
                 lost = {row: reason for row, reason in failures.items() if start <= row < end}

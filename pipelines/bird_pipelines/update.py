@@ -52,12 +52,20 @@ class Earlier:
         usable = np.flatnonzero(self.store.usable(plan.layers))
         place = dict(zip(self.store.samples.digests[usable].tolist(), usable.tolist(), strict=True))
         self._row = np.array([place.get(digest, -1) for digest in samples.digests.tolist()], np.int64)
+        self._doubtful = {row: what for each in self.store.receipts.values() for row, what in each.doubtful.items()}
         self.reused = f"{int((self._row >= 0).sum()):,} of {len(samples):,} rows"
         tell(f"note: {self.reused} are taken from {path}")
 
     def has(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the new cache's rows need not be computed."""
         return np.asarray(self._row[rows] >= 0)
+
+    def doubtful(self, rows: NDArray[np.int64]) -> dict[int, str]:
+        """Those of the rows that it has and whose images carry little, and what they are."""
+        if not self._doubtful:
+            return {}
+        pairs = zip(rows.tolist(), self._row[rows].tolist(), strict=True)
+        return {row: self._doubtful[there] for row, there in pairs if there in self._doubtful}
 
     def take(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         """The layers of some rows of the new cache, (rows, views, *shape): float32, or integers as they are."""

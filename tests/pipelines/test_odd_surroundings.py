@@ -62,6 +62,11 @@ def test_images_that_carry_little_are_counted_by_group(teacher: Path, tmp_path: 
     assert "nearly black images: 40 of 80 rows" in bird("cache", "info", tmp_path / "dark").stdout
     bird("cache", "convert", tmp_path / "dark", tmp_path / "copy", "--store", "zarr")
     assert open_cache(tmp_path / "copy").info()["doubtful"] == info["doubtful"]
+    updated = bird_json("precompute", *flags, "--update", tmp_path / "dark", "--out", tmp_path / "again")
+    assert updated["doubtful"] == info["doubtful"]  # of rows that were not looked at again
+    data = ("--dataset", "table", "--data-root", tmp_path, "--student", "tiny-convnet", "--epochs", "1")
+    trained = bird("train", *data, "--out", tmp_path / "run")
+    assert "40 of 80 images carry little" in " ".join(trained.stderr.split())
     info = bird_json("precompute", *flags, "--setting", "white_level=4095", "--out", tmp_path / "right")
     assert info["doubtful"] == {}
     assert info["causes"]["dataset"]["settings"]["white_level"] == 4095
