@@ -36,7 +36,10 @@ def same_run(one, two):
     assert max((states[0][name] - states[1][name]).abs().max() for name in states[0]) < 1e-5
     names = [{path.name for path in run.iterdir() if not path.name.startswith("checkpoint-")} for run in (one, two)]
     assert names[0] == names[1] == FILES | {".lock"}
-    infos = [json.loads((run / "run.json").read_text()) | {"seconds": 0, "time_shares": 0} for run in (one, two)]
+    infos = [
+        json.loads((run / "run.json").read_text()) | {"seconds": 0, "time_shares": 0, "models_at_once": 0}
+        for run in (one, two)
+    ]
     assert infos[0] == infos[1]
     assert (one / "config.json").read_bytes() == (two / "config.json").read_bytes()
     curves = [[json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()] for run in (one, two)]
