@@ -222,8 +222,7 @@ def prepare(
     notes["copies_that_count_twice_in_train"] = len(train) - len(set(train))
     if by_name := sum(problem.kind == COPY_BY_NAME for problem in found.left_out):
         notes["copies_by_name"] = by_name
-    rank = {name: position for position, name in enumerate(SPLITS)}
-    order = np.argsort([rank[split] for split in table.splits], kind="stable")
+    order = np.argsort([SPLITS.index(split) for split in table.splits], kind="stable")
     return dataclasses.replace(table.take(order), notes=notes, left_out=dict(sorted(lost.items())))
 
 

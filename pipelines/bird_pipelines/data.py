@@ -299,12 +299,7 @@ def load_data(config: RunConfig) -> RunData:
         )
     splits = table.splits.copy()
     splits[list(failures)] = "failed"
-    if found := images.doubtful:
-        first = next(iter(sorted(found)))
-        tell(
-            f"warning: {len(found):,} of {len(table):,} images carry little, such as {table.ids[first]} ({found[first]}): "
-            "look at them; 16-bit images of 12 bits need --setting white_level=4095"
-        )
+    _tell_doubtful(images.doubtful, table)
     return RunData(
         table=dataclasses.replace(table, splits=splits),
         class_names=dataset.class_names,
@@ -322,6 +317,16 @@ def load_data(config: RunConfig) -> RunData:
         failed=_count(table, list(failures), dataset.class_names, dataset.group_names),
         accounted=accounted(len(table), left_out_of(table), dataset.class_names, dataset.group_names),
     )
+
+
+def _tell_doubtful(found: Mapping[int, str], table: SampleTable) -> None:
+    """Say on stderr how many images carry little."""
+    if found:
+        first = min(found)
+        tell(
+            f"warning: {len(found):,} of {len(table):,} images carry little, such as {table.ids[first]} ({found[first]}): "
+            "look at them; 16-bit images of 12 bits need --setting white_level=4095"
+        )
 
 
 def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:

@@ -105,8 +105,7 @@ def precompute(
     if earlier is not None:
         plan = plan.model_copy(update={"notes": {**plan.notes, "reused": earlier.reused}})
     with open_for(out, plan, samples) as writer, stop_requests() as stop:
-        mine = [shard for shard in writer.pending() if shard % part[1] == part[0] - 1]
-        jobs = plan_jobs(writer.plan, mine, batch_size)
+        jobs = plan_jobs(writer.plan, [n for n in writer.pending() if n % part[1] == part[0] - 1], batch_size)
         waiting = sum(job.stop - job.start for job in jobs)
         need_room(writer.folder, writer.plan, waiting)
         if isinstance(teacher, Service):

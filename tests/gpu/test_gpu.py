@@ -146,9 +146,8 @@ STUDENTS = ["shufflenetv2", "dropout"] if SMALL else ["resnet18", "shufflenetv2"
 def test_the_gradient_is_that_of_double_backward(name, dtype, bound, layout, record_property):
     """Dropout's masks in Jv are those of the forward pass: other masks are another gradient.
 
-    In float32 the median of five batches counts. A ReLU whose input is 0 to rounding has another slope in the one way and in
-    the other, where cuDNN rounds differently; such a batch is 1e-3 away (an H200, torch 2.11), and so is double backward
-    from itself in float64.
+    In float32 four more batches are recorded, and how far double backward is from itself in float64: on an H200 (torch
+    2.11) one batch of two students was 1e-3 to 4e-3 away, and why is not known yet.
     """
     if SMALL and layout is torch.channels_last:
         pytest.skip("small: one layout")
@@ -164,11 +163,11 @@ def test_the_gradient_is_that_of_double_backward(name, dtype, bound, layout, rec
             if dtype == torch.float32:
                 finer = copy.deepcopy(student).double(), copy.deepcopy(gate).double()
                 rounding.append(apart(exact.double(), by_double_backward(*finer, torch.float64, seed)))
-    record_property("error", statistics.median(errors))
-    record_property("largest", max(errors))
+    record_property("error", errors[0])
+    record_property("median of all batches", statistics.median(errors))
     if rounding:
         record_property("double backward's from float64, largest", max(rounding))
-    assert statistics.median(errors) < bound
+    assert errors[0] < bound
 
 
 @pytest.mark.parametrize("name", ["tiny-resnet"] if SMALL else ["resnet18", "shufflenetv2"])
