@@ -13,6 +13,7 @@ import bird_pipelines
 from bird_pipelines import show
 from bird_pipelines.cli_cache import cache_app
 from bird_pipelines.cli_compare import compare
+from bird_pipelines.cli_dial import dial
 from bird_pipelines.cli_options import (
     DataRoot,
     Device,
@@ -199,6 +200,9 @@ def distill(
         str | None,
         weight(help="meta: no group of train is looked at; a probe reads them off the features. Default all."),
     ] = None,
+    start_from: Annotated[
+        Path | None, training(help="A finished run of the same kind to go on from: its student, phi and optimisers.")
+    ] = None,
     preset: Annotated[str | None, weight(help="paper: values of the paper that are not the defaults.")] = None,
     batch_size: Annotated[int | None, training(min=2, help="Default 128.")] = None,
     meta_per_cell: Annotated[int | None, training(min=1, help="Meta samples of each cell a step. Default 8.")] = None,
@@ -288,6 +292,7 @@ def demo(
 
 
 app.command()(compare)
+app.command()(dial)
 app.command()(tune)
 app.command()(reproduce)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bird_pipelines import show
-from bird_pipelines.cli_options import DataRoot, Json, Out, TrainLimit, output
+from bird_pipelines.cli_options import DataRoot, Json, Out, TrainLimit, options_of, output
 
 __all__ = ["compare"]
 
@@ -35,15 +35,9 @@ def compare(
     json_: Json = False,
 ) -> None:
     """Train several methods with the same seeds, and say how each differs from one of them, with intervals."""
-    from bird.errors import UsageError
     from bird_pipelines.compare import compare_methods
 
-    flags: dict[str, object] = {"student": student, "data_root": data_root, "epochs": epochs, "limit": limit}
-    for each in set_ or []:
-        name, equals, value = each.partition("=")
-        if not equals:
-            raise UsageError(where="--set", found=repr(each), wanted="NAME=VALUE, such as alpha=0.5", fix="write it so")
-        flags[name.replace("-", "_")] = value
+    flags = {"student": student, "data_root": data_root, "epochs": epochs, "limit": limit, **options_of(set_)}
     names = [name.strip() for name in methods.split(",") if name.strip()]
     found = compare_methods(cache, out, names, seeds=seeds, against=against, flags=flags, file=config)
     output(found, json_, show.compared)

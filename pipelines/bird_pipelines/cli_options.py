@@ -33,6 +33,7 @@ __all__ = [
     "Workers",
     "given",
     "machine",
+    "options_of",
     "output",
     "seen",
     "service",
@@ -126,6 +127,19 @@ def settings_of(pairs: list[str] | None) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             settings[name] = value
     return settings
+
+
+def options_of(pairs: list[str] | None) -> dict[str, Any]:
+    """Options of `bird distill`: ["meta-per-cell=4"] -> {"meta_per_cell": "4"}."""
+    from bird.errors import UsageError
+
+    options = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(where="--set", found=repr(pair), wanted="NAME=VALUE, such as alpha=0.5", fix="write it so")
+        options[name.replace("-", "_")] = value
+    return options
 
 
 def output(value: dict[str, Any], as_json: bool, show: Any) -> None:

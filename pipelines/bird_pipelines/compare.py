@@ -22,7 +22,7 @@ from bird_pipelines.marks import trivial_seeds
 from bird_pipelines.report import write_report
 from bird_pipelines.scoring import load_predictions
 
-__all__ = ["compare_methods", "differences"]
+__all__ = ["compare_methods", "differences", "scores_of"]
 
 SCORES = ("auroc", "f1_macro", "accuracy", "mean_deo", "max_deo")
 
@@ -68,7 +68,7 @@ def compare_methods(
         "cache": cache,
         "against": reference,
         "seeds": seeds,
-        "methods": {method: _scores(runs) for method, runs in finished.items()},
+        "methods": {method: scores_of(runs) for method, runs in finished.items()},
         "differences": differences(predicted, reference, *sizes),
         "report": str(report),
     }
@@ -79,7 +79,7 @@ def _predicted(configs: Sequence[RunConfig]) -> dict[int, Predicted]:
     return {seed: each for seed, each in found.items() if each is not None}
 
 
-def _scores(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def scores_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over the seeds of each score that exists, the floor of the mean-DEO, and the mark."""
     metrics = {number: run["metrics"]["test"] for number, run in enumerate(runs)}
     values = {name: [each[name] for each in metrics.values() if each.get(name) is not None] for name in SCORES}

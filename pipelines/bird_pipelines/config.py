@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -147,7 +149,12 @@ class RunConfig(BaseModel):
     augment: bool = True
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="how the student computes (bird.precision)")
     dataset_settings: dict[str, str | int | float | bool] = {}
+    started: str | None = Field(
+        default=None,
+        description="of the run that this one goes on from: its configuration, as a digest without the seed",
+    )
 
+    start_from: Path | None = Field(default=None, description="a finished run: its student, phi and optimisers")
     cache: str | None = None
     data_root: Path | None = None
     out: Path
@@ -176,7 +183,18 @@ class RunConfig(BaseModel):
 
 CHOOSE = "choose"
 AD_SHORT = 20  # epochs up to which the student of AD moves in every one
-PLACE = ("cache", "data_root", "out", "device", "workers", "checkpoint_seconds", "memory_gb", "profile", "recompute")
+PLACE = (
+    "start_from",
+    "cache",
+    "data_root",
+    "out",
+    "device",
+    "workers",
+    "checkpoint_seconds",
+    "memory_gb",
+    "profile",
+    "recompute",
+)
 
 
 def resolve_precompute(flags: Mapping[str, Any], file: Path | None = None) -> PrecomputeConfig:
@@ -231,6 +249,8 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
     except ValidationError as error:
         raise _wrong(error, "bird distill", RunConfig, file) from None
     _require_known(config)
+    if config.start_from is not None:
+        config = config.model_copy(update={"started": _digest(config.start_from)})
     if config.warmup < 0:
         config = config.model_copy(update={"warmup": config.epochs // 2})
     if config.average < 0:
@@ -245,6 +265,21 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
             fix="lower it, or train longer",
         )
     return config
+
+
+def _digest(start: Path) -> str:
+    """A finished run's configuration, but for its seed, in 12 hexadecimal digits."""
+    try:
+        config = json.loads((start / "run.json").read_bytes())["config"]
+        kept = {name: value for name, value in config.items() if name != "seed"}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise UsageError(
+            where="--start-from",
+            found=f"{start}, which is no finished run",
+            wanted="the folder of a finished run",
+            fix="give the --out of `bird distill`",
+        ) from None
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def usual_average(method: str) -> float:

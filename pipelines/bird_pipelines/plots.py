@@ -21,7 +21,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-__all__ = ["Point", "curve_plot", "front_plot", "gate_plot", "inline_svg", "recall_plot", "scatter_plot"]
+__all__ = [
+    "Point",
+    "Stop",
+    "curve_plot",
+    "front_plot",
+    "gate_plot",
+    "inline_svg",
+    "path_plot",
+    "recall_plot",
+    "scatter_plot",
+]
 
 Floats = NDArray[np.float64]
 
@@ -259,6 +269,43 @@ def _floor_of(axes: Axes, point: Point, colour: str, *, small: bool = False) -> 
     axes.plot(ends, [point.auroc] * 2, color=colour, alpha=0.6 * alpha, linewidth=width, linestyle=":", marker="")
     tick: dict[str, Any] = {"marker": "|", "markersize": 7 if small else 15, "markeredgewidth": width + 0.5}
     axes.plot(point.floor, point.auroc, color=colour, alpha=alpha, linestyle="", zorder=2, **tick)
+
+
+class Stop(NamedTuple):
+    """A point of a path in the front: what it is called, and each with its 95 % interval (low, high), x100."""
+
+    label: str
+    mean_deo: float
+    deo_interval: tuple[float, float]
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    floor: float
+    trivial: bool
+
+
+def path_plot(stops: Sequence[Stop], name: str) -> str:
+    """Accuracy against mean-DEO (x100) along a path, with intervals and floors."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+        axes = figure.subplots()
+        across, up = [each.mean_deo for each in stops], [each.accuracy for each in stops]
+        axes.plot(across, up, color=PALETTE[0], linewidth=1.2, alpha=0.5, zorder=2)
+        for each in stops:
+            bars: dict[str, Any] = {"color": PALETTE[0], "linewidth": 1.0, "alpha": 0.55, "zorder": 2}
+            axes.plot(each.deo_interval, (each.accuracy, each.accuracy), **bars)
+            axes.plot((each.mean_deo, each.mean_deo), each.accuracy_interval, **bars)
+            face = "white" if each.trivial else PALETTE[0]
+            axes.scatter(each.mean_deo, each.accuracy, s=64, facecolors=face, edgecolors=PALETTE[0], zorder=3)
+            tick: dict[str, Any] = {"marker": "|", "markersize": 12, "linestyle": "", "zorder": 2}
+            axes.plot(each.floor, each.accuracy, color=MUTED, **tick)
+            style: dict[str, Any] = {"textcoords": "offset points", "color": INK, "fontsize": 8.5}
+            axes.annotate(each.label, (each.mean_deo, each.accuracy), (7, 6), **style)
+        axes.set_xlim(left=0)
+        axes.margins(0.1)
+        axes.set_xlabel("mean-DEO ×100  (← lower is better)")
+        axes.set_ylabel("accuracy ×100  (higher is better →)")
+        axes.grid()
+        return inline_svg(figure, name, "accuracy against mean-DEO along the path, with intervals")
 
 
 def front_plot(candidates: Sequence[Mapping[str, Any]], auroc_floor: float, name: str) -> str:

@@ -161,6 +161,7 @@ def render(
         what_trivial_means=WHAT_TRIVIAL_MEANS,
         tables=[_table(configurations, split) for split in SPLITS],
         scatters=_scatters(configurations),
+        paths=_paths(configurations),
         details=[_detail(index, each, shared) for index, each in enumerate(configurations)],
     )
 
@@ -227,6 +228,36 @@ def _scatters(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
             svg = plots.scatter_plot(points, methods, f"scatter{index}")
             scatters.append({"dataset": dataset, "plot": Markup(svg)})
     return scatters
+
+
+# What the points of a path may differ in (bird_pipelines.dial).
+ALONG = ("seed", "balance", "epochs", "warmup", "started")
+
+
+def _paths(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
+    """Accuracy against mean-DEO on the test split, one plot for each path of runs that go on from one another."""
+    kin: dict[str, list[Configuration]] = {}
+    for each in configurations:
+        if each.setting("method") == "bird-offsets":
+            settings = {name: value for name, value in each.runs[0].settings.items() if name not in ALONG}
+            kin.setdefault(json.dumps(settings, sort_keys=True), []).append(each)
+    found: list[dict[str, Any]] = []
+    for path in kin.values():
+        stops = [stop for each in path if (stop := _stop(each)) is not None]
+        if len(stops) > 1 and any(each.setting("started") for each in path):
+            svg = plots.path_plot(stops, f"path{len(found)}")
+            found.append({"dataset": str(path[0].setting("dataset")), "plot": Markup(svg)})
+    return found
+
+
+def _stop(configuration: Configuration) -> plots.Stop | None:
+    result = _result(configuration, "test")
+    deo, accuracy = (result["cells"].get(name) for name in ("mean_deo", "accuracy"))
+    if not deo or deo["mean"] is None or accuracy is None or accuracy["mean"] is None:
+        return None
+    label = f"balance {configuration.setting('balance'):g}"
+    ends = deo["interval"], accuracy["mean"], accuracy["interval"]
+    return plots.Stop(label, deo["mean"], *ends, deo["floor"], bool(result["trivial"]))
 
 
 def _detail(index: int, configuration: Configuration, shared: Sequence[str]) -> dict[str, Any]:

@@ -109,6 +109,25 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
         ) from None
 
 
+# What a run must share with the one that it begins from.
+SHARED = ("dataset", "dataset_settings", "student", "method")
+
+
+def begin_from(config: RunConfig, fingerprint: str | None) -> dict[str, Tensor]:
+    """The tensors that `config.start_from` ended with. Raises RunError if it is unfinished, or of another kind."""
+    assert config.start_from is not None
+    folder = config.start_from
+    there, here = read_json(folder / "run.json"), config.identity()
+    values = {name: (there["config"].get(name), here[name]) for name in SHARED}
+    for name, (found, wanted) in {**values, "fingerprint": (there["fingerprint"], fingerprint)}.items():
+        if found != wanted:
+            raise _refuse(folder, f"{name} {found}", f"{name} {wanted}", "begin from a run of the same kind")
+    loaded = load_checkpoint(folder)
+    if loaded is None:
+        raise _refuse(folder, "no checkpoint", "the one that it ended with", "begin from another run")
+    return loaded[0]
+
+
 def write_json(path: Path, value: object) -> None:
     """A JSON file, replaced atomically."""
     replace(path, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -259,6 +259,27 @@ def compared(result: dict[str, Any]) -> None:
     typer.echo(f"report: {result['report']}")
 
 
+def dialled(result: dict[str, Any]) -> None:
+    """The scores along the path, a line a point."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = {"auroc": "AUROC", "f1_macro": "F1", "accuracy": "accuracy", "mean_deo": "mean-DEO", "max_deo": "max-DEO"}
+    title = f"test, x100, {result['seeds']} seeds, mean ± deviation"
+    points = Table(title=title, title_justify="left", box=None)
+    for column in ("balance", *names.values(), "floor"):
+        points.add_column(column, justify="right", no_wrap=True)
+    for point in result["points"]:
+        cells = ["n/a" if name not in point else _spread(point[name]) for name in names]
+        points.add_row(f"{point['balance']:g}", *cells, number(point["deo_floor"]))
+    Console().print(points)
+    typer.echo(" balance 1: feedback of the balanced CE, 0: of L_o; floor: the mean-DEO that chance alone makes")
+    for point in result["points"]:
+        if point["trivial"]:
+            typer.echo(f" balance {point['balance']:g}: {point['trivial']}")
+    typer.echo(f"report: {result['report']}")
+
+
 def _spread(score: dict[str, Any]) -> str:
     return f"{score['mean']:.1f}" + ("" if score["std"] is None else f" ± {score['std']:.1f}")
 

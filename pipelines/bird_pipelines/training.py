@@ -106,6 +106,8 @@ class Trainer:
         self.moments = data.moments() if self.method.features else None
         channels = data.stages.open(self.method.stages) if self.method.stages and data.stages is not None else []
         self.method.prepare(data.cell_counts("train"))
+        if config.start_from is not None:
+            runs.begin_from(config, data.fingerprint)  # refused before the folder is claimed
         self.learner = make_learner(config, data, self.device, self.method, channels)
         self.train_rows, meta, table = data.rows("train"), data.rows("meta"), data.table
         self.meta_rows = StratifiedRows(
@@ -276,11 +278,21 @@ class Trainer:
         runs.save_checkpoint(self.config.out, self.step, tensors, state)
 
     def restore(self) -> None:
-        """Go back to the last checkpoint, if there is one."""
+        """Go back to the last checkpoint; where there is none, begin where the run that it starts from ended."""
         loaded = runs.load_checkpoint(self.config.out)
-        if loaded is None:
-            return
-        tensors, state = loaded
+        if loaded is not None:
+            tensors, state = loaded
+            self.take(tensors)
+            if self.learner.average is not None:
+                self.learner.average.load_state_dict(runs.under("average", tensors))
+            self.epoch, self.step, self.consumed = state["epoch"], state["step"], state["consumed"]
+            self.seconds, self.sums, self.curve = state["seconds"], state["sums"], state["curve"]
+            self.clock.seconds = dict.fromkeys(PARTS, 0.0) | state.get("parts", {})
+        elif self.config.start_from is not None:
+            self.take(runs.begin_from(self.config, self.data.fingerprint))
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """The student, and what is trained beside it, as a checkpoint has them. (A running mean is of one run.)"""
         learner = self.learner
         learner.model.load_state_dict(runs.under("model", tensors))
         runs.restore_optimizer("optimizer", learner.optimizer, tensors)
@@ -291,11 +303,6 @@ class Trainer:
             learner.aide.load_state_dict(runs.under("aide", tensors))
         if learner.aide_optimizer is not None:
             runs.restore_optimizer("aide_optimizer", learner.aide_optimizer, tensors)
-        if learner.average is not None:
-            learner.average.load_state_dict(runs.under("average", tensors))
-        self.epoch, self.step, self.consumed = state["epoch"], state["step"], state["consumed"]
-        self.seconds, self.sums, self.curve = state["seconds"], state["sums"], state["curve"]
-        self.clock.seconds = dict.fromkeys(PARTS, 0.0) | state.get("parts", {})
 
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
