@@ -25,10 +25,16 @@ def tune(
     ] = 6,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each candidate.")] = 3,
     final_seeds: Annotated[int, typer.Option(min=1, help="Seeds of the chosen setting, scored on test.")] = 8,
-    auroc_drop: Annotated[
-        float, typer.Option(min=0, help="Points of AUROC that a candidate may lose against the baseline.")
+    floor_on: Annotated[
+        str,
+        typer.Option(
+            help="What a candidate may not lose: balanced_accuracy (all cells alike), accuracy, auroc, f1_macro."
+        ),
+    ] = "balanced_accuracy",
+    drop: Annotated[
+        float, typer.Option(min=0, help="Points of it that a candidate may lose against the default baseline.")
     ] = 1.0,
-    auroc_floor: Annotated[float | None, typer.Option(help="The floor itself, x100, in place of that.")] = None,
+    floor: Annotated[float | None, typer.Option(help="The floor itself, x100, in place of that.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the search, and of how meta is halved.")] = 0,
     student: Annotated[
         str | None, typer.Option(help="adapter (default), whose candidates train together, or an image student.")
@@ -41,22 +47,26 @@ def tune(
     config: Annotated[Path | None, typer.Option(help="TOML file of `bird distill` options; flags win.")] = None,
     json_: Json = False,
 ) -> None:
-    """Choose lambda, alpha, mu2 ... on half of the meta split: lowest mean-DEO above an AUROC floor. Test is opened once."""
+    """Choose a method's weights, and the baseline's, on half of meta: lowest mean-DEO above a floor. Test is opened once."""
+    from bird.errors import unknown_name
     from bird_pipelines.config import resolve
     from bird_pipelines.data import cache_dataset
-    from bird_pipelines.tune import Search
+    from bird_pipelines.search import FLOORS, Search
     from bird_pipelines.tune import tune as run
 
     flags = {"cache": cache, "out": out, "method": method, "student": student, "data_root": data_root}
     flags |= {"epochs": epochs, "warmup": warmup, "batch_size": batch_size, "limit": limit}
     base = resolve(flags, config, {"dataset": cache_dataset(cache), "method": "bird", "student": "adapter"})
+    if floor_on not in FLOORS:
+        raise unknown_name("--floor-on", floor_on, FLOORS, "choose one of them")
     search = Search(
         trials=trials,
         per_round=per_round,
         seeds=seeds,
         final_seeds=final_seeds,
-        auroc_drop=auroc_drop,
-        auroc_floor=auroc_floor,
+        floor_on=floor_on,
+        drop=drop,
+        floor=floor,
         seed=seed,
     )
     output(run(base, search), json_, show.tuned)

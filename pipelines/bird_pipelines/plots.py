@@ -308,38 +308,47 @@ def path_plot(stops: Sequence[Stop], name: str) -> str:
         return inline_svg(figure, name, "accuracy against mean-DEO along the path, with intervals")
 
 
-def front_plot(candidates: Sequence[Mapping[str, Any]], auroc_floor: float, name: str) -> str:
-    """AUROC against mean-DEO (x100) of candidate settings: the Pareto front as a line, the chosen one ringed."""
+def front_plot(
+    candidates: Sequence[Mapping[str, Any]],
+    baseline: Sequence[Mapping[str, Any]],
+    on: str,
+    on_name: str,
+    floor: float,
+    name: str,
+) -> str:
+    """`on` against mean-DEO (x100) of candidate settings: the Pareto front as a line, the chosen one ringed, with its
+    interval; the baseline's candidates as squares. `on_name` is what `on` is called, `floor` its floor."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
         axes = figure.subplots()
-        front = sorted((each["mean_deo"], each["auroc"]) for each in candidates if each["front"])
+        front = sorted((each["mean_deo"], each[on]) for each in candidates if each["front"])
         if front:
             line: dict[str, Any] = {"color": PALETTE[0], "marker": "o", "markersize": 7, "zorder": 3}
             axes.plot(*zip(*front, strict=True), label="Pareto front", **line)
-        for other, colour, label in ((True, MUTED, "candidate"), (False, PALETTE[1], "AUROC below the floor")):
+        for other, colour, label in ((True, MUTED, "candidate"), (False, PALETTE[1], "below the floor")):
             points = [e for e in candidates if not e["front"] and not e["trivial"] and e["feasible"] is other]
-            axes.scatter([e["mean_deo"] for e in points], [e["auroc"] for e in points], s=26, color=colour, label=label)
-        if hollow := [(each["mean_deo"], each["auroc"]) for each in candidates if each["trivial"]]:
-            face: dict[str, Any] = {"facecolors": "none", "edgecolors": PALETTE[1]}
-            across, up = zip(*hollow, strict=True)
-            axes.scatter(across, up, s=26, label="trivial student", **face)
-        for each in candidates:
-            if each["deo_floor"] is not None:
-                axes.plot(
-                    each["deo_floor"], each["auroc"], color=MUTED, marker="|", markersize=9, linestyle="", zorder=2
-                )
+            axes.scatter([e["mean_deo"] for e in points], [e[on] for e in points], s=26, color=colour, label=label)
+        beside: dict[str, Any] = {"marker": "s", "color": PALETTE[4], "alpha": 0.8}
+        axes.scatter([e["mean_deo"] for e in baseline], [e[on] for e in baseline], 22, label="baseline", **beside)
+        both = [*candidates, *baseline]
+        if hollow := [(each["mean_deo"], each[on]) for each in both if each["trivial"]]:
+            face: dict[str, Any] = {"facecolors": "white", "edgecolors": PALETTE[1], "zorder": 3}
+            axes.scatter(*zip(*hollow, strict=True), label="trivial student", **face)
+        for each in both:
+            axes.plot(each["deo_floor"], each[on], color=MUTED, marker="|", markersize=9, linestyle="", zorder=2)
         axes.plot([], [], color=MUTED, marker="|", markersize=9, linestyle="", label="floor of the mean-DEO")
-        chosen = next(each for each in candidates if each["chosen"])
-        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": INK, "linewidths": 1.6, "zorder": 4}
-        axes.scatter([chosen["mean_deo"]], [chosen["auroc"]], s=190, label="chosen", **ring)
-        axes.axhline(auroc_floor, color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)), label="AUROC floor")
+        for found, label, colour in ((candidates, "chosen", INK), (baseline, "baseline's chosen", PALETTE[4])):
+            chosen = next(each for each in found if each["chosen"])
+            ring: dict[str, Any] = {"facecolors": "none", "edgecolors": colour, "linewidths": 1.6, "zorder": 4}
+            axes.scatter([chosen["mean_deo"]], [chosen[on]], s=190, label=label, **ring)
+            axes.plot(chosen["deo_interval"], [chosen[on]] * 2, color=colour, linewidth=1.0, alpha=0.6)
+        axes.axhline(floor, color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)), label=f"floor of {on_name}")
         axes.margins(0.08)
         axes.set_xlabel("mean-DEO ×100  (← lower is better)")
-        axes.set_ylabel("AUROC ×100  (higher is better →)")
+        axes.set_ylabel(f"{on_name} ×100  (higher is better →)")
         axes.grid()
         figure.legend(loc="outside right upper", labelspacing=0.9)
-        return inline_svg(figure, name, "AUROC against mean-DEO on the choosing half, one mark a candidate")
+        return inline_svg(figure, name, f"{on_name} against mean-DEO on the choosing half, one mark a candidate")
 
 
 def _means(axes: Axes, runs: Sequence[Point], colour: str, marker: str) -> None:

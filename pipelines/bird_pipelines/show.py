@@ -285,19 +285,21 @@ def _spread(score: dict[str, Any]) -> str:
 
 
 def tuned(result: dict[str, Any]) -> None:
-    """What `bird tune` chose, how it did on the choosing half, and on test."""
-    chosen, test = result["chosen"], result["test"]
+    """What `bird tune` chose, how it did on the choosing half, and on test, beside the baseline."""
+    chosen, test, baseline = result["chosen"], result["test"], result["baseline"]
+    on = result["search"]["floor_on"]
     table("chosen", {name: f"{value:.4g}" for name, value in chosen["setting"].items()})
-    judged = {
-        "candidates": len(result["candidates"]),
-        "AUROC floor": number(result["auroc_floor"]),
-        "baseline": f"mean-DEO {number(result['baseline']['mean_deo'])}, AUROC {number(result['baseline']['auroc'])}",
-        "chosen": f"mean-DEO {number(chosen['mean_deo'])}, AUROC {number(chosen['auroc'])}",
-    }
+    judged = {"candidates": f"{len(result['candidates'])}, and as many of the baseline"}
+    judged[f"floor of {on}"] = number(result["floor"])
+    for name, each in (("baseline", baseline["chosen"]), ("chosen", chosen)):
+        low, high = each["deo_interval"]
+        judged[name] = f"mean-DEO {each['mean_deo']:.2f} [{low:.1f}, {high:.1f}]  floor {each['deo_floor']:.1f}"
+        judged[f"{name}, {on}"] = number(each[on])
     table("on the choosing half of meta, x100", judged)
     if not chosen["feasible"]:
-        typer.echo(" no candidate reached the AUROC floor with a student that is not trivial")
-    for name, each in (("chosen", chosen), ("baseline", result["baseline"]), ("test", test)):
+        typer.echo(f" no candidate reached the floor of {on} with a student that is not trivial")
+    marked = {"chosen": chosen, "baseline": baseline["chosen"], "test": test, "test, baseline": baseline["test"]}
+    for name, each in marked.items():
         if each.get("trivial"):
             typer.echo(f" {name}: {each['trivial']}")
     if "error" in test:
@@ -305,6 +307,14 @@ def tuned(result: dict[str, Any]) -> None:
     else:
         scores = {name: each for name, each in test.items() if isinstance(each, dict)}
         spread = {name: "" if each["std"] is None else f" ± {each['std']:.2f}" for name, each in scores.items()}
-        rows = {name: number(each["mean"]) + spread[name] for name, each in scores.items()}
+        rows = {
+            name: f"{each['mean']:.2f}{spread[name]}  (baseline {baseline['test'][name]['mean']:.2f})"
+            for name, each in scores.items()
+        }
         table(f"test, x100, {test['seeds']} seeds; mean-DEO's floor {number(test['deo_floor'])}", rows)
+    for split, found in result["less_baseline"].items():
+        if "mean_deo" in found:
+            effect, (low, high) = found["mean_deo"]["effect"], found["mean_deo"]["interval"]
+            told = "" if high < 0 else ": not shown to be better"
+            typer.echo(f" {split}, mean-DEO less the baseline's: {effect:+.1f} [{low:+.1f}, {high:+.1f}]{told}")
     typer.echo(f"report: {result['report']}")

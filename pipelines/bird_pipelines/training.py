@@ -311,7 +311,7 @@ class Trainer:
         for name, content in files.items():
             replace(out / name, content)
         for split in self.config.scored():
-            keep = out if split == "test" else None
+            keep = out if split != "meta" else None
             metrics: Mapping[str, Any] = {"error": f"no sample in the {split} split"}
             if len(data.rows(split)):
                 try:

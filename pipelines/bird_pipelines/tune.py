@@ -1,81 +1,47 @@
 """`bird tune`: a method's weights chosen on data that is neither trained on nor tested on.
 
 The meta split is halved (by class and group, by the search's seed): one half feeds the meta step, on the other a candidate
-is judged. Its mean-DEO, averaged over seeds, is minimised; a candidate whose AUROC falls below the floor is not feasible.
-A candidate with a trivial student (`bird.caveats`), whose gap says nothing, is not feasible either.
-While candidates are compared the test split is not read. At the end the chosen setting is trained with the whole meta split
-and scored on test; after that the study is closed.
+is judged (bird_pipelines.search). Its mean-DEO, averaged over seeds, is minimised; a candidate that falls below the floor of
+accuracy is not feasible, nor is one with a trivial student (`bird.caveats`), whose gap says nothing.
+The baseline gets as many trials, for its learning rate and its running mean, and is chosen by the same rule: a method that
+was tuned is not compared with one that was not. While candidates are compared the test split is not read. At the end both
+chosen settings are trained with the whole meta split and scored on test; after that the study is closed.
 
-OUT/study.journal     every candidate, as it is drawn and as it is judged (optuna's journal)
-OUT/baseline, OUT/candidates, OUT/final      run folders
-OUT/tune.json, OUT/tune.html                 the result, written last
+OUT/baseline, OUT/candidates     a journal of candidates, as they are drawn and judged, and their run folders
+OUT/final, OUT/final-baseline    run folders
+OUT/tune.json, OUT/tune.html     the result, written last
 """
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from bird.errors import RunError, UsageError
+from bird.paired import Predicted, compare
 from bird_cache.files import LOCKS, replace, write_lock
 from bird_cache.manifest import flatten
-from bird_cache.order import raw
 from bird_pipelines import runs
 from bird_pipelines.config import CHOOSE, RunConfig
-from bird_pipelines.data import load_data
 from bird_pipelines.many import distill_many
-from bird_pipelines.marks import MARK, ONE_SEED, WHAT_TRIVIAL_MEANS, few, reason_of, trivial_seeds
+from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS
+from bird_pipelines.scoring import load_predictions
+from bird_pipelines.search import (
+    BASELINE,
+    FIELDS,
+    FLOORS,
+    METRICS,
+    SPACES,
+    Search,
+    look,
+    require_halves,
+    run_of,
+    summary_of,
+)
 
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.trial import FrozenTrial, Trial
-
-__all__ = ["SPACES", "Search", "tune"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """Where a weight is looked for; `log`: evenly by its logarithm."""
-
-    low: float
-    high: float
-    log: bool = False
-
-
-LAMBDA, ALPHA, MU2 = Range(1e-3, 1.0, log=True), Range(0.3, 0.99), Range(1e-4, 1e-1, log=True)
-MMD = Range(0.1, 30.0, log=True)
-SPACES: Mapping[str, Mapping[str, Range]] = {
-    "bkd": {"alpha": Range(0.0, 1.0)},
-    "fitnet": {"fitnet_weight": Range(1e-2, 10.0, log=True)},
-    "bird": {"lambda": LAMBDA, "alpha": ALPHA, "mu2": MU2},
-    "bird-no-meta": {"lambda": LAMBDA, "alpha": ALPHA},
-    "bird-offsets": {"alpha": Range(0.0, 0.99), "mu2": MU2, "balance": Range(0.0, 1.0)},
-    "bird-plus": {"alpha": Range(0.0, 0.99), "mu2": MU2},  # a teacher as biased as the data is best heard little
-    "mfd": {"mfd_weight": MMD},
-    "bird+mfd": {"lambda": LAMBDA, "alpha": ALPHA, "mu2": MU2, "mfd_weight": MMD},
-}
-"""What is chosen, by method."""
-
-FIELDS = {"lambda": "lambda_"}
-METRICS = ("auroc", "f1_macro", "accuracy", "mean_deo", "max_deo")
-
-
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """How a setting is looked for. `auroc_floor` (x100) takes the place of the baseline's AUROC less `auroc_drop`."""
-
-    trials: int = 24
-    per_round: int = 6
-    seeds: int = 3
-    final_seeds: int = 8
-    auroc_drop: float = 1.0
-    auroc_floor: float | None = None
-    seed: int = 0
+__all__ = ["Search", "tune"]
 
 
 def tune(base: RunConfig, search: Search) -> dict[str, Any]:
@@ -96,12 +62,12 @@ def tune(base: RunConfig, search: Search) -> dict[str, Any]:
     claim(base, search)
     with write_lock(base.out):
         if not (base.out / "tune.json").exists():
-            reference = judge(base.model_copy(update={"method": "baseline"}), search, {0: {}}, "baseline")[0]
-            floor = reference["auroc"] - search.auroc_drop if search.auroc_floor is None else search.auroc_floor
-            study = open_study(base, search)
-            while len(complete(study)) < search.trials:
-                one_round(study, base, search, floor)
-            conclude(study, base, search, floor, reference)
+            plain = base.model_copy(update={"method": "baseline", "average": 0.0})
+            baseline = look(plain, search, base.out / "baseline", BASELINE, search.floor)
+            default = next(each for each in baseline if each["number"] == 0)
+            floor = default[search.floor_on] - search.drop if search.floor is None else search.floor
+            candidates = look(base, search, base.out / "candidates", SPACES[base.method], floor)
+            conclude(base, plain, search, floor, baseline, candidates)
     return runs.read_json(base.out / "tune.json")
 
 
@@ -133,186 +99,80 @@ def claim(base: RunConfig, search: Search) -> None:
     runs.write_json(path, asked)
 
 
-def require_halves(base: RunConfig, search: Search) -> None:
-    """Before anything is trained: raise UsageError where the choosing half of meta lacks a (class, group) cell."""
-    data = load_data(base.model_copy(update={"choose": search.seed}))
-    empty = data.empty_cells().get(CHOOSE, [])
-    if empty or not len(data.rows(CHOOSE)):
-        raise UsageError(
-            where=f"study {base.out}",
-            found=f"no sample of {few(empty) or 'any class'} in the choosing half of meta",
-            wanted="at least two meta samples in every (class, group) cell",
-            fix="use a larger --limit, or a cache with a larger meta split",
-        )
-
-
-def open_study(base: RunConfig, search: Search) -> Study:
-    """The study in the folder's journal; a new one begins with the setting that `base` has."""
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(base.out / "study.journal")))
-    study = optuna.create_study(storage=storage, study_name="tune", direction="minimize", load_if_exists=True)
-    if not study.trials:
-        given = {name: getattr(base, FIELDS.get(name, name)) for name in SPACES[base.method]}
-        spans = SPACES[base.method]
-        study.enqueue_trial({name: min(max(given[name], span.low), span.high) for name, span in spans.items()})
-    return study
-
-
-def one_round(study: Study, base: RunConfig, search: Search, floor: float) -> None:
-    """Draw candidates, train them together, and tell the study. Candidates that were drawn before a kill come first."""
-    from optuna.trial import Trial, TrialState
-
-    drawn = [Trial(study, each._trial_id) for each in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
-    drawn = [trial for trial in drawn if trial.params.keys() == SPACES[base.method].keys()]
-    wanted = min(search.per_round, search.trials - len(complete(study)))
-    while len(drawn) < wanted:
-        drawn.append(draw(study, base.method, search.seed))
-    found = judge(base, search, {trial.number: trial.params for trial in drawn}, "candidates")
-    for trial in drawn:
-        values = found[trial.number]
-        for name in (*METRICS, "deo_floor", "trivial"):
-            trial.set_user_attr(name, values[name])
-        trial.set_user_attr("shortfall", floor - values["auroc"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            study.tell(trial, values["mean_deo"])
-
-
-def draw(study: Study, method: str, seed: int) -> Trial:
-    """A new candidate: a pure function of the seed and of what the study holds."""
-    import optuna
-
-    number = len(study.get_trials(deepcopy=False))
-    with warnings.catch_warnings():  # optuna calls constraints experimental
-        warnings.simplefilter("ignore")
-        study.sampler = optuna.samplers.TPESampler(
-            seed=int(raw(seed, 7, number, count=1)[0] % np.uint64(1 << 32)),
-            constraints_func=shortfall,
-            n_startup_trials=8,
-            multivariate=True,
-        )
-        trial = study.ask()
-        for name, span in SPACES[method].items():
-            trial.suggest_float(name, span.low, span.high, log=span.log)
-    return trial
-
-
-def shortfall(trial: FrozenTrial) -> tuple[float, float]:
-    """How far a candidate's AUROC lies below the floor, and 1 for a trivial student: above 0 it is not feasible."""
-    return float(trial.user_attrs["shortfall"]), float(bool(trial.user_attrs.get("trivial")))
-
-
-def complete(study: Study) -> list[FrozenTrial]:
-    """The candidates that have been judged."""
-    from optuna.trial import TrialState
-
-    found: list[FrozenTrial] = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return found
-
-
-def judge(
-    base: RunConfig, search: Search, settings: Mapping[int, Mapping[str, float]], kind: str
-) -> dict[int, dict[str, Any]]:
-    """Each setting's metrics on the choosing half, averaged over the seeds, and in words which students are trivial; all
-    runs together."""
-    configs = [
-        base.model_copy(
-            update={FIELDS.get(name, name): value for name, value in values.items()}
-            | {"seed": seed, "choose": search.seed, "out": base.out / kind / f"{number:03d}-{seed}"}
-        )
-        for number, values in settings.items()
-        for seed in range(search.seeds)
+def conclude(
+    base: RunConfig,
+    plain: RunConfig,
+    search: Search,
+    floor: float,
+    baseline: Sequence[Mapping[str, Any]],
+    candidates: Sequence[Mapping[str, Any]],
+) -> None:
+    """Train both chosen settings with the whole meta split, score them on test, compare them, and write the result."""
+    ours, theirs = (next(each for each in found if each["chosen"]) for found in (candidates, baseline))
+    halves = [
+        [run_of(base.out / name, chosen["number"], seed) for seed in range(search.seeds)]
+        for name, chosen in (("candidates", ours), ("baseline", theirs))
     ]
-    infos = distill_many(configs)
-    means: dict[int, dict[str, Any]] = {}
-    for index, number in enumerate(settings):
-        scores = [info["metrics"][CHOOSE] for info in infos[index * search.seeds : (index + 1) * search.seeds]]
-        wrong = [each["error"] for each in scores if "error" in each]
-        if wrong := wrong or [why for name in METRICS if (why := reason_of(name, scores))]:
-            raise RunError(
-                where=f"study {base.out}",
-                found=f"half of meta cannot be scored: {wrong[0]}",
-                wanted="two classes, two groups, and at least two meta samples in every (class, group) cell",
-                fix="use a larger --limit, or a cache with a larger meta split",
-            )
-        means[number] = {name: float(np.mean([each[name] for each in scores])) for name in METRICS}
-        means[number]["deo_floor"] = float(np.mean([each["deo_floor"]["mean"] for each in scores]))
-        means[number]["trivial"] = trivial_seeds(dict(enumerate(scores)))
-    return means
-
-
-def candidates_of(study: Study) -> list[dict[str, Any]]:
-    """The judged candidates: which are feasible, which on the Pareto front of mean-DEO and AUROC, which is chosen. A
-    trivial student is neither, whatever its gap."""
-    found: list[dict[str, Any]] = [
-        {"number": t.number, "setting": dict(t.params), **{name: t.user_attrs[name] for name in METRICS}}
-        | {"trivial": t.user_attrs.get("trivial"), "deo_floor": t.user_attrs.get("deo_floor")}
-        | {"feasible": max(shortfall(t)) <= 0}
-        for t in complete(study)
-    ]
-    telling = [each for each in found if not each["trivial"]]
-    for each in found:
-        each["front"] = not each["trivial"] and not any(dominates(other, each) for other in telling)
-    feasible = [each for each in found if each["feasible"]]
-    best = min(
-        feasible or telling or found,
-        key=lambda e: (e["mean_deo"], -e["auroc"]) if feasible else (-e["auroc"], 0.0),
-    )
-    for each in found:
-        each["chosen"] = each is best
-    return found
-
-
-def dominates(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether a candidate is as good in both and better in one."""
-    no_worse = one["mean_deo"] <= other["mean_deo"] and one["auroc"] >= other["auroc"]
-    return no_worse and (one["mean_deo"], one["auroc"]) != (other["mean_deo"], other["auroc"])
-
-
-def conclude(study: Study, base: RunConfig, search: Search, floor: float, reference: Mapping[str, float]) -> None:
-    """Train the chosen setting with the whole meta split, score it on test, and write the result."""
-    candidates = candidates_of(study)
-    chosen = next(each for each in candidates if each["chosen"])
-    weights = {FIELDS.get(name, name): value for name, value in chosen["setting"].items()}
-    configs = [
-        base.model_copy(update=weights | {"seed": seed, "out": base.out / "final" / str(seed)})
-        for seed in range(search.final_seeds)
-    ]
-    tests = [info["metrics"]["test"] for info in distill_many(configs)]
+    finals = [final(base, ours, search, "final"), final(plain, theirs, search, "final-baseline")]
+    info = runs.read_json(finals[0][0].out / "run.json")
+    sizes = len(info["class_names"]), len(info["group_names"])
+    folders = [[config.out for config in each] for each in finals]
+    tests = [summary_of([runs.read_json(out / "metrics-test.json") for out in each]) for each in folders]
     result = {
         "method": base.method,
         "cache": base.cache,
         "search": dataclasses.asdict(search),
         "space": {name: dataclasses.asdict(span) for name, span in SPACES[base.method].items()},
-        "auroc_floor": floor,
-        "baseline": dict(reference),
+        "baseline_space": {name: dataclasses.asdict(span) for name, span in BASELINE.items()},
+        "floor": floor,
         "candidates": candidates,
-        "chosen": chosen,
-        "test": summary_of(tests),
-        "runs": [str(config.out) for config in configs],
+        "chosen": ours,
+        "baseline": {"candidates": baseline, "chosen": theirs, "test": tests[1]},
+        "test": tests[0],
+        "less_baseline": {
+            CHOOSE: less(halves[0], halves[1], CHOOSE, *sizes),
+            "test": less(folders[0], folders[1], "test", *sizes),
+        },
+        "runs": [str(out) for out in folders[0]],
         "report": str(base.out / "tune.html"),
     }
     replace(base.out / "tune.html", render(result).encode())
     runs.write_json(base.out / "tune.json", result)
 
 
-def summary_of(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation (ddof 1) of the test metrics over the seeds; or why they are not there."""
-    wrong = [each["error"] for each in tests if "error" in each]
-    if wrong := wrong or [why for name in METRICS if (why := reason_of(name, tests))]:
-        return {"error": wrong[0]}
-    columns = {name: [each[name] for each in tests] for name in METRICS}
-    scores = {
-        name: {"mean": float(np.mean(v)), "std": float(np.std(v, ddof=1)) if len(v) > 1 else None}
-        | ({"undefined": {"std": ONE_SEED}} if len(v) == 1 else {})
-        for name, v in columns.items()
+def final(config: RunConfig, chosen: Mapping[str, Any], search: Search, name: str) -> list[RunConfig]:
+    """The chosen setting's runs on the whole meta split, trained."""
+    weights = {FIELDS.get(name, name): value for name, value in chosen["setting"].items()}
+    configs = [
+        config.model_copy(update=weights | {"seed": seed, "out": config.out / name / str(seed)})
+        for seed in range(search.final_seeds)
+    ]
+    distill_many(configs)
+    return configs
+
+
+def less(
+    ours: Sequence[Path], theirs: Sequence[Path], split: str, classes: int, groups: int
+) -> dict[str, dict[str, Any]]:
+    """The chosen setting less the baseline's, paired by seed and row, x100: effect and 95 % interval by metric."""
+    one, other = predicted(ours, split), predicted(theirs, split)
+    if not one.keys() & other.keys():
+        return {}
+    return {
+        name: {"effect": each.effect, "interval": list(each.interval), "p": each.p}
+        for name, each in compare(one, other, classes, groups).items()
     }
-    floor = float(np.mean([each["deo_floor"]["mean"] for each in tests]))
-    return {**scores, "seeds": len(tests), "deo_floor": floor, "trivial": trivial_seeds(dict(enumerate(tests)))}
+
+
+def predicted(folders: Sequence[Path], split: str) -> dict[int, Predicted]:
+    """What the runs of seeds 0, 1, ... answered on `split`, where they kept it."""
+    found = {seed: load_predictions(folder, split) for seed, folder in enumerate(folders)}
+    return {seed: each for seed, each in found.items() if each is not None}
+
+
+def better(difference: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the mean-DEO is shown to be lower than the baseline's."""
+    return "mean_deo" in difference and difference["mean_deo"]["interval"][1] < 0
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -329,8 +189,23 @@ def render(result: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    ranked = sorted(result["candidates"], key=lambda each: (not each["feasible"], each["mean_deo"]))
-    plot = Markup(front_plot(result["candidates"], result["auroc_floor"], "front"))
+    on = result["search"]["floor_on"]
+    ranked = [
+        sorted(each["candidates"], key=lambda each: (not each["feasible"], each["mean_deo"]))
+        for each in (result, result["baseline"])
+    ]
+    plot = front_plot(result["candidates"], result["baseline"]["candidates"], on, FLOORS[on], result["floor"], "front")
+    shown = {name: better(each) for name, each in result["less_baseline"].items()}
     page = environment.get_template("tune.html.j2")
     marks = {"mark": MARK, "what_trivial_means": WHAT_TRIVIAL_MEANS}
-    return page.render(**{**result, "candidates": ranked}, plot=plot, metrics=METRICS, **marks)
+    return page.render(
+        **{**result, "candidates": ranked[0]},
+        of_baseline=ranked[1],
+        plot=Markup(plot),
+        metrics=METRICS,
+        on=on,
+        on_name=FLOORS[on],
+        better=shown,
+        choose=CHOOSE,
+        **marks,
+    )

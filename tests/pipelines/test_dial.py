@@ -50,7 +50,9 @@ def test_a_run_that_goes_on_is_resumed_and_in_a_stack_the_same(cache, tmp_path):
     assert alone["config"]["started"]
     assert bird_pipelines.distill(cache=cache, out=tmp_path / "alone", method="bird-offsets", **more) == alone
     flags = {key: value for key, value in SHORT.items() if key not in ("epochs", "warmup")}
-    told = turn(str(cache), tmp_path / "path", (0.0, 0.5), seeds=2, epochs_each=2, flags={**flags, "epochs": 2, "warmup": 1})
+    told = turn(
+        str(cache), tmp_path / "path", (0.0, 0.5), seeds=2, epochs_each=2, flags={**flags, "epochs": 2, "warmup": 1}
+    )
     assert len(told["points"]) == 2
     one = load_file(tmp_path / "alone" / "student.safetensors")
     other = load_file(tmp_path / "path" / "0.5-0" / "student.safetensors")

@@ -9,10 +9,11 @@ from helpers.shell import bird, bird_json, panel
 
 from bird.errors import RunError, UsageError
 from bird_cache.store import open_cache
-from bird_pipelines import tune as tuning
+from bird_pipelines import search as searching
 from bird_pipelines.config import resolve
 from bird_pipelines.data import hold_out, load_data
-from bird_pipelines.tune import SPACES, Search, candidates_of, dominates, tune
+from bird_pipelines.search import SPACES, Search, candidates_of, dominates
+from bird_pipelines.tune import tune
 
 ROWS, DIM = 600, 6
 
@@ -30,7 +31,7 @@ def cache(tmp_path_factory):
     return cachekit.made_up(where, labels, groups, splits, vectors, ("a", "b", "c"), ("g", "h"))
 
 
-SMALL = Search(trials=4, per_round=2, seeds=1, final_seeds=2, auroc_drop=50.0)
+SMALL = Search(trials=4, per_round=2, seeds=1, final_seeds=2, drop=50.0, floor_on="auroc")
 
 
 def base(cache, out, **flags):
@@ -62,11 +63,11 @@ def test_the_chosen_setting_is_the_best_feasible_one_and_test_comes_last(cache, 
     assert len(candidates) == 4
     assert not any(each["trivial"] for each in candidates), "they have learned something"
     assert candidates[0]["setting"] == pytest.approx({"lambda": 0.03, "alpha": 0.9, "mu2": 1e-3}), "the default first"
-    feasible = [each for each in candidates if each["auroc"] >= result["auroc_floor"]]
+    feasible = [each for each in candidates if each["auroc"] >= result["floor"]]
     assert [each["feasible"] for each in candidates] == [each in feasible for each in candidates]
     assert result["chosen"]["mean_deo"] == min(each["mean_deo"] for each in feasible)
     for each in candidates:
-        assert each["front"] == (not any(dominates(other, each) for other in candidates))
+        assert each["front"] == (not any(dominates(other, each, "auroc") for other in candidates))
     assert not [*(out / "candidates").glob("*/metrics-test.json"), *(out / "baseline").glob("*/metrics-test.json")]
     finals = sorted((out / "final").iterdir())
     assert len(finals) == 2
@@ -93,8 +94,8 @@ class Told:
 
     def __init__(self, number, deo, auroc, trivial=None):
         self.number, self.params = number, {}
-        self.user_attrs = dict.fromkeys(tuning.METRICS, 0.0) | {"mean_deo": deo, "auroc": auroc, "shortfall": 0}
-        self.user_attrs |= {"trivial": trivial, "deo_floor": 3.0}
+        self.user_attrs = dict.fromkeys(searching.METRICS, 0.0) | {"mean_deo": deo, "auroc": auroc}
+        self.user_attrs |= {"trivial": trivial, "deo_floor": 3.0, "deo_interval": [deo, deo]}
 
 
 class Study:
@@ -109,11 +110,15 @@ class Study:
 
 def test_a_trivial_student_is_not_chosen_and_on_no_front():
     """Its gap is the smallest and its AUROC the highest: scores can rank what the answers never name."""
-    found = candidates_of(Study(Told(0, 0.0, 96, "it names one class"), Told(1, 12.0, 90), Told(2, 9.0, 80)))
+    found = candidates_of(
+        Study(Told(0, 0.0, 96, "it names one class"), Told(1, 12.0, 90), Told(2, 9.0, 80)), "auroc", 50.0
+    )
     assert [each["chosen"] for each in found] == [False, False, True]
     assert [each["front"] for each in found] == [False, True, True]
     assert [each["feasible"] for each in found] == [False, True, True]
-    found = candidates_of(Study(Told(0, 0.0, 96, "it names one class"), Told(1, 5.0, 90, "it names one class")))
+    found = candidates_of(
+        Study(Told(0, 0.0, 96, "it names one class"), Told(1, 5.0, 90, "it names one class")), "auroc", 50.0
+    )
     assert [each["chosen"] for each in found] == [True, False], "nothing else is there"
     assert not any(each["feasible"] or each["front"] for each in found)
 
@@ -123,13 +128,13 @@ def test_trivial_candidates_are_marked_on_the_page_and_in_the_terminal(cache, tm
     from bird_pipelines import show
 
     result = tune(base(cache, tmp_path / "study", lr=1e-5), SMALL)
-    assert all(each["trivial"] for each in (*result["candidates"], result["baseline"], result["test"]))
+    assert all(each["trivial"] for each in (*result["candidates"], result["baseline"]["chosen"], result["test"]))
     page = (tmp_path / "study" / "tune.html").read_text()
     assert page.count("trivial student") > len(result["candidates"])
     assert "whose gap says nothing" in page
     show.tuned(result)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "no candidate reached the AUROC floor with a student that is not trivial" in printed
+    assert "no candidate reached the floor of auroc with a student that is not trivial" in printed
     assert printed.count("trivial student") >= 3
 
 
@@ -147,7 +152,7 @@ class Stop(Exception):
 def test_a_stopped_search_ends_as_an_unbroken_one(cache, tmp_path, monkeypatch, calls):
     """Stopped after the baseline, or with drawn candidates that are trained but not told, in the first round or later."""
     unbroken = tune(base(cache, tmp_path / "a"), SMALL)
-    real, count = tuning.judge, 0
+    real, count = searching.judge, 0
 
     def judge(*args):
         nonlocal count
@@ -157,31 +162,31 @@ def test_a_stopped_search_ends_as_an_unbroken_one(cache, tmp_path, monkeypatch, 
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(tuning, "judge", judge)
+        patch.setattr(searching, "judge", judge)
         with pytest.raises(Stop):
             tune(base(cache, tmp_path / "b"), SMALL)
     resumed = tune(base(cache, tmp_path / "b"), SMALL)
-    for name in ("candidates", "chosen", "test", "auroc_floor", "baseline"):
+    for name in ("candidates", "chosen", "test", "floor", "baseline", "less_baseline"):
         assert resumed[name] == unbroken[name], name
 
 
 def test_without_a_feasible_candidate_the_highest_auroc_is_taken(cache, tmp_path):
-    result = tune(base(cache, tmp_path / "study"), Search(**{**vars(SMALL), "trials": 2, "auroc_floor": 100.0}))
+    result = tune(base(cache, tmp_path / "study"), Search(**{**vars(SMALL), "trials": 2, "floor": 100.0}))
     assert not result["chosen"]["feasible"]
     assert result["chosen"]["auroc"] == max(each["auroc"] for each in result["candidates"])
-    assert "No candidate reached the AUROC floor" in (tmp_path / "study" / "tune.html").read_text()
+    assert "No candidate reached the floor of AUROC" in (tmp_path / "study" / "tune.html").read_text()
 
 
 def test_the_front_has_no_candidate_that_another_beats():
-    found = candidates_of(Study(Told(0, 10, 90), Told(1, 20, 95), Told(2, 15, 89), Told(3, 20, 94)))
+    found = candidates_of(Study(Told(0, 10, 90), Told(1, 20, 95), Told(2, 15, 89), Told(3, 20, 94)), "auroc", 50.0)
     assert [each["front"] for each in found] == [True, True, False, False]
     assert [each["chosen"] for each in found] == [True, False, False, False]
 
 
 def test_the_command_prints_what_was_chosen(cache, tmp_path):
-    flags = ("--trials", 2, "--per-round", 2, "--seeds", 1, "--final-seeds", 1, "--epochs", 1, "--auroc-drop", 50)
+    flags = ("--trials", 2, "--per-round", 2, "--seeds", 1, "--final-seeds", 1, "--epochs", 1, "--drop", 50)
     done = bird("tune", "--cache", cache, "--out", tmp_path / "study", "--method", "bird-no-meta", *flags)
-    assert "AUROC floor" in done.stdout
+    assert "floor of balanced_accuracy" in done.stdout
     assert "mean_deo" in done.stdout
     result = bird_json("tune", "--cache", cache, "--out", tmp_path / "study", "--method", "bird-no-meta", *flags)
     assert result["chosen"]["setting"].keys() == {"lambda", "alpha"}
@@ -189,3 +194,26 @@ def test_the_command_prints_what_was_chosen(cache, tmp_path):
     assert "no weight to choose" in panel(bad)
     with pytest.raises(UsageError, match="no weight"):
         tune(base(cache, tmp_path / "other", method="baseline"), SMALL)
+
+
+def test_the_baseline_gets_as_many_trials_and_is_told_apart(cache, tmp_path, capsys):
+    """Both are compared on the same rows of the choosing half, and of test; what is not better is said."""
+    from bird_pipelines import show
+
+    result = tune(base(cache, tmp_path / "study", epochs=3, lr=1e-2), SMALL)
+    assert len(result["baseline"]["candidates"]) == len(result["candidates"]) == SMALL.trials
+    assert result["baseline"]["candidates"][0]["setting"] == pytest.approx({"lr": 1e-2, "average": 0.0})
+    assert result["floor"] == pytest.approx(result["baseline"]["candidates"][0]["auroc"] - SMALL.drop)
+    for each in (*result["candidates"], *result["baseline"]["candidates"]):
+        low, high = each["deo_interval"]
+        assert 0 <= low <= high <= 100
+    for split in ("choose", "test"):
+        difference = result["less_baseline"][split]["mean_deo"]
+        low, high = difference["interval"]
+        assert low <= high
+        shown = high < 0
+        page = (tmp_path / "study" / "tune.html").read_text()
+        said = "shown to be better" if split == "choose" else "do not show that its gap is smaller"
+        assert (said in page) is not shown
+    show.tuned(result)
+    assert "and as many of the baseline" in capsys.readouterr().out
