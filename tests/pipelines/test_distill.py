@@ -16,9 +16,9 @@ import bird_pipelines
 from bird.errors import RunError, UsageError
 from bird.methods import METHODS
 from bird_cache.store import open_cache
-from bird_pipelines import training
 from bird_pipelines.config import resolve
-from bird_pipelines.evaluate import evaluate
+from bird_pipelines.distilling import training
+from bird_pipelines.distilling.evaluate import evaluate
 
 QUICK = ("--epochs", 2, "--warmup", 1, "--batch-size", 32)
 SHORT = {"epochs": 2, "warmup": 1, "batch_size": 32}
@@ -187,9 +187,9 @@ main()
     check = """
 import atexit, sys
 def report():
-    names = ("transformers", "open_clip", "onnxruntime", "bird.teachers", "bird_pipelines.extraction")
+    names = ("transformers", "open_clip", "onnxruntime", "bird.teachers", "bird_pipelines.precomputing.extraction")
     loaded = [name for name in sys.modules if name.startswith(names)]
-    assert "bird.meta" in sys.modules
+    assert "bird.step.meta" in sys.modules
     print("LOADED", loaded, file=sys.stderr)
 atexit.register(report)
 """

@@ -9,11 +9,11 @@ from helpers.shell import bird, bird_json, panel
 
 from bird.errors import RunError, UsageError
 from bird_cache.store import open_cache
-from bird_pipelines import search as searching
 from bird_pipelines.config import resolve
-from bird_pipelines.data import hold_out, load_data
-from bird_pipelines.search import SPACES, Search, candidates_of, dominates
-from bird_pipelines.tune import tune
+from bird_pipelines.distilling.data import hold_out, load_data
+from bird_pipelines.study import search as searching
+from bird_pipelines.study.search import SPACES, Search, candidates_of, dominates
+from bird_pipelines.study.tune import tune
 
 ROWS, DIM = 600, 6
 
@@ -125,7 +125,7 @@ def test_a_trivial_student_is_not_chosen_and_on_no_front():
 
 def test_trivial_candidates_are_marked_on_the_page_and_in_the_terminal(cache, tmp_path, capsys):
     """Two epochs at a small step: no student knows the classes yet."""
-    from bird_pipelines import show
+    from bird_pipelines.cli import show
 
     result = tune(base(cache, tmp_path / "study", lr=1e-5), SMALL)
     assert all(each["trivial"] for each in (*result["candidates"], result["baseline"]["chosen"], result["test"]))
@@ -198,7 +198,7 @@ def test_the_command_prints_what_was_chosen(cache, tmp_path):
 
 def test_the_baseline_gets_as_many_trials_and_is_told_apart(cache, tmp_path, capsys):
     """Both are compared on the same rows of the choosing half, and of test; what is not better is said."""
-    from bird_pipelines import show
+    from bird_pipelines.cli import show
 
     result = tune(base(cache, tmp_path / "study", epochs=3, lr=1e-2), SMALL)
     assert len(result["baseline"]["candidates"]) == len(result["candidates"]) == SMALL.trials

@@ -1,0 +1,211 @@
+"""`bird tune`: a method's weights chosen on data that is neither trained on nor tested on.
+
+The meta split is halved (by class and group, by the search's seed): one half feeds the meta step, on the other a candidate
+is judged (bird_pipelines.study.search). Its mean-DEO, averaged over seeds, is minimised; a candidate that falls below the
+floor of accuracy is not feasible, nor is one with a trivial student (`bird.measuring.caveats`), whose gap says nothing.
+The baseline gets as many trials, for its learning rate and its running mean, and is chosen by the same rule: a method that
+was tuned is not compared with one that was not. While candidates are compared the test split is not read. At the end both
+chosen settings are trained with the whole meta split and scored on test; after that the study is closed.
+
+OUT/baseline, OUT/candidates     a journal of candidates, as they are drawn and judged, and their run folders
+OUT/final, OUT/final-baseline    run folders
+OUT/tune.json, OUT/tune.html     the result, written last
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bird.errors import RunError, UsageError
+from bird.measuring.paired import Predicted, compare
+from bird_cache.files import LOCKS, replace, write_lock
+from bird_cache.manifest import flatten
+from bird_pipelines import runs
+from bird_pipelines.config import CHOOSE, RunConfig
+from bird_pipelines.distilling.many import distill_many
+from bird_pipelines.distilling.scoring import load_predictions
+from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS
+from bird_pipelines.study.search import (
+    BASELINE,
+    FIELDS,
+    FLOORS,
+    METRICS,
+    SPACES,
+    Search,
+    look,
+    require_halves,
+    run_of,
+    summary_of,
+)
+
+__all__ = ["Search", "tune"]
+
+
+def tune(base: RunConfig, search: Search) -> dict[str, Any]:
+    """Choose the weights of `base.method` in the folder `base.out` and return what tune.json says. Resumes.
+
+    Raises UsageError for a method that has nothing to choose or a meta split that is too small, RunError if the folder
+    holds another study, or one whose test split has been opened and that should go on; whatever `distill_many` raises.
+    """
+    if base.method not in SPACES:
+        raise UsageError(
+            where=f"--method {base.method}",
+            found="no weight to choose",
+            wanted=f"one of {', '.join(SPACES)}",
+            fix="train it with `bird distill`",
+        )
+    if not (base.out / "tune.json").exists():
+        require_halves(base, search)
+    claim(base, search)
+    with write_lock(base.out):
+        if not (base.out / "tune.json").exists():
+            plain = base.model_copy(update={"method": "baseline", "average": 0.0})
+            baseline = look(plain, search, base.out / "baseline", BASELINE, search.floor)
+            default = next(each for each in baseline if each["number"] == 0)
+            floor = default[search.floor_on] - search.drop if search.floor is None else search.floor
+            candidates = look(base, search, base.out / "candidates", SPACES[base.method], floor)
+            conclude(base, plain, search, floor, baseline, candidates)
+    return runs.read_json(base.out / "tune.json")
+
+
+def claim(base: RunConfig, search: Search) -> None:
+    """Start a study in `base.out`, or check that the one there is this one; more trials may be asked for until the test
+    split has been opened."""
+    path = base.out / "search.json"
+    identity = {k: v for k, v in base.identity().items() if k not in SPACES[base.method] and k != "seed"}
+    asked = {"identity": identity, "search": dataclasses.asdict(search)}
+    base.out.mkdir(parents=True, exist_ok=True)
+    opened = (base.out / "final").exists()
+    if path.exists():
+        there, here = flatten(runs.read_json(path)), flatten(asked)
+        for field in sorted({*there, *here}):
+            if there.get(field) != here.get(field) and (field != "search.trials" or opened):
+                raise RunError(
+                    where=f"study {base.out}",
+                    found=f"{field} = {there.get(field)}" + (", and its test split has been opened" if opened else ""),
+                    wanted=f"{field} = {here.get(field)}",
+                    fix="choose another --out, or repeat the old settings to resume it",
+                )
+    elif foreign := [entry.name for entry in base.out.iterdir() if entry.name not in LOCKS]:
+        raise RunError(
+            where=f"study {base.out}",
+            found=f"other files ({foreign[0]})",
+            wanted="an empty folder",
+            fix="choose another --out",
+        )
+    runs.write_json(path, asked)
+
+
+def conclude(
+    base: RunConfig,
+    plain: RunConfig,
+    search: Search,
+    floor: float,
+    baseline: Sequence[Mapping[str, Any]],
+    candidates: Sequence[Mapping[str, Any]],
+) -> None:
+    """Train both chosen settings with the whole meta split, score them on test, compare them, and write the result."""
+    ours, theirs = (next(each for each in found if each["chosen"]) for found in (candidates, baseline))
+    halves = [
+        [run_of(base.out / name, chosen["number"], seed) for seed in range(search.seeds)]
+        for name, chosen in (("candidates", ours), ("baseline", theirs))
+    ]
+    finals = [final(base, ours, search, "final"), final(plain, theirs, search, "final-baseline")]
+    info = runs.read_json(finals[0][0].out / "run.json")
+    sizes = len(info["class_names"]), len(info["group_names"])
+    folders = [[config.out for config in each] for each in finals]
+    tests = [summary_of([runs.read_json(out / "metrics-test.json") for out in each]) for each in folders]
+    result = {
+        "method": base.method,
+        "cache": base.cache,
+        "search": dataclasses.asdict(search),
+        "space": {name: dataclasses.asdict(span) for name, span in SPACES[base.method].items()},
+        "baseline_space": {name: dataclasses.asdict(span) for name, span in BASELINE.items()},
+        "floor": floor,
+        "candidates": candidates,
+        "chosen": ours,
+        "baseline": {"candidates": baseline, "chosen": theirs, "test": tests[1]},
+        "test": tests[0],
+        "less_baseline": {
+            CHOOSE: less(halves[0], halves[1], CHOOSE, *sizes),
+            "test": less(folders[0], folders[1], "test", *sizes),
+        },
+        "runs": [str(out) for out in folders[0]],
+        "report": str(base.out / "tune.html"),
+    }
+    replace(base.out / "tune.html", render(result).encode())
+    runs.write_json(base.out / "tune.json", result)
+
+
+def final(config: RunConfig, chosen: Mapping[str, Any], search: Search, name: str) -> list[RunConfig]:
+    """The chosen setting's runs on the whole meta split, trained."""
+    weights = {FIELDS.get(name, name): value for name, value in chosen["setting"].items()}
+    configs = [
+        config.model_copy(update=weights | {"seed": seed, "out": config.out / name / str(seed)})
+        for seed in range(search.final_seeds)
+    ]
+    distill_many(configs)
+    return configs
+
+
+def less(
+    ours: Sequence[Path], theirs: Sequence[Path], split: str, classes: int, groups: int
+) -> dict[str, dict[str, Any]]:
+    """The chosen setting less the baseline's, paired by seed and row, x100: effect and 95 % interval by metric."""
+    one, other = predicted(ours, split), predicted(theirs, split)
+    if not one.keys() & other.keys():
+        return {}
+    return {
+        name: {"effect": each.effect, "interval": list(each.interval), "p": each.p}
+        for name, each in compare(one, other, classes, groups).items()
+    }
+
+
+def predicted(folders: Sequence[Path], split: str) -> dict[int, Predicted]:
+    """What the runs of seeds 0, 1, ... answered on `split`, where they kept it."""
+    found = {seed: load_predictions(folder, split) for seed, folder in enumerate(folders)}
+    return {seed: each for seed, each in found.items() if each is not None}
+
+
+def better(difference: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the mean-DEO is shown to be lower than the baseline's."""
+    return "mean_deo" in difference and difference["mean_deo"]["interval"][1] < 0
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """The page: chosen setting, test figures, Pareto front, all candidates."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    from bird_pipelines.reporting.plots import front_plot
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    on = result["search"]["floor_on"]
+    ranked = [
+        sorted(each["candidates"], key=lambda each: (not each["feasible"], each["mean_deo"]))
+        for each in (result, result["baseline"])
+    ]
+    plot = front_plot(result["candidates"], result["baseline"]["candidates"], on, FLOORS[on], result["floor"], "front")
+    shown = {name: better(each) for name, each in result["less_baseline"].items()}
+    page = environment.get_template("tune.html.j2")
+    marks = {"mark": MARK, "what_trivial_means": WHAT_TRIVIAL_MEANS}
+    return page.render(
+        **{**result, "candidates": ranked[0]},
+        of_baseline=ranked[1],
+        plot=Markup(plot),
+        metrics=METRICS,
+        on=on,
+        on_name=FLOORS[on],
+        better=shown,
+        choose=CHOOSE,
+        **marks,
+    )
