@@ -23,7 +23,7 @@ from synthetic import run_data
 
 from bird.datasets.base import SampleTable
 from bird_cache.order import batches, shuffled
-from bird_pipelines.config import RunConfig
+from bird_pipelines.config.reading import run_of
 from bird_pipelines.distilling.training import Trainer
 
 CLASSES, GROUPS, DIM = 10, 2, 512
@@ -56,14 +56,14 @@ def data_of(count, size):
 
 def trainer(method, student, data, batch_size, folder):
     given = {"dataset": "synthetic", "student": student, "method": method, "batch_size": batch_size}
-    return Trainer(RunConfig(**given, out=Path(folder) / method), data)
+    return Trainer(run_of({**given, "out": Path(folder) / method}), data)
 
 
 def seconds_of(one, steps, epoch):
     order = shuffled(one.train_rows, 0, epoch)
     one.clock.start()
     began = time.process_time()
-    for rows in list(batches(order, one.config.batch_size))[:steps]:
+    for rows in list(batches(order, one.config.training.batch_size))[:steps]:
         one.one_step(one.material(one.step, rows))
     return (time.process_time() - began) / steps
 

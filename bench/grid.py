@@ -28,7 +28,7 @@ from synthetic import run_data
 from bird.datasets.base import SampleTable
 from bird.methods import METHODS, Hyperparameters, build_method
 from bird_cache.order import batches, shuffled
-from bird_pipelines.config import RunConfig
+from bird_pipelines.config.reading import run_of
 from bird_pipelines.distilling.many import Source, Stack, models_at_once
 from bird_pipelines.distilling.training import Trainer
 
@@ -58,7 +58,7 @@ def data_of(dim):
 def configs(method, folder, count, precision, device):
     given = {"dataset": "celeba", "student": "adapter", "method": method, "epochs": EPOCHS, "warmup": WARMUP}
     given |= {"batch_size": BATCH, "precision": precision, "device": device}
-    return [RunConfig(**given, seed=seed, out=Path(folder) / f"{method}-{seed}") for seed in range(count)]
+    return [run_of({**given, "seed": seed, "out": Path(folder) / f"{method}-{seed}"}) for seed in range(count)]
 
 
 class Bench:
@@ -83,7 +83,9 @@ class Bench:
         epoch = WARMUP if warm else 0
         if together and self.stack is not None:
             trainers = self.stack.trainers
-            orders = [list(batches(shuffled(t.train_rows, t.config.seed, epoch), BATCH))[:steps] for t in trainers]
+            orders = [
+                list(batches(shuffled(t.train_rows, t.config.training.seed, epoch), BATCH))[:steps] for t in trainers
+            ]
             given, step = [np.stack(rows) for rows in zip(*orders, strict=True)], self.stack.one_step
         else:
             trainers = [self.single]
@@ -102,7 +104,7 @@ class Bench:
         return self.clock() - began
 
     def end(self):
-        self.single.config.out.mkdir(parents=True, exist_ok=True)
+        self.single.config.place.out.mkdir(parents=True, exist_ok=True)
         began = self.clock()
         self.single.conclude()
         return self.clock() - began

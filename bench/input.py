@@ -87,9 +87,9 @@ def samples_a_second(folder):
     import torch
 
     from bird.students import STUDENTS, StudentKind
-    from bird_pipelines.config import RunConfig
+    from bird_pipelines.config.reading import run_of
     from bird_pipelines.distilling import data
-    from bird_pipelines.distilling.training import Trainer
+    from bird_pipelines.distilling.training import Trainer, read
 
     torch.set_num_threads(2)
     STUDENTS["trivial"] = StudentKind("image", "pooling and a linear layer", lambda size, dim: student())
@@ -97,8 +97,8 @@ def samples_a_second(folder):
     given = {"dataset": "table", "data_root": folder, "dataset_settings": {"image_size": SIDE}, "student": "trivial"}
     given |= {"method": "baseline", "batch_size": BATCH, "epochs": EPOCHS, "warmup": 0, "device": "cpu", "workers": 2}
     with tempfile.TemporaryDirectory() as out:
-        config = RunConfig(**given, out=Path(out))
-        trainer = Trainer(config, data.load_data(config))
+        config = run_of({**given, "out": Path(out)})
+        trainer = Trainer(config, read(config))
         began = time.perf_counter()
         trainer.run()
         return {"rate": EPOCHS * len(trainer.train_rows) / (time.perf_counter() - began)}

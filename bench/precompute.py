@@ -34,6 +34,7 @@ from bird.datasets import open_dataset
 from bird.datasets.base import prepare
 from bird.students import build_student, student_files
 from bird.teachers import load_teacher
+from bird_pipelines.config import Work
 from bird_pipelines.precomputing.extraction import precompute
 
 BATCH, DECODERS = 32, 2
@@ -183,6 +184,7 @@ def measure(teacher, plain, precision, images, count, rounds, box, parts):
     model = bare(plain, precision)
     for each in (model, plain, teacher.features):  # each has seen a batch before it is timed
         forward(each, pixels[:BATCH])
+    work = Work(batch_size=BATCH, workers=DECODERS)
     rates = SimpleNamespace(forward=[], ours=[], decode=[], whole=[], theirs=[])
     every = len(list(images.glob("*.jpg")))
     for number in range(rounds):
@@ -192,7 +194,8 @@ def measure(teacher, plain, precision, images, count, rounds, box, parts):
         rates.decode.append(timed(lambda: decode(teacher, dataset, table.ids), len(table)))
         rates.whole.append(
             timed(
-                lambda out=out: precompute(teacher, dataset, table, out, batch_size=BATCH, workers=DECODERS), len(table)
+                lambda out=out: precompute(teacher, dataset, table, out, work=work),
+                len(table),
             )
         )
         if parts is not None and every == len(table):

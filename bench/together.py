@@ -13,9 +13,9 @@ import torch
 
 from bird_cache.order import batches, shuffled
 from bird_pipelines.config import resolve
-from bird_pipelines.distilling.data import cache_dataset, load_data
+from bird_pipelines.distilling.data import cache_dataset
 from bird_pipelines.distilling.many import Source, Stack
-from bird_pipelines.distilling.training import Trainer
+from bird_pipelines.distilling.training import Trainer, read
 
 STEPS = (1, 4, 10, 20, 50, 150, 350)
 
@@ -36,14 +36,16 @@ def main():
         for method in args.methods:
             out = Path(tempfile.gettempdir()) / "together"  # never written
             configs = [resolve({**given, "method": method, "seed": seed, "out": out}) for seed in (0, 1)]
-            data = load_data(configs[0])
+            data = read(configs[0])
             data = dataclasses.replace(data, features=data.features.to(dtype))
             alone, pair = Trainer(configs[0], data), [Trainer(config, data) for config in configs]
             stack, found = Stack(pair, Source(configs[0], data)), []
             for epoch in (0, 1):
                 for trainer in (alone, *pair):
                     trainer.epoch = epoch
-                orders = [list(batches(shuffled(each.train_rows, each.config.seed, epoch), 128)) for each in pair]
+                orders = [
+                    list(batches(shuffled(each.train_rows, each.config.training.seed, epoch), 128)) for each in pair
+                ]
                 for number, rows in enumerate(zip(*orders, strict=True), 1):
                     if len(rows[0]) < 128:
                         break

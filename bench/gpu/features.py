@@ -24,6 +24,7 @@ from bird.devices import send
 from bird.images import decode_image
 from bird.teachers.base import PENULTIMATE, TorchTeacher, View
 from bird.teachers.layers import Tap
+from bird_pipelines.config import Work
 from bird_pipelines.precomputing.extraction import precompute, usual_workers
 
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
@@ -137,7 +138,9 @@ def cached(teacher, dataset, batch, out):
     """Images a second from the data set to a finished cache, and how busy the GPU was."""
     table = prepare(dataset)
     with Busy() as busy:
-        found = rate(lambda: precompute(teacher, dataset, table, out, batch_size=batch, precision="bf16"), len(table))
+        found = rate(
+            lambda: precompute(teacher, dataset, table, out, work=Work(batch_size=batch), precision="bf16"), len(table)
+        )
     return found, busy.share()
 
 

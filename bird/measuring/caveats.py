@@ -27,8 +27,8 @@ SCORES = ("auroc", "f1_macro", "f1_binary", "accuracy", "mean_deo", "max_deo")
 def undefined(confusion: Ints, class_names: Sequence[object] | None = None) -> dict[str, str]:
     """Score -> why it does not exist for counts (C, M, C) in which every (class, group) cell has rows.
 
-    The names are those of `Metrics` (bird.measuring.metrics), with `deo_floor` for both floors and `intervals.auroc` for that
-    interval.
+    The names are those of `Metrics` (bird.measuring.metrics), with `deo_floor` for both floors and `intervals.auroc`
+    for that interval.
     """
     classes, groups, _ = confusion.shape
     if classes == 1:

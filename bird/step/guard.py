@@ -5,8 +5,8 @@ For any u the tangent and the gradient of one student must agree:
     < u, Jv > = < J^T u, v >
 
 With u = dL_in/dh a step has both sides already: J^T u is the gradient of the look-ahead, and the left side is what the
-feedback differentiates by phi. So a check is two sums (a stack needs the gradient of a look-ahead besides). What fails it: an
-operator whose tangent is missing or wrong, and a student that has no answer of its own. The first check also asks the
+feedback differentiates by phi. So a check is two sums (a stack needs the gradient of a look-ahead besides). What fails it:
+an operator whose tangent is missing or wrong, and a student that has no answer of its own. The first check also asks the
 student for its answer again: random numbers that are not torch's, and state that is not in a buffer, give another one.
 
 Rounding parts the two sides, too. If each product u_i Jv_i were wrong by its own size, with a sign by chance, the sides

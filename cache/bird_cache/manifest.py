@@ -76,6 +76,14 @@ class LeftOut(Record):
     split: str
     rows: int
 
+    @staticmethod
+    def of(counts: Mapping[tuple[str, int, int, str], int]) -> tuple[LeftOut, ...]:
+        """One for each reason, label, group and split."""
+        return tuple(
+            LeftOut(reason=reason, label=label, group=group, split=split, rows=rows)
+            for (reason, label, group, split), rows in counts.items()
+        )
+
 
 class Layer(Record):
     """One array of the cache: the shape of a row, how it is stored, and what kind of vector it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,16 @@ import numpy as np
 from bird.measuring.caveats import trivial, undefined
 from bird.measuring.intervals import gap_intervals
 
-__all__ = ["MARK", "ONE_SEED", "WHAT_TRIVIAL_MEANS", "few", "reason_of", "trivial_seeds", "with_caveats"]
+__all__ = [
+    "MARK",
+    "ONE_SEED",
+    "WHAT_TRIVIAL_MEANS",
+    "few",
+    "lost_of_cells",
+    "reason_of",
+    "trivial_seeds",
+    "with_caveats",
+]
 
 MARK = "trivial student"
 ONE_SEED = "one seed has no standard deviation"
@@ -62,3 +72,20 @@ def trivial_seeds(by_seed: Mapping[Any, Mapping[str, Any]]) -> str | None:
     if len(by_seed) == 1:
         return f"{MARK}, whose gap says nothing: {why}"
     return f"{MARK} in {len(reasons)} of {len(by_seed)} seeds, whose gap says nothing; seed {seed}: {why}"
+
+
+def lost_of_cells(info: Mapping[str, Any]) -> list[str]:
+    """In words, of a run's record: how much of each "class, group" was listed and has no row, whatever the reason, or
+    failed. Empty where nothing is lost, or where the record is of before and does not say.
+    """
+    lost: Counter[str] = Counter(info.get("failed") or {})
+    for line in (info.get("accounted") or {}).get("left_out", ()):
+        lost[line["cell"]] += line["rows"]
+    kept: Counter[str] = Counter()
+    for cells in (info.get("cells") or {}).values():
+        kept.update(cells)
+    return [
+        f"{cell}: {rows:,} of {rows + kept[cell]:,} ({100 * rows / (rows + kept[cell]):.0f} %)"
+        for cell, rows in sorted(lost.items())
+        if "train" in (info.get("cells") or {}) and rows
+    ]

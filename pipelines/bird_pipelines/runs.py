@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,20 @@ from torch import Tensor
 from bird.errors import RunError
 from bird_cache.files import LOCKS, replace
 from bird_cache.manifest import flatten
-from bird_pipelines.config import PLACE, RunConfig, usual_average
+from bird_pipelines.config import RunConfig
+from bird_pipelines.config.option import as_json
+from bird_pipelines.config.reading import usual_average
+from bird_pipelines.config.run import options_of_a_run
 
 __all__ = ["claim", "finish", "load_checkpoint", "read_json", "save_checkpoint", "write_json"]
 
 
 def claim(config: RunConfig, fingerprint: str | None) -> None:
-    """Start a run in `config.out`, or check that the one there is this one.
+    """Start a run in `config.place.out`, or check that the one there is this one.
 
     Raises RunError, naming the field, if the folder holds another run or something else.
     """
-    folder = config.out
+    folder = config.place.out
     asked = {"identity": config.identity(), "fingerprint": fingerprint}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,16 +71,15 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
             "an empty folder",
             "choose another --out",
         )
-    cache = config.cache if config.cache is None or "://" in config.cache else str(Path(config.cache).resolve())
-    where = {"cache": cache, "data_root": str(config.data_root.resolve()) if config.data_root else None}
+    cache, root = config.source.cache, config.source.data_root
+    cache = cache if cache is None or "://" in cache else str(Path(cache).resolve())
+    where = {"cache": cache, "data_root": str(root.resolve()) if root else None}
     write_json(folder / "config.json", asked | {"place": where})
 
 
 def _defaults() -> dict[str, Any]:
-    fields = RunConfig.model_fields.items()
-    return {
-        field.alias or name: field.default for name, field in fields if name not in PLACE and not field.is_required()
-    }
+    found = {each.name: as_json(each.default) for each in options_of_a_run() if not each.option.place}
+    return {name: value for name, value in found.items() if value is not MISSING}
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -114,9 +117,9 @@ SHARED = ("dataset", "dataset_settings", "student", "method")
 
 
 def begin_from(config: RunConfig, fingerprint: str | None) -> dict[str, Tensor]:
-    """The tensors that `config.start_from` ended with. Raises RunError if it is unfinished, or of another kind."""
-    assert config.start_from is not None
-    folder = config.start_from
+    """The tensors that `config.training.start_from` ended with. Raises RunError if it is unfinished, or of another kind."""
+    assert config.training.start_from is not None
+    folder = config.training.start_from
     there, here = read_json(folder / "run.json"), config.identity()
     values = {name: (there["config"].get(name), here[name]) for name in SHARED}
     for name, (found, wanted) in {**values, "fingerprint": (there["fingerprint"], fingerprint)}.items():

@@ -181,7 +181,7 @@ def test_no_teacher_is_imported(cache, tmp_path):
 import sys
 import time
 sys.argv = ["bird", "distill", "--cache", {str(cache)!r}, "--epochs", "1", "--out", {str(tmp_path / "run")!r}, "--json"]
-from bird_pipelines.cli import main
+from bird_pipelines.cli.main import main
 main()
 """
     check = """
@@ -216,8 +216,13 @@ def test_settings_come_from_toml_and_flags_win(cache, tmp_path):
     file = tmp_path / "run.toml"
     file.write_text('method = "fitnet"\nepochs = 1\nlambda = 0.2\n')
     config = resolve({"dataset": "cifar10s", "student": "adapter", "lambda_": 0.3, "out": tmp_path}, file)
-    assert (config.method, config.epochs, config.lambda_, config.warmup) == ("fitnet", 1, 0.3, 0)
-    assert (config.alpha, config.tau) == (0.5, 10), "the paper's values for this data set"
+    assert (config.method, config.training.epochs, config.weights.lambda_, config.training.warmup) == (
+        "fitnet",
+        1,
+        0.3,
+        0,
+    )
+    assert (config.weights.alpha, config.weights.tau) == (0.5, 10), "the paper's values for this data set"
     file.write_text("lamda = 0.2\n")
     assert "lamda" in panel(bird("distill", "--cache", cache, "--config", file, "--out", tmp_path / "other", code=2))
 

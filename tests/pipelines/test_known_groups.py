@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from bird.datasets.base import SampleTable
 from bird.errors import UsageError
 from bird_pipelines.cli.main import app
-from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.distilling.groups import estimated_groups, with_known_groups
 
@@ -46,14 +45,9 @@ def data_of(seed=0, rows=900, spread=1.0):
     )
 
 
-def config(tmp_path, **given):
-    settings = {"dataset": "table", "student": "adapter", "method": "bird-offsets", "out": tmp_path / "run", **given}
-    return RunConfig(**settings, groups_known="meta")
-
-
 def test_the_probe_finds_groups_and_says_how_often(tmp_path):
     data = data_of()
-    found = with_known_groups(config(tmp_path), data)
+    found = with_known_groups(data, "meta")
     train = data.rows("train")
     agreed = (found.table.groups[train] == data.table.groups[train]).mean()
     assert agreed > 0.9
@@ -69,7 +63,7 @@ def test_groups_of_train_are_never_looked_at(tmp_path):
     other = data.table.groups.copy()
     other[data.rows("train")] = 0
     blind = dataclasses.replace(data, table=dataclasses.replace(data.table, groups=other))
-    one, two = (with_known_groups(config(tmp_path), each) for each in (data, blind))
+    one, two = (with_known_groups(each, "meta") for each in (data, blind))
     assert torch.equal(one.posterior, two.posterior)
     assert (one.table.groups == two.table.groups).all()
     assert torch.equal(one.cell_counts("train"), two.cell_counts("train"))
@@ -102,10 +96,10 @@ def test_classes_with_few_known_rows_share_a_probe():
 def test_what_cannot_be_had_is_told(tmp_path):
     data = data_of()
     with pytest.raises(UsageError, match="no cache"):
-        with_known_groups(config(tmp_path), dataclasses.replace(data, features=None))
+        with_known_groups(dataclasses.replace(data, features=None), "meta")
     few = dataclasses.replace(data.table, groups=np.where(data.table.splits == "meta", 0, data.table.groups))
     with pytest.raises(UsageError, match="0 meta rows of the group h"):
-        with_known_groups(config(tmp_path), dataclasses.replace(data, table=few))
+        with_known_groups(dataclasses.replace(data, table=few), "meta")
 
 
 def test_a_run_records_the_probe(tmp_path, cache):
@@ -123,7 +117,7 @@ def test_a_run_records_the_probe(tmp_path, cache):
 
 def test_a_cell_that_no_row_is_most_probably_in_is_not_called_empty(tmp_path):
     data = data_of(spread=4.0)
-    found = with_known_groups(config(tmp_path), data)
+    found = with_known_groups(data, "meta")
     train = found.rows("train")
     rare = dataclasses.replace(found.table, groups=np.where(found.table.splits == "train", 0, found.table.groups))
     found = dataclasses.replace(found, table=rare)

@@ -57,9 +57,8 @@ class Killed(Exception):
 def killed_and_resumed(config, steps):
     """A run that ends after so many steps with no more than its checkpoint, and one that goes on from there."""
     from bird_pipelines import runs
-    from bird_pipelines.distilling.data import load_data
 
-    data = load_data(config)
+    data = read(config)
     runs.claim(config, data.fingerprint)
     trainer = Trainer(config, data)
     one_step = trainer.one_step
@@ -73,7 +72,7 @@ def killed_and_resumed(config, steps):
     trainer.one_step = step
     with pytest.raises(Killed):
         trainer.run()
-    kept = load_checkpoint(config.out)[0]
+    kept = load_checkpoint(config.place.out)[0]
     return kept, distill(config)
 
 

@@ -14,6 +14,7 @@ from bird.teachers.canaries import canary_images, twin_images
 from bird.teachers.service import open_service
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
+from bird_pipelines.config import Stored, Work
 from bird_pipelines.precomputing.extraction import precompute
 from bird_pipelines.precomputing.paid import payload
 
@@ -68,11 +69,8 @@ def filled(peer, out, protocol="openai", count=200, **quick):
         dataset,
         table,
         out,
-        dtype="float32",
-        precision="fp32",
-        batch_size=16,
-        workers=1,
-        shard_rows=64,
+        stored=Stored(dtype="float32", shard_rows=64),
+        work=Work(batch_size=16, workers=1),
         max_failed=0.0,
     )
     assert verify(out).findings == []

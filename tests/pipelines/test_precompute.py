@@ -24,6 +24,7 @@ from bird.teachers.layers import Tap
 from bird_cache.errors import StaleCacheError
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
+from bird_pipelines.config import Stored, Work
 from bird_pipelines.precomputing.extraction import precompute
 
 KILLED = -signal.SIGKILL
@@ -55,7 +56,8 @@ def test_any_number_of_workers_writes_the_same_cache(teacher, tmp_path, beside):
     table = prepare(data, limit=120)
     with threads(2):
         for workers in (1, 3):
-            precompute(live, data, table, tmp_path / str(workers), workers=workers, batch_size=16, shard_rows=40)
+            work = Work(workers=workers, batch_size=16)
+            precompute(live, data, table, tmp_path / str(workers), stored=Stored(shard_rows=40), work=work)
             assert torch.get_num_threads() == 2
     one, three = (features_of(tmp_path / str(workers)) for workers in (1, 3))
     np.testing.assert_allclose(one, three, rtol=1e-2, atol=1e-3)  # float16: sums are taken in another order
@@ -267,7 +269,8 @@ def test_only_what_a_changed_data_set_has_new_is_computed(teacher, tmp_path, mon
     def cached(name, **given):
         data = open_dataset("table", folder)
         seen.clear()
-        precompute(live, data, prepare(data), tmp_path / name, store=store, shard_rows=16, workers=1, views=1, **given)
+        stored = Stored(store=store, shard_rows=16, views=1, **given)
+        precompute(live, data, prepare(data), tmp_path / name, stored=stored, work=Work(workers=1))
         return sum(seen) // 2
 
     assert cached("old") == 60
@@ -291,8 +294,9 @@ def test_only_what_a_changed_data_set_has_new_is_computed(teacher, tmp_path, mon
 def test_an_update_wants_the_same_teacher(teacher, cache, tmp_path):
     live = load_teacher(f"run:{teacher}")
     data = open_dataset("digits-s", None)
+    stored = Stored(update=str(cache), dtype="float32")
     with pytest.raises(StaleCacheError, match="dtype"):
-        precompute(live, data, prepare(data, limit=300), tmp_path / "new", update=str(cache), dtype="float32")
+        precompute(live, data, prepare(data, limit=300), tmp_path / "new", stored=stored)
 
 
 def counting(answer, seen):
@@ -344,9 +348,12 @@ def test_another_teacher_or_preprocessing_is_refused_by_its_field(tmp_path, teac
     record_property("15 another teacher or preprocessing", 1)
     data = open_dataset("digits-s", None)
     table = prepare(data, limit=40)
-    precompute(small_teacher(), data, table, tmp_path / "c", workers=1)
+    work = Work(workers=1)
+    precompute(small_teacher(), data, table, tmp_path / "c", work=work)
+    precision = options.get("precision", "fp32")
+    stored = Stored(**{name: value for name, value in options.items() if name != "precision"})
     with pytest.raises(StaleCacheError) as caught:
-        precompute(small_teacher(**teacher), data, table, tmp_path / "c", workers=1, **options)
+        precompute(small_teacher(**teacher), data, table, tmp_path / "c", stored=stored, work=work, precision=precision)
     assert caught.value.found.startswith(field)
     assert caught.value.wanted.startswith(field)
     assert caught.value.exit_code == 3

@@ -91,22 +91,22 @@ def test_shared_work_is_one_step(tmp_path):
     assert (kinds.count("teacher"), kinds.count("cache"), kinds.count("head")) == (3, 3, 3)
     order = list(plan.steps)
     assert all(order.index(first) < order.index(step.key) for step in plan.steps.values() for first in step.after)
-    folders = [config.out for step in plan.steps.values() if step.kind == "runs" for config in step.configs]
+    folders = [config.place.out for step in plan.steps.values() if step.kind == "runs" for config in step.configs]
     known = sum(row.method in METHODS for row in rows_of("table1"))
     assert len(folders) == len({*folders}) == 5 * known
     assert needed(plan) == {*plan.steps}
     for step in plan.steps.values():
         if step.kind == "runs":
-            assert len({(config.cache, config.student) for config in step.configs}) == 1
+            assert len({(config.source.cache, config.student) for config in step.configs}) == 1
 
 
 def test_the_teacher_of_a_cnn_is_its_own_architecture_with_another_seed(tmp_path):
     plan = plan_of("table3", "paper", tmp_path)
     (teacher,) = (step for step in plan.steps.values() if step.kind == "teacher")
     (config,) = teacher.configs
-    assert (config.student, config.method, config.epochs) == ("resnet18", "baseline", 100)
+    assert (config.student, config.method, config.training.epochs) == ("resnet18", "baseline", 100)
     runs = [config for step in plan.steps.values() if step.kind == "runs" for config in step.configs]
-    assert config.seed not in {run.seed for run in runs}
+    assert config.training.seed not in {run.seed for run in runs}
     assert {(run.alpha, run.tau, run.lambda_, run.warmup) for run in runs} == {(0.5, 10.0, 0.2, 70)}
 
 
@@ -158,4 +158,4 @@ def test_the_paper_profile_takes_the_paper_s_weight_of_attention(tmp_path):
         plan = build_plan(recipe.rows, load_profile(profile, recipe), range(1), tmp_path, tmp_path / "data")
         configs = [config for step in plan.steps.values() for config in step.configs if config.method == "at"]
         assert configs
-        assert {config.at_beta for config in configs} == {beta}
+        assert {config.weights.at_beta for config in configs} == {beta}

@@ -67,15 +67,15 @@ def test_a_killed_run_goes_on_and_the_rest_is_left_alone(done):
     plan = build_plan(select(recipe, ["baseline"]), small("table7"), range(2), out / "work")
     assert needed(plan) == set()
     config = plan.rows["celeba/resnet18/resnet18/baseline"][1]
-    metrics = (config.out / "metrics-test.json").read_bytes()
-    others = {path: when for path, when in changed(out).items() if path.parent != config.out}
+    metrics = (config.place.out / "metrics-test.json").read_bytes()
+    others = {path: when for path, when in changed(out).items() if path.parent != config.place.out}
     for name in ("run.json", "metrics-test.json", "predictions-test.npz"):
-        (config.out / name).unlink()
+        (config.place.out / name).unlink()
     todo = needed(plan)
     assert [plan.steps[key].kind for key in todo] == ["runs"]
     assert execute(plan, todo) == {}
-    assert (config.out / "metrics-test.json").read_bytes() == metrics
-    assert {path: when for path, when in changed(out).items() if path.parent != config.out} == others
+    assert (config.place.out / "metrics-test.json").read_bytes() == metrics
+    assert {path: when for path, when in changed(out).items() if path.parent != config.place.out} == others
 
 
 def test_a_damaged_run_fails_alone(done, tmp_path):

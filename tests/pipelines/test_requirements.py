@@ -83,7 +83,7 @@ def test_many_runs_claim_no_folder_before_they_are_known_to_work(without, tmp_pa
     with pytest.raises(EmptyCellError, match="class yes x group b"):
         distill_many(configs)
     assert not [*tmp_path.iterdir()]
-    assert len(distill_many([config.model_copy(update={"method": "fitnet"}) for config in configs])) == 2
+    assert len(distill_many([config.but(method="fitnet") for config in configs])) == 2
 
 
 def test_the_command_says_what_was_meant_and_writes_nothing(cache, tmp_path):

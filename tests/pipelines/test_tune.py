@@ -10,7 +10,8 @@ from helpers.shell import bird, bird_json, panel
 from bird.errors import RunError, UsageError
 from bird_cache.store import open_cache
 from bird_pipelines.config import resolve
-from bird_pipelines.distilling.data import hold_out, load_data
+from bird_pipelines.distilling.data import hold_out
+from bird_pipelines.distilling.training import read
 from bird_pipelines.study import search as searching
 from bird_pipelines.study.search import SPACES, Search, candidates_of, dominates
 from bird_pipelines.study.tune import tune
@@ -40,8 +41,8 @@ def base(cache, out, **flags):
 
 
 def test_meta_is_halved_by_cell_and_seed(cache, tmp_path):
-    whole = load_data(base(cache, tmp_path)).table
-    halved = {seed: load_data(base(cache, tmp_path, choose=seed)).table for seed in (0, 1)}
+    whole = read(base(cache, tmp_path)).table
+    halved = {seed: read(base(cache, tmp_path, choose=seed)).table for seed in (0, 1)}
     assert "test" not in halved[0].splits, "whoever chooses has no test split"
     assert not np.array_equal(halved[0].splits, halved[1].splits)
     for table in halved.values():

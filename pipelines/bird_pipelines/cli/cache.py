@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bird_pipelines.cli import show
-from bird_pipelines.cli.options import (
-    CacheArgument,
-    DataRoot,
-    Device,
-    ImageSize,
-    Json,
-    Kind,
-    Limit,
-    Mean,
-    Output,
-    Range,
-    Std,
-    Workers,
-    output,
-    settings_of,
-)
+from bird_pipelines.cli.options import CacheArgument, Json, Setting, output, settings_of, takes
+from bird_pipelines.config.cache import options_of_a_cache
 
 __all__ = ["cache_app"]
 
 cache_app = typer.Typer(help="Look into a feature cache.", no_args_is_help=True)
+Workers = Annotated[int, typer.Option(min=1, help="Threads that read.")]
 
 
 @cache_app.command("info")
@@ -39,31 +26,25 @@ def cache_info(cache: CacheArgument, json_: Json = False) -> None:
 
 
 @cache_app.command("verify")
+@takes(
+    options_of_a_cache(),
+    ("data_root", "weights", "image_size", "kind", "output", "range", "mean", "std", "device"),
+)
 def cache_verify(
+    flags: dict[str, Any],
     cache: CacheArgument,
     teacher: Annotated[str | None, typer.Option(help="Compute some rows again with this teacher and compare.")] = None,
     sample: Annotated[int, typer.Option(min=1, help="How many rows, spread over all classes and groups.")] = 64,
-    data_root: DataRoot = None,
-    weights: Annotated[Path | None, typer.Option(help="Local weights of the teacher.")] = None,
-    image_size: ImageSize = None,
-    kind: Kind = None,
-    output_: Output = None,
-    range_: Range = None,
-    mean: Mean = None,
-    std: Std = None,
-    device: Device = "auto",
     workers: Workers = 2,
     json_: Json = False,
 ) -> None:
     """Check every byte of a cache against what was committed. Exit code 3 if anything is wrong."""
-    asked = {"weights": weights, "image_size": image_size, "device": device, "kind": kind, "output": output_}
-    asked |= {"range": range_, "mean": mean, "std": std}
     from bird_cache.verify import verify
     from bird_pipelines.precomputing.caches import compare_with_teacher
 
     result = verify(cache, workers=workers)._asdict()
     if teacher is not None and not result["findings"]:
-        result["live"] = compare_with_teacher(cache, teacher, sample, data_root=data_root, **asked)
+        result["live"] = compare_with_teacher(cache, teacher, sample, data_root=flags.pop("data_root", None), **flags)
         result["findings"] = result["live"]["findings"]
     output(result | {"sound": not result["findings"]}, json_, show.verification)
     if result["findings"]:
@@ -80,11 +61,12 @@ def cache_repair(cache: CacheArgument, workers: Workers = 2, json_: Json = False
 
 
 @cache_app.command("convert")
+@takes(options_of_a_cache(), ("data_root",))
 def cache_convert(
+    flags: dict[str, Any],
     source: Annotated[str, typer.Argument(help="A finished cache: folder or URL.")],
     target: Annotated[str, typer.Argument(help="Where to write it: folder or URL.")],
     store: Annotated[str | None, typer.Option(help="zarr or webdataset; left out: the one that SOURCE is not.")] = None,
-    data_root: DataRoot = None,
     images: Annotated[bool, typer.Option(help="Put the images into WebDataset shards.")] = True,
     compress: Annotated[
         str | None, typer.Option(help="Of a Zarr store: none, zstd or pcodec; left out: as SOURCE is.")
@@ -94,27 +76,32 @@ def cache_convert(
     """Write a cache as the other store, bit by bit, without the teacher."""
     from bird_pipelines.precomputing.caches import convert_command
 
-    output(convert_command(source, target, store, data_root, images, compress), json_, show.cache)
+    output(convert_command(source, target, store, flags.get("data_root"), images, compress), json_, show.cache)
 
 
 @cache_app.command("fit-head")
+@takes(options_of_a_cache(), ("device",))
 def cache_fit_head(
+    flags: dict[str, Any],
     cache: CacheArgument,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the train features.")] = 10,
-    device: Device = "auto",
     json_: Json = False,
 ) -> None:
     """Fit a classifier on the cached train features and store its logits as a layer (bkd uses them)."""
     from bird_pipelines.distilling.head import fit_head
 
-    output(fit_head(cache, epochs=epochs, device=device), json_, show.cache)
+    output(fit_head(cache, epochs=epochs, **flags), json_, show.cache)
 
 
 @cache_app.command("import")
+@takes(
+    options_of_a_cache(),
+    ("dataset", "out", "data_root", "dtype", "limit", "keep_conflicts", "max_failed", "store"),
+    need=("dataset", "out"),
+)
 def cache_import(
+    flags: dict[str, Any],
     vectors: Annotated[Path, typer.Argument(help=".npy (with --ids), .parquet, or a clip-retrieval output folder.")],
-    dataset: Annotated[str, typer.Option(help="The data set that the ids belong to (`bird list datasets`).")],
-    out: Annotated[str, typer.Option(help="Folder or URL to write; the same command resumes what is there.")],
     kind: Annotated[str, typer.Option(help="What they are: penultimate, projection, projection_l2 or logits.")],
     provenance: Annotated[str, typer.Option(help="Where they come from, in words: model, version, who ran it.")],
     ids: Annotated[Path | None, typer.Option(help="The ids of a .npy: .txt (one a line) or .csv.")] = None,
@@ -122,14 +109,8 @@ def cache_import(
     id_column: Annotated[str | None, typer.Option(help="The column of ids, where the name tells nothing.")] = None,
     vector_column: Annotated[str | None, typer.Option(help="The column of lists, or the prefix of f0, f1, ...")] = None,
     match: Annotated[str, typer.Option(help="How ids are compared: exact, stem (file name) or path-suffix.")] = "exact",
-    data_root: DataRoot = None,
-    dtype: Annotated[str, typer.Option(help="How they are stored: float16, float32 or bfloat16.")] = "float16",
-    limit: Limit = None,
-    setting: Annotated[list[str] | None, typer.Option(help="A setting of the data set, NAME=VALUE.")] = None,
-    keep_conflicts: Annotated[bool, typer.Option(help="Keep identical images with different labels.")] = False,
-    max_failed: Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may lack a vector.")] = 0.01,
+    setting: Setting = None,
     teacher_name: Annotated[str | None, typer.Option(help="What reports call the teacher.")] = None,
-    store: Annotated[str, typer.Option(help="zarr or webdataset.")] = "zarr",
     json_: Json = False,
 ) -> None:
     """Make a cache from vectors that somebody else computed."""
@@ -137,8 +118,8 @@ def cache_import(
 
     info = import_vectors(
         vectors,
-        dataset,
-        out,
+        flags.pop("dataset"),
+        flags.pop("out"),
         kind=kind,
         provenance=provenance,
         ids=ids,
@@ -146,14 +127,9 @@ def cache_import(
         id_column=id_column,
         vector_column=vector_column,
         match=match,
-        data_root=data_root,
-        dtype=dtype,
-        limit=limit,
         settings=settings_of(setting),
-        keep_conflicts=keep_conflicts,
-        max_failed=max_failed,
         teacher_name=teacher_name,
-        store=store,
+        **flags,
     )
     output(info, json_, show.cache)
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bird.errors import unknown_name
 
-if TYPE_CHECKING:
-    from bird.teachers import Teacher
-
-__all__ = ["catalogue", "describe_teacher", "one_teacher"]
+__all__ = ["catalogue", "one_teacher"]
 
 
 def catalogue(what: str, name: str | None = None) -> dict[str, str]:
@@ -30,24 +27,9 @@ def catalogue(what: str, name: str | None = None) -> dict[str, str]:
 def one_teacher(name: str, weights: Path | None, image_size: int | None, device: str) -> dict[str, Any]:
     """`bird list teachers NAME`: the teacher is loaded, and compared with its own library."""
     from bird.teachers import load_teacher
+    from bird_pipelines.precomputing.teacher import describe_teacher
 
     return describe_teacher(load_teacher(name, weights=weights, image_size=image_size, device=device))
-
-
-def describe_teacher(teacher: Teacher) -> dict[str, Any]:
-    """Which vector a teacher gives: its reading and layers, how it sees, what was compared with its own library."""
-    layers = ", ".join(
-        f"{name} {'x'.join(map(str, spec.shape))} ({spec.kind})" for name, spec in teacher.layers.items()
-    )
-    return {
-        "teacher": teacher.name,
-        "dim": teacher.dim,
-        "kind": teacher.feature_kind,
-        "reading": teacher.preprocessing.get("reading", ""),
-        "layers": layers,
-        **teacher.notes,
-        "weights": teacher.weights_digest,
-    }
 
 
 def _teachers() -> dict[str, str]:

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bird_pipelines.cli import show
-from bird_pipelines.cli.options import DataRoot, Json, Out, TrainLimit, options_of, output
+from bird_pipelines.cli.options import CacheArgument, Config, Json, SetOptions, options_of, output, takes
+from bird_pipelines.config.run import options_of_a_run
 
 __all__ = ["compare"]
 
 
+@takes(options_of_a_run(), ("out", "student", "data_root", "epochs", "limit"), need=("out",))
 def compare(
-    cache: Annotated[str, typer.Argument(help="The cache that `bird precompute` wrote: a folder or URL.")],
+    flags: dict[str, Any],
+    cache: CacheArgument,
     methods: Annotated[str, typer.Option(help="Two or more names, by commas (`bird list methods`).")],
-    out: Out,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method. p needs eight.")] = 8,
     against: Annotated[
         str | None, typer.Option(help="The method that the others are compared with. Default the first.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="NAME=VALUE, an option of `bird distill` for every method. Repeat it."),
-    ] = None,
-    student: Annotated[
-        str | None, typer.Option(help="adapter (default), whose runs train together, or an image student.")
-    ] = None,
-    data_root: DataRoot = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default 10.")] = None,
-    limit: TrainLimit = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of `bird distill` options; flags win.")] = None,
+    set_: SetOptions = None,
+    config: Config = None,
     json_: Json = False,
 ) -> None:
     """Train several methods with the same seeds, and say how each differs from one of them, with intervals."""
     from bird_pipelines.study.compare import compare_methods
 
-    flags = {"student": student, "data_root": data_root, "epochs": epochs, "limit": limit, **options_of(set_)}
+    out, flags = flags.pop("out"), {**flags, **options_of(set_)}
     names = [name.strip() for name in methods.split(",") if name.strip()]
     found = compare_methods(cache, out, names, seeds=seeds, against=against, flags=flags, file=config)
     output(found, json_, show.compared)

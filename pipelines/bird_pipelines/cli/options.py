@@ -2,113 +2,110 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import sys
-from functools import partial
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Literal
 
 import typer
 
+from bird_pipelines.config.option import Declared
+
 __all__ = [
     "CacheArgument",
-    "DataRoot",
-    "Device",
-    "ImageSize",
+    "Config",
     "Json",
-    "Kind",
-    "Limit",
-    "Mean",
-    "MemoryGb",
-    "OnError",
-    "Out",
-    "OutUrl",
-    "Output",
-    "Range",
+    "SetOptions",
     "Setting",
-    "Slice",
-    "Std",
-    "TeacherWorkers",
-    "TrainLimit",
-    "Workers",
-    "given",
-    "machine",
     "options_of",
     "output",
-    "seen",
-    "service",
     "settings_of",
-    "stored",
-    "training",
-    "unusable",
-    "weight",
+    "takes",
 ]
-
-# An option of the heading under which --help lists it: one that most runs leave as it is.
-weight = partial(typer.Option, rich_help_panel="The method's weights")
-training = partial(typer.Option, rich_help_panel="Training")
-machine = partial(typer.Option, rich_help_panel="Speed and memory")
-stored = partial(typer.Option, rich_help_panel="What is stored")
-unusable = partial(typer.Option, rich_help_panel="Unusable images")
-seen = partial(typer.Option, rich_help_panel="What the teacher takes and gives")
-service = partial(typer.Option, rich_help_panel="If the teacher is a service")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set (`bird list datasets` tells the layout).")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that read and decode images.")]
-Limit = Annotated[
-    int | None,
-    typer.Option(min=1, help="Keep N samples: a fixed subset with the proportions of split, class and group."),
+Config = Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")]
+SetOptions = Annotated[
+    list[str] | None, typer.Option("--set", help="NAME=VALUE, an option of `bird distill` for every run. Repeat it.")
 ]
 CacheArgument = Annotated[str, typer.Argument(help="The cache: a folder, or file://, s3://, gs://, az://.")]
-Out = Annotated[Path, typer.Option(help="Folder to write; the same command resumes what is there.")]
-OutUrl = Annotated[
-    str, typer.Option(help="Folder or s3://, gs://, az:// URL to write; the same command resumes what is there.")
-]
 Setting = Annotated[
     list[str] | None,
     typer.Option(help="A setting of the data set, NAME=VALUE (`bird list datasets`); repeat for more."),
 ]
-ImageSize = Annotated[int | None, seen(min=8, help="Input side in pixels, where the teacher leaves it open.")]
-Kind = Annotated[
-    str | None,
-    seen(
-        help="What its vectors are: penultimate, projection, projection_l2 or logits (for onnx: it chooses the output)."
-    ),
-]
-Output = Annotated[str | None, seen("--output", help="onnx, http+kserve: the output that is the vector, by name.")]
-Range = Annotated[str | None, seen("--range", help="onnx: what 0 and 255 become, LOW,HIGH. Default 0,1.")]
-Mean = Annotated[str | None, seen(help="onnx: taken off each channel, R,G,B, in units of --range. Default 0,0,0.")]
-Std = Annotated[str | None, seen(help="onnx: each channel is divided by it, R,G,B. Default 1,1,1.")]
-TeacherWorkers = Annotated[
-    int | None,
-    machine(min=1, help="Threads that decode, and run a teacher on the CPU; else one a core, 2 to 16."),
-]
-OnError = Annotated[
-    str,
-    unusable(help="skip: up to --max-failed unusable images are counted and left out; fail: stop at the first."),
-]
-Slice = Annotated[
-    str, typer.Option("--slice", help="I/N: compute every Nth shard, from the Ith; join with `bird cache merge`.")
-]
-TrainLimit = Annotated[
-    int | None,
-    typer.Option(min=1, help="Train and meta rows of a fixed subset of N of all rows; the test split stays whole."),
-]
-MemoryGb = Annotated[
-    float | None, machine(min=0, help="Hold the vectors in memory up to so many GiB, else map them. Default 4.")
-]
+Command = Callable[..., None]
 
 
-def given(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of a command's `values` that were given on the command line: a file may say the others."""
-    default = ("DEFAULT", "DEFAULT_MAP")
-    return {
-        name: value
-        for name, value in values.items()
-        if name in context.params and getattr(context.get_parameter_source(name), "name", "DEFAULT") not in default
-    }
+def takes(
+    declared: Sequence[Declared],
+    only: Sequence[str] = (),
+    *,
+    need: Sequence[str] = (),
+    usual: Mapping[str, str] | None = None,
+) -> Callable[[Command], Command]:
+    """A decorator: the command takes the declared options, and is given those that were said as `flags`, by their names
+    inside. With `only` it takes these alone; it cannot do without those in `need`; `usual` says the default in words where
+    this command has another."""
+    by_name = {each.field: each for each in declared}
+    chosen = [by_name[name] for name in only] or [each for each in declared if not each.option.hidden]
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = [each for name, each in signature.parameters.items() if name != "flags"]
+        made = [_parameter(each, (usual or {}).get(each.field), needed=each.field in need) for each in chosen]
+
+        def called(**values: Any) -> None:
+            said = {each.field: values.pop(each.field) for each in chosen}
+            command(flags={name: value for name, value in said.items() if value is not None}, **values)
+
+        called.__name__, called.__doc__ = command.__name__, command.__doc__
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*made, *own)]
+        parameters.sort(key=lambda each: each.default is not inspect.Parameter.empty)
+        called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {each.name: each.annotation for each in parameters}
+        return called
+
+    return decorate
+
+
+def _parameter(option: Declared, usual: str | None, *, needed: bool) -> inspect.Parameter:
+    """One option as typer reads it."""
+    told, kinds = option.option, [each for each in typing.get_args(option.type) if each is not type(None)]
+    kind = kinds[0] if typing.get_origin(option.type) is UnionType else option.type
+    if typing.get_origin(kind) is Literal or typing.get_origin(kind) is tuple:
+        kind = str  # checked, with what was probably meant, where the record is made
+    default = usual or told.default or _said(option.default)
+    text = told.help if needed or not default else f"{told.help.removesuffix('.')}. Default {default}."
+    names = [told.flag or f"--{option.name.replace('_', '-')}"] if told.flag or option.name != option.field else []
+    number = kind in (int, float)
+    info: Any = typer.Option(
+        *names,
+        help=text,
+        rich_help_panel=None if needed else option.panel,
+        show_default=False,
+        min=told.ge if number and told.ge is not None and told.ge >= 0 else None,  # below 0: "as usual"
+        max=told.le if number else None,
+    )
+    return inspect.Parameter(
+        option.field,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if needed else None,
+        annotation=Annotated[kind if needed else kind | None, info],
+    )
+
+
+def _said(default: object) -> str:
+    """A default in words; "" where there is none."""
+    if default is None or default is dataclasses.MISSING or isinstance(default, Mapping):
+        return ""
+    if isinstance(default, bool):
+        return "yes" if default else ""
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def settings_of(pairs: list[str] | None) -> dict[str, Any]:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bird_pipelines.cli import show
-from bird_pipelines.cli.options import DataRoot, Json, Out, TrainLimit, output
+from bird_pipelines.cli.options import Config, Json, output, takes
+from bird_pipelines.config.run import options_of_a_run
 
 __all__ = ["tune"]
 
 
+@takes(
+    options_of_a_run(),
+    ("cache", "out", "method", "student", "data_root", "epochs", "warmup", "batch_size", "limit"),
+    need=("cache", "out"),
+)
 def tune(
-    cache: Annotated[str, typer.Option(help="The cache that `bird precompute` wrote: a folder or URL.")],
-    out: Out,
-    method: Annotated[
-        str | None, typer.Option(help="The method whose weights are chosen (`bird list methods`). Default bird.")
-    ] = None,
+    flags: dict[str, Any],
     trials: Annotated[int, typer.Option(min=1, help="Candidate settings.")] = 24,
     per_round: Annotated[
         int, typer.Option(min=1, help="Candidates that train together before the next are drawn.")
@@ -36,15 +37,7 @@ def tune(
     ] = 1.0,
     floor: Annotated[float | None, typer.Option(help="The floor itself, x100, in place of that.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the search, and of how meta is halved.")] = 0,
-    student: Annotated[
-        str | None, typer.Option(help="adapter (default), whose candidates train together, or an image student.")
-    ] = None,
-    data_root: DataRoot = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default 10.")] = None,
-    warmup: Annotated[int | None, typer.Option(min=0, help="Default half.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Default 128.")] = None,
-    limit: TrainLimit = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of `bird distill` options; flags win.")] = None,
+    config: Config = None,
     json_: Json = False,
 ) -> None:
     """Choose a method's weights, and the baseline's, on half of meta: lowest mean-DEO above a floor. Test is opened once."""
@@ -54,9 +47,8 @@ def tune(
     from bird_pipelines.study.search import FLOORS, Search
     from bird_pipelines.study.tune import tune as run
 
-    flags = {"cache": cache, "out": out, "method": method, "student": student, "data_root": data_root}
-    flags |= {"epochs": epochs, "warmup": warmup, "batch_size": batch_size, "limit": limit}
-    base = resolve(flags, config, {"dataset": cache_dataset(cache), "method": "bird", "student": "adapter"})
+    defaults = {"dataset": cache_dataset(flags["cache"]), "method": "bird", "student": "adapter"}
+    base = resolve(flags, config, defaults)
     if floor_on not in FLOORS:
         raise unknown_name("--floor-on", floor_on, FLOORS, "choose one of them")
     search = Search(

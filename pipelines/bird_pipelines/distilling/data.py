@@ -27,13 +27,13 @@ from bird.transforms import apply_views, center_view, mirror_as, unit_range
 from bird.views import view_of
 from bird_cache.errors import StaleCacheError
 from bird_cache.files import digest
+from bird_cache.manifest import LeftOut
 from bird_cache.samples import OK
 from bird_cache.store import FeatureStore, open_cache
 from bird_cache.summary import accounted
-from bird_pipelines.config import CHOOSE, RunConfig
+from bird_pipelines.config import CHOOSE, Source
 from bird_pipelines.distilling.stages import Stages
 from bird_pipelines.distilling.vectors import Features, features_of, moments_of, pick
-from bird_pipelines.left_out import left_out_of
 from bird_pipelines.progress import tell, tell_remarks
 
 __all__ = ["Images", "RunData", "hold_out", "load_data"]
@@ -261,33 +261,33 @@ class RunData:
         return f"{teacher}, the student sees {student}"
 
 
-def load_data(config: RunConfig) -> RunData:
-    """Everything a run reads: from its cache if it has one (with the images only if the student looks at them), else
-    from the data set.
+def load_data(source: Source, student: str, workers: int = 2) -> RunData:
+    """Everything a run of that student reads: from its cache if it has one (with the images only if the student looks at
+    them, which `workers` threads decode), else from the data set.
 
     Raises the cache's errors, DataError, and UsageError for a student that needs a cache and has none.
     """
-    if config.cache is not None:
-        return _from_cache(config, open_cache(config.cache))
-    if config.student in STUDENTS and STUDENTS[config.student].input == "features":
+    if source.cache is not None:
+        return _from_cache(source, open_cache(source.cache), student, workers)
+    if student in STUDENTS and STUDENTS[student].input == "features":
         raise UsageError(
-            where=f"--student {config.student}",
+            where=f"--student {student}",
             found="no cache",
             wanted="cached features to learn on",
             fix="use `bird distill --cache CACHE`, or a student that reads images",
         )
-    if config.choose is not None:
+    if source.choose is not None:
         raise UsageError(
             where="choose",
             found="no cache",
             wanted="a cache whose meta split is halved",
             fix="give --cache, or leave it out",
         )
-    dataset = open_dataset(config.dataset, config.data_root, **config.dataset_settings)
-    table = prepare(dataset, limit=config.limit, workers=config.workers)
+    dataset = open_dataset(source.dataset, source.data_root, **source.dataset_settings)
+    table = prepare(dataset, limit=source.limit, workers=workers)
     require_test_cells(dataset, table)
     tell_remarks(dataset.remarks)
-    images = Images(dataset, table, dataset.image_size, config.workers)
+    images = Images(dataset, table, dataset.image_size, workers)
     failures = images.failures()
     if len(failures) > 0.01 * len(table):
         row, reason = next(iter(failures.items()))
@@ -315,7 +315,7 @@ def load_data(config: RunConfig) -> RunData:
         fingerprint=None,
         teacher=None,
         failed=_count(table, list(failures), dataset.class_names, dataset.group_names),
-        accounted=accounted(len(table), left_out_of(table), dataset.class_names, dataset.group_names),
+        accounted=accounted(len(table), LeftOut.of(table.left_out), dataset.class_names, dataset.group_names),
     )
 
 
@@ -329,33 +329,33 @@ def _tell_doubtful(found: Mapping[int, str], table: SampleTable) -> None:
         )
 
 
-def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
+def _from_cache(source: Source, store: FeatureStore, student: str, workers: int) -> RunData:
     store.require_complete()
     plan, samples = store.manifest.plan, store.samples
     described = plan.causes["dataset"]
     assert isinstance(described, dict)
-    if described["name"] != config.dataset:
+    if described["name"] != source.dataset:
         raise StaleCacheError(
-            where=str(config.cache),
+            where=str(source.cache),
             found=f"features of {described['name']}",
-            wanted=f"features of {config.dataset}",
+            wanted=f"features of {source.dataset}",
             fix="use the cache of that data set, or leave --dataset out",
         )
     whole = SampleTable(samples.ids, samples.labels, samples.groups, samples.splits, samples.digests)
     usable = samples.status == OK
     rows = np.flatnonzero(usable)
-    if config.limit is not None:  # thins what is trained on; the test split stays whole
-        kept = rows[subset(whole.take(usable), config.limit)]
+    if source.limit is not None:  # thins what is trained on; the test split stays whole
+        kept = rows[subset(whole.take(usable), source.limit)]
         rows = np.union1d(kept, rows[samples.splits[rows] == "test"])
-    if config.choose is not None:  # whoever chooses a setting does not even read the test split
+    if source.choose is not None:  # whoever chooses a setting does not even read the test split
         rows = rows[samples.splits[rows] != "test"]
     table = whole.take(rows)
-    if config.choose is not None:
-        table = hold_out(table, config.choose)
+    if source.choose is not None:
+        table = hold_out(table, source.choose)
     settings = described["settings"]
     assert isinstance(settings, dict)
-    reads_images = config.student in STUDENTS and STUDENTS[config.student].input == "image"
-    dataset = open_dataset(config.dataset, config.data_root, **settings) if reads_images else None  # type: ignore[arg-type]
+    reads_images = student in STUDENTS and STUDENTS[student].input == "image"
+    dataset = open_dataset(source.dataset, source.data_root, **settings) if reads_images else None  # type: ignore[arg-type]
     layers = store.manifest.layers()
     return RunData(
         table=table,
@@ -363,8 +363,8 @@ def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
         group_names=plan.group_names,
         image_size=dataset.image_size if dataset else 0,
         flip=dataset.flip if dataset else False,
-        images=Images(dataset, table, dataset.image_size, config.workers) if dataset else None,
-        features=features_of(store, rows, config.memory_gb * 2**30),
+        images=Images(dataset, table, dataset.image_size, workers) if dataset else None,
+        features=features_of(store, rows, source.memory_gb * 2**30),
         stages=Stages(store, rows),
         boxes=store.take(BOXES, rows).astype(np.int32) if BOXES in layers else None,
         logits=torch.from_numpy(store.vectors(LOGITS, rows)) if LOGITS in layers else None,

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from bird.devices import choose_device
-from bird.errors import RunError
+from bird.errors import RunError, UsageError
 from bird.students import load_student
 from bird_cache.errors import NotACacheError, StaleCacheError
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
+from bird_pipelines.config.reading import run_of
 from bird_pipelines.distilling.data import load_data
 from bird_pipelines.distilling.scoring import score
 
@@ -30,7 +31,7 @@ def evaluate(
     config, fingerprint = run_config(run, data_root=data_root, cache=cache)
     student = load_student(run)
     try:
-        data = load_data(config)
+        data = load_data(config.source, config.student, config.place.workers)
     except NotACacheError as error:
         raise NotACacheError(
             where=error.where,
@@ -40,7 +41,7 @@ def evaluate(
         ) from error
     if data.fingerprint != fingerprint:
         raise StaleCacheError(
-            where=str(config.cache),
+            where=str(config.source.cache),
             found=f"fingerprint {data.fingerprint}",
             wanted=f"fingerprint {fingerprint} (run {run})",
             fix="point --cache at the cache that the run was distilled from",
@@ -59,8 +60,8 @@ def run_config(run: Path, *, data_root: Path | None = None, cache: str | None = 
     try:
         place = {name: value for name, value in found["place"].items() if value}
         place |= {name: str(value) for name, value in {"data_root": data_root, "cache": cache}.items() if value}
-        return RunConfig.model_validate({**found["identity"], **place, "out": run}), found["fingerprint"]
-    except (KeyError, ValueError, AttributeError) as error:
+        return run_of({**found["identity"], **place, "out": run}), found["fingerprint"]
+    except (KeyError, ValueError, AttributeError, UsageError) as error:
         raise RunError(
             where=str(run),
             found=f"a config.json that does not fit ({error})",

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bird.errors import UsageError
-from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.distilling.head import features_only
 
@@ -27,10 +26,10 @@ STRENGTH = 0.01
 """scikit-learn's C of the probe, whose inputs are standardised: some hundred rows, some hundred features"""
 
 
-def with_known_groups(config: RunConfig, data: RunData) -> RunData:
-    """The data as the run may see them: with `groups_known` "meta" the groups of train rows are the probe's. Raises
+def with_known_groups(data: RunData, known: Literal["all", "meta"]) -> RunData:
+    """The data as a run may see them: where groups are `known` for "meta" alone, those of train rows are the probe's. Raises
     UsageError without a cache, or where meta has too few rows of a group."""
-    if config.groups_known == "all":
+    if known == "all":
         return data
     if data.features is None:
         raise UsageError(

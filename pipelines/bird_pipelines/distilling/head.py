@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from bird_cache.order import batches, shuffled
 from bird_cache.samples import OK
 from bird_cache.store import open_cache
 from bird_cache.writer import open_part
-from bird_pipelines.config import RunConfig, resolve
+from bird_pipelines.config import Source, Training, Weights
 from bird_pipelines.distilling.data import LOGITS, RunData, cache_dataset, load_data
 from bird_pipelines.distilling.learners import make_learner
 from bird_pipelines.distilling.requirements import make_method
@@ -30,35 +29,26 @@ from bird_pipelines.progress import progress
 __all__ = ["features_only", "fit_head", "fit_teacher_head", "teacher_logits"]
 
 PART = "head"
+HEAD = Training(lr=1e-3, batch_size=128)
 
 
-def teacher_logits(data: RunData, config: RunConfig, device: torch.device) -> Tensor:
-    """The teacher's logits of all rows: the cache's, or those of a head fitted here."""
+def teacher_logits(data: RunData, epochs: int, device: torch.device) -> Tensor:
+    """The teacher's logits of all rows: the cache's, or those of a head fitted here in so many epochs."""
     if data.logits is not None:
         return data.logits
-    head = fit_teacher_head(data, config, device)
+    head = fit_teacher_head(data, epochs, device)
     return logits_of(head, features_only(data), np.arange(len(data.table)), device)
 
 
-def fit_teacher_head(data: RunData, config: RunConfig, device: torch.device) -> Student:
+def fit_teacher_head(data: RunData, epochs: int, device: torch.device) -> Student:
     """A head for a teacher that has none: adapter and linear layer, trained with CE on the cached train features (the
     Baseline row of the foundation models). The same for every student seed."""
-    head_config = config.model_copy(
-        update={
-            "student": "adapter",
-            "method": "baseline",
-            "seed": 0,
-            "lr": 1e-3,
-            "batch_size": 128,
-            "precision": "fp32",
-        }
-    )
     data = features_only(data)
-    method, rows = make_method(head_config, data), data.rows("train")
-    learner = make_learner(head_config, data, device, method)
-    with progress("teacher head", "samples", config.head_epochs * len(rows)) as advance:
-        for epoch in range(config.head_epochs):
-            for picked in batches(shuffled(rows, 0, epoch), head_config.batch_size):
+    method, rows = make_method("baseline", Weights(average=0.0), data), data.rows("train")
+    learner = make_learner("adapter", HEAD, data, device, method)
+    with progress("teacher head", "samples", epochs * len(rows)) as advance:
+        for epoch in range(epochs):
+            for picked in batches(shuffled(rows, 0, epoch), HEAD.batch_size):
                 batch = data.batch(picked, device)
                 method.step(learner, batch, lambda: batch, warm=False)  # noqa: B023  (baseline draws no meta batch)
                 advance(len(picked))
@@ -84,11 +74,10 @@ def fit_head(cache: str, *, epochs: int = 10, device: str = "auto") -> dict[str,
         }:
             return store.info()
         raise another_origin(cache)
-    flags = {"dataset": cache_dataset(cache), "student": "adapter", "method": "baseline", "cache": cache}
-    config = resolve({**flags, "out": Path("unused"), "head_epochs": epochs, "device": device})
-    data, where = features_only(load_data(config)), choose_device(device)
+    source = Source(dataset=cache_dataset(cache), cache=cache)
+    data, where = features_only(load_data(source, "adapter")), choose_device(device)
     with threads(1):
-        head = fit_teacher_head(data, config, where)
+        head = fit_teacher_head(data, epochs, where)
         logits = logits_of(head, data, np.arange(len(data.table)), where).numpy()
     weights = hashlib.sha256()
     for name, value in sorted(head.state_dict().items()):

@@ -30,21 +30,18 @@ from bird_cache.files import write_lock
 from bird_cache.order import shuffled, slices
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
-from bird_pipelines.distilling.data import RunData, load_data
-from bird_pipelines.distilling.groups import with_known_groups
+from bird_pipelines.distilling.data import RunData
 from bird_pipelines.distilling.head import teacher_logits
 from bird_pipelines.distilling.profiling import Clock
 from bird_pipelines.distilling.requirements import hyperparameters, tell_empty_cells
 from bird_pipelines.distilling.sums import Pending
-from bird_pipelines.distilling.training import LESS, Trainer, distill, outcome
+from bird_pipelines.distilling.training import LESS, Trainer, distill, outcome, read
 from bird_pipelines.progress import Interrupted, progress, stop_requests
 
 __all__ = ["distill_many", "groups_of", "models_at_once"]
 
 # What the runs of a stack may differ in.
 OWN = ("seed", "lambda", "alpha", "mu1", "mu2", "lr", "fitnet_weight", "mfd_weight")
-# What decides which rows and features are read.
-SOURCE = ("groups_known", "dataset", "dataset_settings", "student", "limit", "choose", "cache", "data_root")
 # Numbers in one stacked weight matrix: five models of 1024 features. A bound on memory; more at once gain little
 # (bench/stack.py).
 STACK_NUMBERS = 8 << 20
@@ -56,7 +53,7 @@ def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     Raises UsageError for two runs in one folder, and whatever `distill` raises; a run of a stack that is interrupted
     resumes from its last checkpoint, with others or alone.
     """
-    folders = [config.out.resolve() for config in configs]
+    folders = [config.place.out.resolve() for config in configs]
     if repeated := sorted({str(out) for out in folders if folders.count(out) > 1}):
         raise UsageError(
             where="runs", found=f"{repeated[0]} more than once", wanted="a folder a run", fix="choose another --out"
@@ -67,9 +64,9 @@ def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
             for config in group:
                 distill(config)
             continue
-        source = json.dumps({name: str(getattr(group[0], name)) for name in SOURCE})
-        if held is None or held[0] != source:
-            held = source, with_known_groups(group[0], load_data(group[0]))
+        reads = json.dumps([str(group[0].source), group[0].student])
+        if held is None or held[0] != reads:
+            held = reads, read(group[0])
         if isinstance(held[1].features, Tensor):
             train_group(group, held[1])
         else:  # too large to be held, let alone standardised beside itself
@@ -83,9 +80,8 @@ def groups_of(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     groups: dict[str, list[RunConfig]] = defaultdict(list)
     for config in configs:
         same = {name: value for name, value in config.identity().items() if name not in OWN}
-        groups[json.dumps([same, str(config.cache), str(config.data_root), config.device], sort_keys=True)].append(
-            config
-        )
+        place = [str(config.source.cache), str(config.source.data_root), config.place.device]
+        groups[json.dumps([same, place], sort_keys=True)].append(config)
     return list(groups.values())
 
 
@@ -98,19 +94,19 @@ def stackable(config: RunConfig) -> bool:
 
 def train_group(group: Sequence[RunConfig], data: RunData) -> None:
     """Train those of the group that are not finished, as many at once as are faster so."""
-    require_precision(group[0].precision, choose_device(group[0].device))
+    require_precision(group[0].training.precision, choose_device(group[0].place.device))
     with threads(1):  # made before the folders are claimed, as in `distill`
-        source = None if all((config.out / "run.json").exists() for config in group) else Source(group[0], data)
+        source = None if all((config.place.out / "run.json").exists() for config in group) else Source(group[0], data)
     for config in group:
         runs.claim(config, data.fingerprint)
     with ExitStack() as locks:
         for config in group:
-            locks.enter_context(write_lock(config.out))
-        left = [config for config in group if not (config.out / "run.json").exists()]
+            locks.enter_context(write_lock(config.place.out))
+        left = [config for config in group if not (config.place.out / "run.json").exists()]
         most = models_at_once(data)
         if left:
             tell_empty_cells(data)
-        with threads(1), enough_memory(f"{len(group)} runs, --batch-size {group[0].batch_size}", LESS):
+        with threads(1), enough_memory(f"{len(group)} runs, --batch-size {group[0].training.batch_size}", LESS):
             for start in range(0, len(left), most):
                 assert source is not None
                 trainers = [Trainer(config, data) for config in left[start : start + most]]
@@ -150,7 +146,11 @@ class Source:
             torch.from_numpy(each).to(self.device) for each in (data.table.labels, data.table.groups)
         )
         self.posterior = None if data.posterior is None else data.posterior.to(self.device)
-        self.logits = teacher_logits(data, config, self.device).to(self.device) if self.method.logits else None
+        self.logits = (
+            teacher_logits(data, config.training.head_epochs, self.device).to(self.device)
+            if self.method.logits
+            else None
+        )
 
     def batch(self, rows: NDArray[np.int64], stored: NDArray[np.int64] | None = None) -> Batch:
         """The batches of S models, of rows (S, B); `stored` says which stored view of each (default: the first)."""
@@ -179,7 +179,7 @@ class Stack:
         for trainer in trainers:
             trainer.beside = len(trainers)
         self.learner = StackedLearner([trainer.learner for trainer in trainers])
-        if self.first.config.precision == "bf16":
+        if self.first.config.training.precision == "bf16":
             in_bf16(self.learner.model)
         self.pending = Pending()
         self.clock = Clock(source.device)
@@ -192,19 +192,19 @@ class Stack:
         """All epochs that are left."""
         first, config = self.first, self.first.config
         size = len(first.train_rows)
-        total, done = config.epochs * size, first.epoch * size + first.consumed
+        total, done = config.training.epochs * size, first.epoch * size + first.consumed
         what = f"{config.method} -> {config.student}, {len(self.trainers)} at once"
         with stop_requests() as stop, progress(what, "samples", total, done) as advance:
-            while first.epoch < config.epochs:
+            while first.epoch < config.training.epochs:
                 self.method.begin_epoch(first.epoch)
-                orders = np.stack([shuffled(each.train_rows, each.config.seed, each.epoch) for each in self.trainers])
+                orders = np.stack([shuffled(each.train_rows, each.seed, each.epoch) for each in self.trainers])
                 began = saved = time.monotonic()
                 self.clock.start()
-                for start, end in slices(size, config.batch_size, first.consumed):
+                for start, end in slices(size, config.training.batch_size, first.consumed):
                     self.one_step(orders[:, start:end])
-                    advance(min(end, size) - start, f"epoch {first.epoch + 1}/{config.epochs}")
+                    advance(min(end, size) - start, f"epoch {first.epoch + 1}/{config.training.epochs}")
                     now = time.monotonic()
-                    if stop() or now - saved > config.checkpoint_seconds:
+                    if stop() or now - saved > config.place.checkpoint_seconds:
                         self.spend(now - began)
                         began = saved = now
                         self.settle()
@@ -264,7 +264,7 @@ class Stack:
 
 def hyper_of(configs: Sequence[RunConfig], device: torch.device) -> Hyperparameters:
     """The runs' hyperparameters as one: a number where all agree, else (S,)."""
-    each = [dataclasses.asdict(hyperparameters(config)) for config in configs]
+    each = [dataclasses.asdict(hyperparameters(config.weights)) for config in configs]
 
     def joint(name: str) -> Any:
         values = [one[name] for one in each]

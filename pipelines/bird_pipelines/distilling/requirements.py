@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from bird.errors import EmptyCellError, UsageError
 from bird.methods import METHODS, Hyperparameters, Method, build_method
 from bird.students import STUDENTS, require_stages
-from bird_pipelines.config import RunConfig
+from bird_pipelines.config import Weights
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.marks import few
 from bird_pipelines.progress import tell
@@ -13,37 +15,24 @@ from bird_pipelines.progress import tell
 __all__ = ["hyperparameters", "make_method", "require_samples", "tell_empty_cells"]
 
 
-def hyperparameters(config: RunConfig) -> Hyperparameters:
+def hyperparameters(weights: Weights) -> Hyperparameters:
     """The run's, as the methods take them."""
-    return Hyperparameters(
-        alpha=config.alpha,
-        tau=config.tau,
-        lambda_=config.lambda_,
-        mu1=config.mu1,
-        mu2=config.mu2,
-        fitnet_weight=config.fitnet_weight,
-        at_beta=config.at_beta,
-        mfd_weight=config.mfd_weight,
-        ad_weight=config.ad_weight,
-        ad_lr=config.ad_lr,
-        ad_every=max(config.ad_every, 1),
-        dro_step=config.dro_step,
-        average=None if config.average < 0 else config.average,
-        balance=config.balance,
-        offsets_from=config.offsets_from,
-        feedback_every=config.feedback_every,
-    )
+    given = dataclasses.asdict(weights)
+    usual = {"average": None if weights.average < 0 else weights.average, "ad_every": max(weights.ad_every, 1)}
+    return Hyperparameters(**{**given, **usual})
 
 
-def make_method(config: RunConfig, data: RunData) -> Method:
-    """The run's method. Raises UsageError if it needs a teacher and the run has no cache."""
-    method = build_method(config.method, hyperparameters(config), len(data.group_names))
-    method.recompute = config.recompute
-    if method.stages and config.student in STUDENTS:
-        require_stages(config.student)
+def make_method(
+    name: str, weights: Weights, data: RunData, student: str = "adapter", *, recompute: bool = False
+) -> Method:
+    """The method of that name. Raises UsageError if it needs a teacher and there is no cache."""
+    method = build_method(name, hyperparameters(weights), len(data.group_names))
+    method.recompute = recompute
+    if method.stages and student in STUDENTS:
+        require_stages(student)
     if data.features is None and (method.features or method.logits or method.stages):
         raise UsageError(
-            where=f"--method {config.method}",
+            where=f"--method {name}",
             found="no cache",
             wanted="a teacher's features",
             fix="use `bird distill --cache CACHE`, or --method baseline",
@@ -51,14 +40,14 @@ def make_method(config: RunConfig, data: RunData) -> Method:
     return method
 
 
-def require_samples(config: RunConfig, method: Method, data: RunData) -> None:
-    """Raise UsageError for a split that the method reads and that has no sample, EmptyCellError, by name, for a (class,
-    group) cell that it needs and that has none."""
-    limited = "" if config.limit is None else f" (--limit {config.limit})"
+def require_samples(name: str, method: Method, data: RunData, limit: int | None = None) -> None:
+    """Raise UsageError for a split that the method of that name reads and that has no sample, EmptyCellError, by name, for
+    a (class, group) cell that it needs and that has none. `limit` is what the rows were limited to."""
+    limited = "" if limit is None else f" (--limit {limit})"
     for split in ("train", *(["meta"] if method.meta else [])):
         if not len(data.rows(split)):
             raise UsageError(
-                where=f"--method {config.method}",
+                where=f"--method {name}",
                 found=f"no sample in the {split} split{limited}",
                 wanted="some, for the meta step" if split == "meta" else "some, to learn from",
                 fix="raise --limit"
@@ -69,9 +58,9 @@ def require_samples(config: RunConfig, method: Method, data: RunData) -> None:
             )
     for split, cells in data.empty_cells().items():
         if split in method.cells:
-            others = [name for name in METHODS if not build_method(name, Hyperparameters(), 2).cells]
+            others = [each for each in METHODS if not build_method(each, Hyperparameters(), 2).cells]
             raise EmptyCellError(
-                where=f"--method {config.method}",
+                where=f"--method {name}",
                 found=f"no {split} sample of {few(cells)}{limited}",
                 wanted=f"a {split} sample of every class in every group: {method.cells[split]}",
                 fix=("raise --limit, " if limited else "add such samples, ")

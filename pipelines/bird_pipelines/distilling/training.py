@@ -51,27 +51,33 @@ LIBRARIES = ("bird-distill", "torch", "torchvision", "numpy", "zarr")
 
 
 def distill(config: RunConfig) -> dict[str, Any]:
-    """Train (or finish training) the run that `config` describes in `config.out`, evaluate it, and return run.json
+    """Train (or finish training) the run that `config` describes in `config.place.out`, evaluate it, and return run.json
     with its metrics.
 
     Raises RunError if the folder holds another run, the cache's and the data set's errors, UsageError for a method
     that needs what is not there or a precision that the device has not, EmptyCellError for one that needs a sample in
     every cell; all of them before the folder is touched. Interrupted after saving a checkpoint.
     """
-    require_precision(config.precision, choose_device(config.device))
-    data = with_known_groups(config, load_data(config))
-    with enough_memory(f"--batch-size {config.batch_size}", LESS):
+    require_precision(config.training.precision, choose_device(config.place.device))
+    data = read(config)
+    with enough_memory(f"--batch-size {config.training.batch_size}", LESS):
         finish(config, data)
     return outcome(config)
+
+
+def read(config: RunConfig) -> RunData:
+    """What the run may see."""
+    data = load_data(config.source, config.student, config.place.workers)
+    return with_known_groups(data, config.source.groups_known)
 
 
 def finish(config: RunConfig, data: RunData) -> None:
     """Do what is left of a run."""
     # Made before the folder is claimed: one that a misspelt name had claimed would refuse the right one.
-    trainer = None if (config.out / "run.json").exists() else Trainer(config, data)
+    trainer = None if (config.place.out / "run.json").exists() else Trainer(config, data)
     runs.claim(config, data.fingerprint)
-    with write_lock(config.out):
-        if trainer is not None and not (config.out / "run.json").exists():
+    with write_lock(config.place.out):
+        if trainer is not None and not (config.place.out / "run.json").exists():
             tell_empty_cells(data)
             # An adapter's matrices are small: a second thread gained 14 % on an idle machine, and cost a factor of five
             # beside another program, since idle threads spin.
@@ -82,10 +88,10 @@ def finish(config: RunConfig, data: RunData) -> None:
 
 def outcome(config: RunConfig) -> dict[str, Any]:
     """run.json of a finished run, with its metrics. Raises RunError where there is none."""
-    info = runs.read_json(config.out / "run.json")
-    metrics = {split: runs.read_json(config.out / f"metrics-{split}.json") for split in config.scored()}
+    info = runs.read_json(config.place.out / "run.json")
+    metrics = {split: runs.read_json(config.place.out / f"metrics-{split}.json") for split in config.scored()}
     marked = {split: with_caveats(each, info["class_names"]) for split, each in metrics.items()}
-    return info | {"out": str(config.out), "metrics": marked}
+    return info | {"out": str(config.place.out), "metrics": marked}
 
 
 class Material(NamedTuple):
@@ -100,24 +106,25 @@ class Trainer:
 
     def __init__(self, config: RunConfig, data: RunData) -> None:
         self.config, self.data = config, data
-        self.device = choose_device(config.device)
-        self.method = make_method(config, data)
-        require_samples(config, self.method, data)
+        self.training, self.place, self.seed = config.training, config.place, self.training.seed
+        self.device = choose_device(self.place.device)
+        self.method = make_method(config.method, config.weights, data, config.student, recompute=self.place.recompute)
+        require_samples(config.method, self.method, data, config.source.limit)
         self.moments = data.moments() if self.method.features else None
         channels = data.stages.open(self.method.stages) if self.method.stages and data.stages is not None else []
         self.method.prepare(data.cell_counts("train"))
-        if config.start_from is not None:
+        if self.training.start_from is not None:
             runs.begin_from(config, data.fingerprint)  # refused before the folder is claimed
-        self.learner = make_learner(config, data, self.device, self.method, channels)
+        self.learner = make_learner(config.student, self.training, data, self.device, self.method, channels)
         self.train_rows, meta, table = data.rows("train"), data.rows("meta"), data.table
         self.meta_rows = StratifiedRows(
-            meta, table.labels[meta], table.groups[meta], per_cell=config.meta_per_cell, seed=config.seed
+            meta, table.labels[meta], table.groups[meta], per_cell=self.training.meta_per_cell, seed=self.training.seed
         )
         self.epoch = self.step = self.consumed = 0
         self.beside = 1
         self.seconds = 0.0
-        self.clock = Clock(self.device, wait=config.profile)
-        self.tracer = Tracer(config.out, self.clock) if config.profile else None
+        self.clock = Clock(self.device, wait=self.place.profile)
+        self.tracer = Tracer(self.place.out, self.clock) if self.place.profile else None
         self.sums: dict[str, float] = {}
         self.pending = Pending()
         self.curve: list[dict[str, Any]] = []
@@ -127,24 +134,24 @@ class Trainer:
         """All epochs that are left."""
         self.restore()
         self.clock.watch(self.learner)
-        if self.method.logits and self.epoch < self.config.epochs:
-            self.teacher_logits = teacher_logits(self.data, self.config, self.device)
-        total = self.config.epochs * len(self.train_rows)
+        if self.method.logits and self.epoch < self.training.epochs:
+            self.teacher_logits = teacher_logits(self.data, self.training.head_epochs, self.device)
+        total = self.training.epochs * len(self.train_rows)
         done = self.epoch * len(self.train_rows) + self.consumed
         what = f"{self.config.method} -> {self.config.student}"
         with stop_requests() as stop, progress(what, "samples", total, done) as advance:
-            while self.epoch < self.config.epochs:
+            while self.epoch < self.training.epochs:
                 began = saved = time.monotonic()
                 self.clock.start()
                 self.method.begin_epoch(self.epoch)
-                order = shuffled(self.train_rows, self.config.seed, self.epoch)
+                order = shuffled(self.train_rows, self.seed, self.epoch)
                 self.clock.enter("data")
                 with closing(self.materials(order)) as materials:
                     for material in materials:
                         self.one_step(material)
-                        advance(len(material.batch.labels), f"epoch {self.epoch + 1}/{self.config.epochs}")
+                        advance(len(material.batch.labels), f"epoch {self.epoch + 1}/{self.training.epochs}")
                         now = time.monotonic()
-                        if stop() or now - saved > self.config.checkpoint_seconds:
+                        if stop() or now - saved > self.place.checkpoint_seconds:
                             self.seconds, began, saved = self.seconds + now - began, now, now
                             self.save()
                         if stop():
@@ -159,12 +166,12 @@ class Trainer:
     @property
     def warm(self) -> bool:
         """Whether the warmup is over."""
-        return self.epoch >= self.config.warmup
+        return self.epoch >= self.training.warmup
 
     def materials(self, order: NDArray[np.int64]) -> Generator[Material]:
         """What is left of an epoch in that order, step by step; decoded and copied while the step before is computed. (On
         the CPU vectors are there sooner than a thread could be asked.)"""
-        steps = enumerate(batches(order, self.config.batch_size, self.consumed), self.step)
+        steps = enumerate(batches(order, self.training.batch_size, self.consumed), self.step)
         if self.data.images is None and self.device.type == "cpu":
             return (self.material(*each) for each in steps)
         return one_ahead(lambda each: self.material(*each), steps)
@@ -178,7 +185,7 @@ class Trainer:
         """One update of the student."""
         clock = self.clock
         if self.tracer is not None:
-            self.tracer.before_step(self.warm or self.config.warmup == self.config.epochs)
+            self.tracer.before_step(self.warm or self.training.warmup == self.training.epochs)
         self.learner.model.train()
         clock.enter("forward")
         self.method.number = self.step
@@ -194,17 +201,17 @@ class Trainer:
 
     def views(self, step: int, count: int) -> NDArray[np.int64] | None:
         """The random views of a step's images, or None where the student sees the deterministic one."""
-        if self.data.images is None or not self.config.augment or self.data.boxes is not None:
+        if self.data.images is None or not self.training.augment or self.data.boxes is not None:
             return None
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.config.seed, 2, step])))
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, 2, step])))
         return draw_views(rng, count, self.data.image_size, self.data.flip)
 
     def stored_views(self, step: int, count: int) -> NDArray[np.int64] | None:
         """Which of the cache's random views a step's samples are seen in; None where it stores none, or none is wanted."""
-        if self.data.boxes is None or not self.config.augment:
+        if self.data.boxes is None or not self.training.augment:
             return None
         random_views = self.data.boxes.shape[1] - 1
-        return 1 + (raw(self.config.seed, 5, step, count=count) % np.uint64(random_views)).astype(np.int64)
+        return 1 + (raw(self.seed, 5, step, count=count) % np.uint64(random_views)).astype(np.int64)
 
     def batch(
         self,
@@ -239,7 +246,7 @@ class Trainer:
         self.curve.append(line)
         self.sums, self.consumed = {}, 0
         lines = "".join(json.dumps(each) + "\n" for each in self.curve)
-        replace(self.config.out / "curve.jsonl", lines.encode())
+        replace(self.place.out / "curve.jsonl", lines.encode())
         self.save()
 
     def meta_score(self) -> dict[str, Any] | None:
@@ -275,11 +282,11 @@ class Trainer:
         state: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "consumed": self.consumed}
         state |= {"seconds": self.seconds, "parts": self.clock.seconds, "sums": self.sums, "curve": self.curve}
         state["fingerprint"] = self.data.fingerprint
-        runs.save_checkpoint(self.config.out, self.step, tensors, state)
+        runs.save_checkpoint(self.place.out, self.step, tensors, state)
 
     def restore(self) -> None:
         """Go back to the last checkpoint; where there is none, begin where the run that it starts from ended."""
-        loaded = runs.load_checkpoint(self.config.out)
+        loaded = runs.load_checkpoint(self.place.out)
         if loaded is not None:
             tensors, state = loaded
             self.take(tensors)
@@ -288,7 +295,7 @@ class Trainer:
             self.epoch, self.step, self.consumed = state["epoch"], state["step"], state["consumed"]
             self.seconds, self.sums, self.curve = state["seconds"], state["sums"], state["curve"]
             self.clock.seconds = dict.fromkeys(PARTS, 0.0) | state.get("parts", {})
-        elif self.config.start_from is not None:
+        elif self.training.start_from is not None:
             self.take(runs.begin_from(self.config, self.data.fingerprint))
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
@@ -306,7 +313,7 @@ class Trainer:
 
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
-        out, data, student = self.config.out, self.data, self.learner.student
+        out, data, student = self.place.out, self.data, self.learner.student
         files = student_files(student, data.fingerprint, data.class_names, data.group_names)
         for name, content in files.items():
             replace(out / name, content)
@@ -340,7 +347,7 @@ class Trainer:
             "accounted": data.accounted,
             "probe_accuracy": data.probe,
             "models_at_once": self.beside,
-            "view_policy": data.view_policy(self.config.augment, staged=self.method.stages is not None),
+            "view_policy": data.view_policy(self.training.augment, staged=self.method.stages is not None),
             "versions": {name: version(name) for name in LIBRARIES},
         }
 

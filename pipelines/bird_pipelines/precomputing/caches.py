@@ -18,7 +18,7 @@ from bird_cache.manifest import Compress, Store, flatten
 from bird_cache.samples import OK, Samples
 from bird_cache.store import FeatureStore, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
-from bird_pipelines.config import refuse_compress
+from bird_pipelines.config.cache import refuse_compress
 from bird_pipelines.progress import progress
 
 __all__ = ["compare_with_teacher", "convert_command", "dataset_of", "image_reader", "list_caches"]

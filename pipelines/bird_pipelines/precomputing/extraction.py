@@ -25,33 +25,32 @@ from bird.errors import DataError, TeacherError
 from bird.teachers import Service, Teacher, expand_layers
 from bird_cache.errors import StorageError
 from bird_cache.folders import Folder, open_folder
-from bird_cache.manifest import Compress, Manifest, Plan, Receipt, Store
-from bird_cache.numbers import Dtype, storage_dtype
+from bird_cache.manifest import Manifest, Plan, Receipt
+from bird_cache.numbers import storage_dtype
 from bird_cache.samples import OK, Samples
 from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer
 from bird_pipelines.ahead import in_order
-from bird_pipelines.cli.catalogue import describe_teacher
-from bird_pipelines.config import PrecomputeConfig
+from bird_pipelines.config import PrecomputeConfig, Stored, Work
 from bird_pipelines.precomputing.decoding import Decoded, decode, plan_jobs
 from bird_pipelines.precomputing.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
 from bird_pipelines.precomputing.plan import (
     BOXES,
-    LAYER,
     make_plan,
     require_cells,
     require_revision,
     samples_of,
     warn_of_cells,
 )
-from bird_pipelines.precomputing.teacher import open_teacher
+from bird_pipelines.precomputing.teacher import describe_teacher, open_teacher
 from bird_pipelines.precomputing.update import Earlier, sides_of
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests, tell_remarks
 
 __all__ = ["need_room", "precompute", "precompute_command"]
 
 WRITES_IN_FLIGHT = 2
+STORED, WORK = Stored(), Work()
 
 
 def precompute(
@@ -60,59 +59,40 @@ def precompute(
     table: SampleTable,
     out: str | Path,
     *,
-    dtype: Dtype = "float16",
+    stored: Stored = STORED,
+    work: Work = WORK,
     precision: str = "fp32",
-    batch_size: int = 64,
-    workers: int | None = None,
-    shard_rows: int | None = None,
     max_failed: float = 0.01,
-    store: Store = "zarr",
-    part: tuple[int, int] = (1, 1),
-    layers: Sequence[str] = (LAYER,),
-    views: int = 0,
-    update: str | None = None,
-    compress: Compress = "none",
 ) -> Manifest:
     """Write (or finish writing) the cache of `teacher` over `table` in `out` (a folder or URL), and return its manifest.
-    `part` (i, n) computes only every n-th shard, from the i-th; the cache is finished by whoever writes the last one.
-    `update` is a finished cache of the same teacher over another state of the data set: what it holds is taken from it.
-    `workers` threads decode, and run a teacher on the CPU; None is one a core, 2 to 16.
+    Where `work.part` is (i, n) only every n-th shard is computed, from the i-th; the cache is finished by whoever writes
+    the last one. What `stored.update`, a finished cache of the same teacher, holds is taken from it.
 
     Raises what `bird_cache.zarr_store.open_writer` raises; DataError once more than the share `max_failed` of the rows
     cannot be decoded; TeacherError or FeatureError for unusable vectors; StorageError; Interrupted. What is committed
     is kept, and the same call goes on from there.
     """
+    views, (first, every) = stored.views, work.part
     if isinstance(teacher, Service):
         refuse_views(views)
         adopt_canaries(teacher, open_folder(out))
     elif views:
         teacher.preprocess(np.zeros((8, 8, 3), np.uint8), np.array([0, 0, 8, 8, 0], np.int32))  # can it see a box?
-    plan = make_plan(
-        teacher,
-        dataset,
-        table,
-        dtype=dtype,
-        precision=precision,
-        batch_size=batch_size,
-        shard_rows=shard_rows,
-        store=store,
-        layers=expand_layers(teacher, layers),
-        views=views,
-        compress=compress,
-    )
+    layers = expand_layers(teacher, [name.strip() for name in stored.layers.split(",")])
+    plan = make_plan(teacher, dataset, table, stored, layers, precision=precision, batch_size=work.batch_size)
     samples = samples_of(table)
-    earlier = None if update is None else Earlier(update, plan, samples)
+    earlier = None if stored.update is None else Earlier(stored.update, plan, samples)
     if earlier is not None:
         plan = plan.model_copy(update={"notes": {**plan.notes, "reused": earlier.reused}})
     with open_for(out, plan, samples) as writer, stop_requests() as stop:
-        jobs = plan_jobs(writer.plan, [n for n in writer.pending() if n % part[1] == part[0] - 1], batch_size)
+        jobs = plan_jobs(writer.plan, [n for n in writer.pending() if n % every == first - 1], work.batch_size)
         waiting = sum(job.stop - job.start for job in jobs)
         need_room(writer.folder, writer.plan, waiting)
         if isinstance(teacher, Service):
             save_canaries(teacher, writer.folder)
         with progress(f"precompute {teacher.name}", "images", plan.rows, plan.rows - waiting) as advance:
             batches = Batches(teacher, dataset, samples, writer.plan, earlier)
-            run_jobs(batches, jobs, writer, workers or usual_workers(), max_failed, advance, stop)
+            run_jobs(batches, jobs, writer, work.workers or usual_workers(), max_failed, advance, stop)
         return writer.manifest if writer.pending() else writer.finish()
 
 
@@ -143,41 +123,34 @@ def open_for(out: str | Path, plan: Plan, samples: Samples) -> Iterator[FeatureW
 
 def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
     """`bird precompute`: open the data set and the teacher, write the cache, say what it holds (see `FeatureStore.info`)."""
-    max_failed = 0.0 if config.on_error == "fail" else config.max_failed
-    workers, part = config.workers or usual_workers(), config.part
-    data = open_dataset(config.dataset, config.data_root, **config.settings)
-    if config.max_megapixels is not None:
-        data.max_pixels = int(1e6 * config.max_megapixels)
+    rows, stored, work = config.rows, config.stored, config.work
+    work.part  # noqa: B018  (a slice that is none is refused before the data set is read)
+    max_failed = 0.0 if rows.on_error == "fail" else rows.max_failed
+    data = open_dataset(rows.dataset, rows.data_root, **rows.settings)
+    if rows.max_megapixels is not None:
+        data.max_pixels = int(1e6 * rows.max_megapixels)
     teacher = open_teacher(config)
     table = prepare(
         data,
-        limit=config.limit,
-        keep_conflicts=config.keep_conflicts,
+        limit=rows.limit,
+        keep_conflicts=rows.keep_conflicts,
         max_problem_share=max_failed,
-        workers=workers,
-        sides=None if config.update is None else sides_of(config.update, data),
+        workers=work.workers or usual_workers(),
+        sides=None if stored.update is None else sides_of(stored.update, data),
     )
     require_cells(data, table)
     tell_remarks(data.remarks)
     if config.dry_run:
-        return estimate(teacher, data, table, config.price_per_1000)
+        return estimate(teacher, data, table, config.service.price_per_1000)
     precompute(
         teacher,
         data,
         table,
         config.out,
-        dtype=config.dtype,
-        precision=config.precision,
-        batch_size=config.batch_size,
-        workers=workers,
-        shard_rows=config.shard_rows,
+        stored=stored,
+        work=work,
+        precision=config.asked.precision,
         max_failed=max_failed,
-        store=config.store,
-        part=part,
-        layers=[name.strip() for name in config.layers.split(",")],
-        views=config.views,
-        update=config.update,
-        compress=config.compress,
     )
     store = open_cache(config.out)
     if store.manifest.complete:  # what was planned may have failed

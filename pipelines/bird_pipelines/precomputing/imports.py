@@ -20,13 +20,12 @@ from bird.errors import DataError, UsageError, unknown_name
 from bird_cache.errors import FeatureError, ImportedVectorsError
 from bird_cache.files import digest, storage_error
 from bird_cache.importers import Imported, read_vectors
-from bird_cache.manifest import Kind, Layer, Plan, Store
+from bird_cache.manifest import Kind, Layer, LeftOut, Plan, Store
 from bird_cache.numbers import DTYPES, Dtype, from_storage
 from bird_cache.samples import Samples
 from bird_cache.store import FeatureStore, open_cache
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import open_writer
-from bird_pipelines.left_out import left_out_of
 from bird_pipelines.precomputing.caches import image_reader
 from bird_pipelines.precomputing.extraction import need_room
 from bird_pipelines.precomputing.plan import dataset_causes, require_cells, samples_of, shard_and_chunk_rows
@@ -202,7 +201,7 @@ def plan_import(
         class_names=data.class_names,
         group_names=data.group_names,
         notes=notes,
-        left_out=left_out_of(table),
+        left_out=LeftOut.of(table.left_out),
     )
 
 

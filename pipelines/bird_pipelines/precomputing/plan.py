@@ -11,11 +11,10 @@ from bird.datasets.base import Dataset, SampleTable, empty_cells, require_test_c
 from bird.teachers import Service, Teacher
 from bird.views import BOX, view_policy
 from bird_cache.errors import StaleCacheError
-from bird_cache.manifest import Compress, Layer, Plan, Store
-from bird_cache.numbers import Dtype
+from bird_cache.manifest import Layer, LeftOut, Plan, Store
 from bird_cache.samples import PENDING, Samples
-from bird_pipelines.config import refuse_compress
-from bird_pipelines.left_out import left_out_of
+from bird_pipelines.config import Stored
+from bird_pipelines.config.cache import refuse_compress
 from bird_pipelines.marks import few
 from bird_pipelines.progress import tell
 
@@ -41,19 +40,16 @@ def make_plan(
     teacher: Teacher | Service,
     dataset: Dataset,
     table: SampleTable,
+    stored: Stored,
+    layers: Sequence[str],
     *,
-    dtype: Dtype,
     precision: str,
     batch_size: int,
-    shard_rows: int | None,
-    store: Store = "zarr",
-    layers: Sequence[str] = (LAYER,),
-    views: int = 0,
-    compress: Compress = "none",
 ) -> Plan:
     """Everything the cache's vectors follow from, and its layout. Raises UsageError for a store that is not compressed."""
-    refuse_compress(store, compress)
-    shard_rows, chunk_rows = shard_and_chunk_rows(len(table), shard_rows, store)
+    store, dtype, views = stored.store, stored.dtype, stored.views
+    refuse_compress(store, stored.compress)
+    shard_rows, chunk_rows = shard_and_chunk_rows(len(table), stored.shard_rows, store)
     given = {name: teacher.layers[name] for name in layers}
     specs = {name: Layer(shape=spec.shape, dtype=dtype, kind=spec.kind) for name, spec in given.items()}
     if views:
@@ -78,8 +74,8 @@ def make_plan(
         class_names=dataset.class_names,
         group_names=dataset.group_names,
         notes={"teacher": teacher.name, "batch_size": str(batch_size), **teacher.notes},
-        left_out=left_out_of(table),
-        compress=compress,
+        left_out=LeftOut.of(table.left_out),
+        compress=stored.compress,
     )
 
 

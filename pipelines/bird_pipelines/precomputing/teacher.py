@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from bird.teachers import Service, Teacher, load_teacher, open_service, takes_of
 from bird.teachers.claims import require_takers
 from bird_pipelines.config import PrecomputeConfig
 from bird_pipelines.progress import tell
 
-__all__ = ["open_teacher"]
+__all__ = ["describe_teacher", "open_teacher"]
 
 
 def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
@@ -17,30 +20,48 @@ def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
     """
     address = "://" in config.teacher
     # An address may hold a key: it is repeated nowhere.
-    require_takers("a service" if address else config.teacher, config.asked(), takes_of(config.teacher))
+    asked, service = config.asked, config.service
+    given = {**asked.named(), **dataclasses.asdict(service)}
+    require_takers("a service" if address else config.teacher, given, takes_of(config.teacher))
     teacher: Teacher | Service
     if address:
         teacher = open_service(
             config.teacher,
-            image_size=config.image_size,
-            kind=config.kind,
-            output=config.output,
-            key_env=config.api_key_env,
-            per_minute=config.requests_per_minute,
+            image_size=asked.image_size,
+            kind=asked.kind,
+            output=asked.output,
+            key_env=service.api_key_env,
+            per_minute=service.requests_per_minute,
         )
     else:
         teacher = load_teacher(
             config.teacher,
-            weights=config.weights,
-            device=config.device,
-            precision=config.precision,
-            image_size=config.image_size,
-            kind=config.kind,
-            output=config.output,
-            mean=config.mean,
-            std=config.std,
-            range_=config.range,
+            weights=asked.weights,
+            device=config.work.device,
+            precision=asked.precision,
+            image_size=asked.image_size,
+            kind=asked.kind,
+            output=asked.output,
+            mean=asked.mean,
+            std=asked.std,
+            range_=asked.range,
         )
     for what, told in teacher.notes.items():
         tell(f"{teacher.name}, {what}: {told}")
     return teacher
+
+
+def describe_teacher(teacher: Teacher) -> dict[str, Any]:
+    """Which vector a teacher gives: its reading and layers, how it sees, what was compared with its own library."""
+    layers = ", ".join(
+        f"{name} {'x'.join(map(str, spec.shape))} ({spec.kind})" for name, spec in teacher.layers.items()
+    )
+    return {
+        "teacher": teacher.name,
+        "dim": teacher.dim,
+        "kind": teacher.feature_kind,
+        "reading": teacher.preprocessing.get("reading", ""),
+        "layers": layers,
+        **teacher.notes,
+        "weights": teacher.weights_digest,
+    }

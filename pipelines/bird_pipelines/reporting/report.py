@@ -17,8 +17,7 @@ from bird.measuring.metrics import gap_floors
 from bird.measuring.seeds import two_level_intervals
 from bird_cache.files import replace, storage_error
 from bird_cache.manifest import flatten
-from bird_pipelines.left_out import lost_of_cells
-from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS, few, reason_of, trivial_seeds, with_caveats
+from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS, few, lost_of_cells, reason_of, trivial_seeds, with_caveats
 from bird_pipelines.reporting import plots
 
 __all__ = ["write_report"]

@@ -1,1 +1,1 @@
-"""Many runs for one question: the paper's tables, comparisons, searches."""
+"""Many runs for one question: the tables of the paper, comparisons, searches."""

@@ -1,8 +1,8 @@
 """`bird compare`: several methods on one cache with the same seeds, and what each does beside one of them.
 
 Adapters train in stacks. The differences are paired by seed and by row (bird.measuring.paired); p is corrected over the
-methods (Holm 1979) where every one of them has a p. The folders are ordinary runs: `bird report OUT/*` draws them, and the same
-command goes on where it stopped.
+methods (Holm 1979) where every one of them has a p. The folders are ordinary runs: `bird report OUT/*` draws them, and the
+same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def compare_methods(
     first = finished[methods[0]][0]
     sizes = len(first["class_names"]), len(first["group_names"])
     predicted = {method: _predicted(configs) for method, configs in plans.items()}
-    report = write_report([config.out for configs in plans.values() for config in configs], out / "report.html")
+    report = write_report([config.place.out for configs in plans.values() for config in configs], out / "report.html")
     return {
         "cache": cache,
         "against": reference,
@@ -75,7 +75,7 @@ def compare_methods(
 
 
 def _predicted(configs: Sequence[RunConfig]) -> dict[int, Predicted]:
-    found = {config.seed: load_predictions(config.out, "test") for config in configs}
+    found = {config.training.seed: load_predictions(config.place.out, "test") for config in configs}
     return {seed: each for seed, each in found.items() if each is not None}
 
 

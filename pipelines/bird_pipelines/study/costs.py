@@ -41,16 +41,16 @@ VALUES: Mapping[str, int] = {"attention": 1_360, "maps": 122_880, "logits": 10} 
 
 def of_run(config: RunConfig) -> tuple[float, int]:
     """Seconds and bytes of a training run with its evaluation."""
-    train, rows, area = DATASETS.get(config.dataset, (10_000, 12_000, 1.0))
+    train, rows, area = DATASETS.get(config.source.dataset, (10_000, 12_000, 1.0))
     tested = rows - train
-    train = min(train, config.limit or train)
-    steps = 1 + (STEPS.get(config.method, 1.2) - 1) * (1 - config.warmup / config.epochs)
+    train = min(train, config.source.limit or train)
+    steps = 1 + (STEPS.get(config.method, 1.2) - 1) * (1 - config.training.warmup / config.training.epochs)
     if config.student == "adapter":
         seconds, size = ADAPTER_SECONDS, 1_000_000 * 4
     else:
         each, megabytes, _ = NETWORKS.get(config.student, (0.05, 45.0, 512))
         seconds, size = each * area, int(megabytes * 1e6 * 4)  # weights, and a checkpoint with Adam's two moments
-    return RUN_SECONDS + seconds * (train * config.epochs * steps + tested / 3), size
+    return RUN_SECONDS + seconds * (train * config.training.epochs * steps + tested / 3), size
 
 
 def of_cache(dataset: str, arch: str, layers: Sequence[str]) -> tuple[float, int]:

@@ -1,7 +1,7 @@
 """`bird dial`: accuracy against gap, in one path from the balanced CE to L_o.
 
-bird-offsets learns phi from the feedback of (1 - balance) L_o + balance CE over cells (bird.step.offsets). The first point of
-the path is a whole run; each point after it goes on from the run before, for a few epochs at its own balance. So one path
+bird-offsets learns phi from the feedback of (1 - balance) L_o + balance CE over cells (bird.step.offsets). The first point
+of the path is a whole run; each point after it goes on from the run before, for a few epochs at its own balance. So one path
 costs little more than one run, and each point is an ordinary run folder, which can be evaluated and shipped:
 
     OUT/BALANCE-SEED        adapters of all seeds train side by side
@@ -61,7 +61,7 @@ def turn(
             given = {**(flags or {}), "cache": cache, "balance": balance, "seed": seed}
             given["out"] = out / f"{balance:g}-{seed}"
             if start is not None:
-                given |= {"start_from": start.out, "epochs": epochs_each, "warmup": 0}
+                given |= {"start_from": start.place.out, "epochs": epochs_each, "warmup": 0}
             configs.append(resolve(given, file, base))
         if configs[0].method != "bird-offsets":
             raise UsageError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from bird.errors import BirdError, UsageError
 from bird_cache.errors import CacheError
-from bird_pipelines.config import PrecomputeConfig, RunConfig
+from bird_pipelines.config import RunConfig, resolve_precompute
 from bird_pipelines.progress import Interrupted, stop_requests, tell
 from bird_pipelines.study.recipes import Figure, Profile, Recipe, Row, load_profile, load_recipe, select
 from bird_pipelines.study.steps import Plan, Step, build_plan, finished, needed, weight_places
@@ -72,8 +72,8 @@ def outcome(row: Row, plan: Plan, failures: Mapping[str, str]) -> Outcome:
     if row.id in plan.errors:
         return Outcome(row, {}, [plan.errors[row.id]])
     configs = plan.rows[row.id]
-    done = {seed: config.out for seed, config in configs.items() if finished(config)}
-    left = [config.out for seed, config in configs.items() if seed not in done]
+    done = {seed: config.place.out for seed, config in configs.items() if finished(config)}
+    left = [config.place.out for seed, config in configs.items() if seed not in done]
     errors = [failures.get(str(folder)) or failures.get(plan.step_of(folder).key) or "not run" for folder in left]
     return Outcome(row, done, list(dict.fromkeys(errors)), plan.stand_ins.get(row.id))
 
@@ -92,7 +92,7 @@ def run_group(configs: Sequence[RunConfig]) -> dict[str, str]:
             except Interrupted:
                 raise
             except Exception as error:
-                failures |= {str(group[0].out): message(error)} if len(group) == 1 else {}
+                failures |= {str(group[0].place.out): message(error)} if len(group) == 1 else {}
             for config in group if len(group) > 1 else ():
                 if stop():
                     raise Interrupted
@@ -129,17 +129,9 @@ def write_cache(step: Step) -> None:
 
     job = step.cache
     assert job is not None
-    precompute_command(
-        PrecomputeConfig(
-            teacher=job.teacher,
-            dataset=job.dataset,
-            out=job.out,
-            data_root=job.data_root,
-            weights=job.weights,
-            settings=job.settings,
-            layers=",".join(job.layers),
-        )
-    )
+    given = {"teacher": job.teacher, "dataset": job.dataset, "out": job.out, "data_root": job.data_root}
+    given |= {"weights": job.weights, "settings": job.settings, "layers": ",".join(job.layers)}
+    precompute_command(resolve_precompute(given))
 
 
 def execute(plan: Plan, todo: set[str], jobs: int = 1) -> dict[str, str]:
@@ -233,7 +225,7 @@ def missing_inputs(plan: Plan, todo: set[str], data_root: Path | None) -> list[s
                 wanted[step.cache.dataset] = (step.cache.data_root, step.cache.settings)
             for config in step.configs:
                 if config.student != "adapter":
-                    wanted.setdefault(config.dataset, (config.data_root, config.dataset_settings))
+                    wanted.setdefault(config.source.dataset, (config.source.data_root, config.source.dataset_settings))
     missing = []
     for dataset, (root, settings) in wanted.items():
         try:

@@ -93,11 +93,11 @@ class Search:
 
 def require_halves(base: RunConfig, search: Search) -> None:
     """Before anything is trained: raise UsageError where the choosing half of meta lacks a (class, group) cell."""
-    data = load_data(base.model_copy(update={"choose": search.seed}))
+    data = load_data(base.but(choose=search.seed).source, base.student, base.place.workers)
     empty = data.empty_cells().get(CHOOSE, [])
     if empty or not len(data.rows(CHOOSE)):
         raise UsageError(
-            where=f"study {base.out}",
+            where=f"study {base.place.out}",
             found=f"no sample of {few(empty) or 'any class'} in the choosing half of meta",
             wanted="at least two meta samples in every (class, group) cell",
             fix="use a larger --limit, or a cache with a larger meta split",
@@ -131,7 +131,7 @@ def open_study(base: RunConfig, folder: Path, space: Space) -> Study:
     storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
     study = optuna.create_study(storage=storage, study_name="tune", direction="minimize", load_if_exists=True)
     if not study.trials:
-        given = {name: getattr(base, FIELDS.get(name, name)) for name in space}
+        given = {name: base.flat()[name] for name in space}
         study.enqueue_trial({name: min(max(given[name], span.low), span.high) for name, span in space.items()})
     return study
 
@@ -197,9 +197,11 @@ def judge(
     """Each setting's metrics on the choosing half, averaged over the seeds, with the interval of its mean-DEO, and in words
     which students are trivial; all runs together."""
     configs = [
-        base.model_copy(
-            update={FIELDS.get(name, name): value for name, value in values.items()}
-            | {"seed": seed, "choose": search.seed, "out": run_of(folder, number, seed)}
+        base.but(
+            **{FIELDS.get(name, name): value for name, value in values.items()},
+            seed=seed,
+            choose=search.seed,
+            out=run_of(folder, number, seed),
         )
         for number, values in settings.items()
         for seed in range(search.seeds)
@@ -211,7 +213,7 @@ def judge(
         means[number] = summary_of(scores)
         if why := means[number].get("error"):
             raise RunError(
-                where=f"study {base.out}",
+                where=f"study {base.place.out}",
                 found=f"half of meta cannot be scored: {why}",
                 wanted="two classes, two groups, and at least two meta samples in every (class, group) cell",
                 fix="use a larger --limit, or a cache with a larger meta split",

@@ -67,7 +67,9 @@ class Plan:
 
     def step_of(self, folder: Path) -> Step:
         """The step that trains the run in `folder`."""
-        return next(s for s in self.steps.values() if s.kind == "runs" and any(c.out == folder for c in s.configs))
+        return next(
+            s for s in self.steps.values() if s.kind == "runs" and any(c.place.out == folder for c in s.configs)
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Builder:
                 flags["dataset_settings"] = self.settings(dataset)
             config = resolve(flags)
             name = f"{row.method}-{seed}-{digest(config.identity())}"
-            mine[seed] = config.model_copy(update={"out": self.out / "runs" / f"{source}--{trains}" / name})
+            mine[seed] = config.but(out=self.out / "runs" / f"{source}--{trains}" / name)
         self.plan.rows[row.id] = mine
         self.runs(f"{source} -> {trains}", row.method, after, list(mine.values()))
         if self.profile.stand_ins or self.profile.dataset:
@@ -119,8 +121,8 @@ class Builder:
         group = f"{name}{f' ({method})' if self.split_methods else ''}, after {' + '.join(after) or 'nothing'}"
         key = f"runs {group}"
         known = self.plan.steps.get(key, Step(key, "runs", after))
-        taken = {config.out for step in self.plan.steps.values() for config in step.configs}
-        new = tuple(config for config in configs if config.out not in taken)
+        taken = {config.place.out for step in self.plan.steps.values() for config in step.configs}
+        new = tuple(config for config in configs if config.place.out not in taken)
         seconds, size = map(sum, zip(*(costs.of_run(config) for config in new), strict=True)) if new else (0.0, 0)
         if known.configs or new:
             total = replace(known, configs=known.configs + new, seconds=known.seconds + seconds)
@@ -137,7 +139,7 @@ class Builder:
         own = arch not in FOUNDATION
         if own:
             step = self.teacher(block, dataset, arch)
-            folder = step.configs[0].out
+            folder = step.configs[0].place.out
             spec, cause, after = f"run:{folder}", folder.name, (step.key,)
         else:
             weights = self.weights(model)
@@ -170,7 +172,7 @@ class Builder:
         flags |= {"dataset_settings": self.settings(dataset), "limit": self.profile.limit}
         config = resolve({**flags, "data_root": self.root(dataset), "out": Path("unnamed")})
         name = f"{arch}-{dataset}-{digest(config.identity())}"
-        config = config.model_copy(update={"out": self.out / "teachers" / name})
+        config = config.but(out=self.out / "teachers" / name)
         seconds, size = costs.of_run(config)
         step = Step(f"teacher {name}", "teacher", configs=(config,), seconds=seconds, bytes=size)
         return self.plan.steps.setdefault(step.key, step)
@@ -262,6 +264,6 @@ def is_done(step: Step) -> bool:
 
 def finished(config: RunConfig) -> bool:
     """Whether the folder holds this very run, finished."""
-    if not (config.out / "run.json").exists() or not (config.out / "config.json").exists():
+    if not (config.place.out / "run.json").exists() or not (config.place.out / "config.json").exists():
         return False
-    return bool(runs.read_json(config.out / "config.json").get("identity") == config.identity())
+    return bool(runs.read_json(config.place.out / "config.json").get("identity") == config.identity())

@@ -19,8 +19,7 @@ from bird.errors import DataError
 from bird.measuring.paired import ENOUGH_SEEDS, Predicted, compare, holm, sign_flip_p
 from bird.measuring.seeds import OverSeeds, two_level_intervals
 from bird_pipelines.distilling.scoring import load_predictions
-from bird_pipelines.left_out import lost_of_cells
-from bird_pipelines.marks import ONE_SEED, WHAT_TRIVIAL_MEANS, reason_of, trivial_seeds
+from bird_pipelines.marks import ONE_SEED, WHAT_TRIVIAL_MEANS, lost_of_cells, reason_of, trivial_seeds
 from bird_pipelines.reporting.report import Run, read_run
 from bird_pipelines.study import published
 from bird_pipelines.study.recipes import Profile, Recipe, Row

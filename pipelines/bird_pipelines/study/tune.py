@@ -57,41 +57,41 @@ def tune(base: RunConfig, search: Search) -> dict[str, Any]:
             wanted=f"one of {', '.join(SPACES)}",
             fix="train it with `bird distill`",
         )
-    if not (base.out / "tune.json").exists():
+    if not (base.place.out / "tune.json").exists():
         require_halves(base, search)
     claim(base, search)
-    with write_lock(base.out):
-        if not (base.out / "tune.json").exists():
-            plain = base.model_copy(update={"method": "baseline", "average": 0.0})
-            baseline = look(plain, search, base.out / "baseline", BASELINE, search.floor)
+    with write_lock(base.place.out):
+        if not (base.place.out / "tune.json").exists():
+            plain = base.but(method="baseline", average=0.0)
+            baseline = look(plain, search, base.place.out / "baseline", BASELINE, search.floor)
             default = next(each for each in baseline if each["number"] == 0)
             floor = default[search.floor_on] - search.drop if search.floor is None else search.floor
-            candidates = look(base, search, base.out / "candidates", SPACES[base.method], floor)
+            candidates = look(base, search, base.place.out / "candidates", SPACES[base.method], floor)
             conclude(base, plain, search, floor, baseline, candidates)
-    return runs.read_json(base.out / "tune.json")
+    return runs.read_json(base.place.out / "tune.json")
 
 
 def claim(base: RunConfig, search: Search) -> None:
     """Start a study in `base.out`, or check that the one there is this one; more trials may be asked for until the test
     split has been opened."""
-    path = base.out / "search.json"
+    path = base.place.out / "search.json"
     identity = {k: v for k, v in base.identity().items() if k not in SPACES[base.method] and k != "seed"}
     asked = {"identity": identity, "search": dataclasses.asdict(search)}
-    base.out.mkdir(parents=True, exist_ok=True)
-    opened = (base.out / "final").exists()
+    base.place.out.mkdir(parents=True, exist_ok=True)
+    opened = (base.place.out / "final").exists()
     if path.exists():
         there, here = flatten(runs.read_json(path)), flatten(asked)
         for field in sorted({*there, *here}):
             if there.get(field) != here.get(field) and (field != "search.trials" or opened):
                 raise RunError(
-                    where=f"study {base.out}",
+                    where=f"study {base.place.out}",
                     found=f"{field} = {there.get(field)}" + (", and its test split has been opened" if opened else ""),
                     wanted=f"{field} = {here.get(field)}",
                     fix="choose another --out, or repeat the old settings to resume it",
                 )
-    elif foreign := [entry.name for entry in base.out.iterdir() if entry.name not in LOCKS]:
+    elif foreign := [entry.name for entry in base.place.out.iterdir() if entry.name not in LOCKS]:
         raise RunError(
-            where=f"study {base.out}",
+            where=f"study {base.place.out}",
             found=f"other files ({foreign[0]})",
             wanted="an empty folder",
             fix="choose another --out",
@@ -110,17 +110,17 @@ def conclude(
     """Train both chosen settings with the whole meta split, score them on test, compare them, and write the result."""
     ours, theirs = (next(each for each in found if each["chosen"]) for found in (candidates, baseline))
     halves = [
-        [run_of(base.out / name, chosen["number"], seed) for seed in range(search.seeds)]
+        [run_of(base.place.out / name, chosen["number"], seed) for seed in range(search.seeds)]
         for name, chosen in (("candidates", ours), ("baseline", theirs))
     ]
     finals = [final(base, ours, search, "final"), final(plain, theirs, search, "final-baseline")]
-    info = runs.read_json(finals[0][0].out / "run.json")
+    info = runs.read_json(finals[0][0].place.out / "run.json")
     sizes = len(info["class_names"]), len(info["group_names"])
-    folders = [[config.out for config in each] for each in finals]
+    folders = [[config.place.out for config in each] for each in finals]
     tests = [summary_of([runs.read_json(out / "metrics-test.json") for out in each]) for each in folders]
     result = {
         "method": base.method,
-        "cache": base.cache,
+        "cache": base.source.cache,
         "search": dataclasses.asdict(search),
         "space": {name: dataclasses.asdict(span) for name, span in SPACES[base.method].items()},
         "baseline_space": {name: dataclasses.asdict(span) for name, span in BASELINE.items()},
@@ -134,18 +134,17 @@ def conclude(
             "test": less(folders[0], folders[1], "test", *sizes),
         },
         "runs": [str(out) for out in folders[0]],
-        "report": str(base.out / "tune.html"),
+        "report": str(base.place.out / "tune.html"),
     }
-    replace(base.out / "tune.html", render(result).encode())
-    runs.write_json(base.out / "tune.json", result)
+    replace(base.place.out / "tune.html", render(result).encode())
+    runs.write_json(base.place.out / "tune.json", result)
 
 
 def final(config: RunConfig, chosen: Mapping[str, Any], search: Search, name: str) -> list[RunConfig]:
     """The chosen setting's runs on the whole meta split, trained."""
     weights = {FIELDS.get(name, name): value for name, value in chosen["setting"].items()}
     configs = [
-        config.model_copy(update=weights | {"seed": seed, "out": config.out / name / str(seed)})
-        for seed in range(search.final_seeds)
+        config.but(**weights, seed=seed, out=config.place.out / name / str(seed)) for seed in range(search.final_seeds)
     ]
     distill_many(configs)
     return configs

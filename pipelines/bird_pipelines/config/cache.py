@@ -1,0 +1,207 @@
+"""A cache: whose features of which rows, what is stored of them, and how the work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from bird.errors import UsageError
+from bird_pipelines.config.option import Declared, Option, Record, declared
+
+__all__ = [
+    "PARTS",
+    "Asked",
+    "PrecomputeConfig",
+    "Rows",
+    "Service",
+    "Stored",
+    "Work",
+    "options_of_a_cache",
+    "refuse_compress",
+]
+
+STRICT = {"extra": "forbid", "allow_inf_nan": False}
+Three = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Which images, and which of them may be unusable."""
+
+    panel: ClassVar[str | None] = "Images"
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    dataset: Annotated[str, Option("digits-s, cifar10s, celeba, utkface or table (`bird list datasets`).")]
+    data_root: Annotated[Path | None, Option("Folder of the data set (`bird list datasets` tells the layout).")] = None
+    settings: Annotated[Mapping[str, str | int | float | bool], Option("The data set's, by name.", hidden=True)] = (
+        field(default_factory=dict)
+    )
+    limit: Annotated[
+        int | None, Option("Keep N samples: a fixed subset with the proportions of split, class and group.", ge=1)
+    ] = None
+    keep_conflicts: Annotated[bool, Option("Keep identical images with different labels.", flag="--keep-conflicts")] = (
+        False
+    )
+    max_failed: Annotated[float, Option("Share of samples that may be unusable.", ge=0, le=1)] = 0.01
+    on_error: Annotated[
+        Literal["skip", "fail"],
+        Option("skip: up to --max-failed unusable images are counted and left out; fail: stop at the first."),
+    ] = "skip"
+    max_megapixels: Annotated[float | None, Option("Refuse larger images.", default="64", ge=0.01)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked of the teacher beside its name."""
+
+    panel: ClassVar[str | None] = "What the teacher takes and gives"
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    weights: Annotated[Path | None, Option("Local weights of the teacher.")] = None
+    precision: Annotated[str, Option("How the teacher computes: fp32, bf16 or fp16.")] = "fp32"
+    image_size: Annotated[int | None, Option("Input side in pixels, where the teacher leaves it open.", ge=8)] = None
+    kind: Annotated[
+        Literal["penultimate", "projection", "projection_l2", "logits"] | None,
+        Option(
+            "What its vectors are: penultimate, projection, projection_l2 or logits (for onnx: it chooses the output)."
+        ),
+    ] = None
+    output: Annotated[str | None, Option("onnx, http+kserve: the output that is the vector, by name.")] = None
+    range: Annotated[tuple[float, float] | None, Option("onnx: what 0 and 255 become, LOW,HIGH.", default="0,1")] = None
+    mean: Annotated[
+        Three | None, Option("onnx: taken off each channel, R,G,B, in units of --range.", default="0,0,0")
+    ] = None
+    std: Annotated[Three | None, Option("onnx: each channel is divided by it, R,G,B.", default="1,1,1")] = None
+
+    def named(self) -> dict[str, Any]:
+        """By name; None: nothing is asked."""
+        precision = None if self.precision == "fp32" else self.precision
+        names = ("weights", "image_size", "kind", "output", "mean", "std", "range")
+        return {"precision": precision, **{name: getattr(self, name) for name in names}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What a teacher that answers over the network needs."""
+
+    panel: ClassVar[str | None] = "If the teacher is a service"
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    api_key_env: Annotated[str | None, Option("The environment variable with its key.")] = None
+    requests_per_minute: Annotated[float | None, Option("At most so many.", ge=0.1)] = None
+    price_per_1000: Annotated[float | None, Option("For the estimate of --dry-run.", ge=0)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What is stored of each row, and in which files."""
+
+    panel: ClassVar[str | None] = "What is stored"
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    dtype: Annotated[
+        Literal["float16", "float32", "bfloat16"],
+        Option("How features are stored: float16, float32 or bfloat16."),
+    ] = "float16"
+    layers: Annotated[
+        str, Option("What to store, by commas: penultimate, projection, attention, maps, cls, pooled, logits.")
+    ] = "penultimate"
+    views: Annotated[
+        int, Option("Random views to store beside the deterministic one, with their crops and flips.", ge=0)
+    ] = 0
+    store: Annotated[
+        Literal["zarr", "webdataset"],
+        Option("zarr (vectors beside the data set) or webdataset (tars of images and vectors)."),
+    ] = "zarr"
+    compress: Annotated[
+        Literal["none", "zstd", "pcodec"],
+        Option("none, zstd or pcodec: for vectors with many zeros; without loss, Zarr only."),
+    ] = "none"
+    shard_rows: Annotated[int | None, Option("Rows per shard: what a kill may lose.", default="by size", ge=16)] = None
+    update: Annotated[
+        str | None,
+        Option("A finished cache of the same teacher: only what the data set has new since is computed."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How the work is done, and which part of it."""
+
+    panel: ClassVar[str | None] = "Speed and memory"
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    batch_size: Annotated[int, Option("Images per forward pass.", ge=1)] = 64
+    workers: Annotated[
+        int | None,
+        Option("Threads that decode, and run a teacher on the CPU.", default="one a core, 2 to 16", ge=1),
+    ] = None
+    device: Annotated[str, Option("auto, cpu or cuda.")] = "auto"
+    slice: Annotated[str, Option("I/N: compute every Nth shard, from the Ith; join with `bird cache merge`.")] = "1/1"
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The slice as (I, N). Raises UsageError."""
+        first, slash, last = self.slice.partition("/")
+        if not (slash and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+            raise UsageError(
+                where="--slice", found=repr(self.slice), wanted="I/N with 1 <= I <= N, such as 2/4", fix="write it so"
+            )
+        return int(first), int(last)
+
+
+PARTS: Mapping[str, type[Record]] = {"rows": Rows, "asked": Asked, "service": Service, "stored": Stored, "work": Work}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig:
+    """An order for a cache. `dry_run` only says what would be asked of the teacher."""
+
+    teacher: str
+    out: str
+    dry_run: bool
+    rows: Rows
+    asked: Asked
+    service: Service
+    stored: Stored
+    work: Work
+
+
+NAMES = (
+    Declared(
+        "teacher", "teacher", str, None, Option("clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`)."), None
+    ),
+    Declared(
+        "out",
+        "out",
+        str,
+        None,
+        Option("Folder or s3://, gs://, az:// URL to write; the same command resumes what is there."),
+        None,
+    ),
+    Declared(
+        "dry_run",
+        "dry_run",
+        bool,
+        False,
+        Option("Say what would be asked of the teacher, and stop.", flag="--dry-run"),
+        None,
+    ),
+)
+
+
+@cache
+def options_of_a_cache() -> tuple[Declared, ...]:
+    """All options of a cache."""
+    return (*NAMES, *(each for part in PARTS.values() for each in declared(part)))
+
+
+def refuse_compress(store: str, compress: str) -> None:
+    """Raise UsageError for compressed WebDataset shards: their readers would find no arrays."""
+    if store == "webdataset" and compress != "none":
+        raise UsageError(
+            where="--compress", found=f"{compress} with --store webdataset", wanted="--store zarr", fix="leave one out"
+        )

@@ -1,0 +1,214 @@
+"""From flags and a TOML file to the record that a phase is given. Checked once, here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bird.errors import UsageError, nearest, unknown_name
+from bird_pipelines.config import cache, run
+from bird_pipelines.config.cache import PrecomputeConfig, options_of_a_cache
+from bird_pipelines.config.option import Declared, Record, declared
+from bird_pipelines.config.run import RunConfig, options_of_a_run
+
+__all__ = ["resolve", "resolve_precompute", "run_of", "usual_average"]
+
+# Where a paper gives values for one data set (Java et al. 2023, section 4 and Table 8; mfd_weight: Jung et al. 2021).
+PRESETS: Mapping[str, Mapping[str, float]] = {
+    "cifar10s": {"alpha": 0.5, "tau": 10.0, "lambda": 0.2},
+    "celeba": {"mfd_weight": 7.0},
+}
+# Values that hold for every data set, by the name that `--preset` gives them.
+NAMED_PRESETS: Mapping[str, Mapping[str, float]] = {"paper": {"at_beta": 1e6}}
+AD_SHORT = 20  # epochs up to which the student of AD moves in every one
+
+
+def resolve_precompute(flags: Mapping[str, Any], file: Path | None = None) -> PrecomputeConfig:
+    """The order for a cache: defaults, then the TOML `file`, then `flags` that are not None. Raises UsageError naming every
+    option that is unknown or out of range."""
+    values = {} if file is None else _read(file, "bird precompute")
+    values |= {name.removesuffix("_"): value for name, value in flags.items() if value is not None}
+    values = {name: str(value) if name in ("out", "update") else value for name, value in values.items()}
+    found = _checked(values, options_of_a_cache(), cache.PARTS, "bird precompute", file)
+    return PrecomputeConfig(**{"dry_run": False, **found})
+
+
+def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mapping[str, Any] | None = None) -> RunConfig:
+    """A run's configuration: defaults, then the data set's preset, then the one that `preset` names, then the TOML `file`,
+    then `flags` that are not None.
+
+    Raises UsageError naming every option that is unknown or out of range, or the unknown preset, data set, student or
+    method.
+    """
+    values = dict(defaults or {})
+    for given in ({} if file is None else _read(file), flags):
+        values |= {name.removesuffix("_"): value for name, value in given.items() if value is not None}
+    named = NAMED_PRESETS[_known_preset(values.pop("preset"))] if "preset" in values else {}
+    config = run_of({**PRESETS.get(str(values.get("dataset")), {}), **named, **values}, file)
+    _require_known(config)
+    training, weights = config.training, config.weights
+    if training.start_from is not None:
+        config = config.but(started=_digest(training.start_from))
+    if training.warmup < 0:
+        config = config.but(warmup=training.epochs // 2)
+    if weights.average < 0:
+        config = config.but(average=usual_average(config.method))
+    if weights.ad_every == 0:
+        config = config.but(ad_every=1 if training.epochs <= AD_SHORT else 3)
+    if training.warmup > training.epochs:
+        raise UsageError(
+            where="--warmup",
+            found=str(training.warmup),
+            wanted=f"at most --epochs ({training.epochs})",
+            fix="lower it, or train longer",
+        )
+    return config
+
+
+def run_of(values: Mapping[str, Any], file: Path | None = None) -> RunConfig:
+    """A run of options by their names outside, each in its range. Raises UsageError."""
+    values = {name: str(value) if name == "cache" and value else value for name, value in values.items()}
+    return RunConfig(**_checked(values, options_of_a_run(), run.PARTS, "bird distill", file))
+
+
+def _checked(
+    values: Mapping[str, Any],
+    options: Sequence[Declared],
+    parts: Mapping[str, type[Record]],
+    command: str,
+    file: Path | None,
+) -> dict[str, Any]:
+    """The parts, and what belongs to none, checked. Raises one UsageError for all that is unknown, missing or out of
+    range, with what was probably meant."""
+    from pydantic import TypeAdapter, ValidationError
+
+    known = {each.name: each for each in options}
+    faults = [
+        _Fault(name, repr(value), "an option that there is", nearest(name, [*known, *_beside(command)]))
+        for name, value in values.items()
+        if name not in known
+    ]
+    found: dict[str, Any] = {}
+    for part, record in parts.items():
+        names = {each.name: each.field for each in declared(record)}
+        mine = {names[name]: _numbers(known[name], value) for name, value in values.items() if name in names}
+        try:
+            found[part] = TypeAdapter(record).validate_python(mine)
+        except ValidationError as error:
+            faults += [_fault(each, names) for each in error.errors()]
+    held = {each.name for record in parts.values() for each in declared(record)}
+    for each in options:
+        if each.name in held:
+            continue
+        if each.name not in values:
+            if each.default is not False:
+                faults.append(_Fault(each.name, "nothing", "a value", []))
+            continue
+        try:
+            found[each.field] = TypeAdapter(each.type).validate_python(values[each.name])
+        except ValidationError as error:
+            faults += [_fault({**one, "loc": (each.name,)}, {}) for one in error.errors()]
+    if faults:
+        meant = [close for fault in faults for close in fault.meant]
+        raise UsageError(
+            where=", ".join(f"--{fault.name.replace('_', '-')}" for fault in faults)
+            + (f" (with {file})" if file else ""),
+            found=", ".join(fault.found for fault in faults),
+            wanted="; ".join(fault.wanted for fault in faults),
+            fix=f"did you mean {' and '.join(meant)}?" if meant else f"see `{command} --help`",
+        )
+    return found
+
+
+class _Fault(typing.NamedTuple):
+    name: str
+    found: str
+    wanted: str
+    meant: list[str]
+
+
+def _fault(error: Mapping[str, Any], names: Mapping[str, str]) -> _Fault:
+    """What pydantic says of one option, by the option's name outside."""
+    outside = {field: name for name, field in names.items()}
+    first, *rest = map(str, error["loc"])
+    name = ".".join([outside.get(first, first), *rest])
+    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return _Fault(name, "nothing", "a value", [])
+    meant = []
+    if error["type"] == "literal_error":
+        meant = nearest(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+    return _Fault(name, repr(error.get("input")), error["msg"], meant)
+
+
+def _numbers(option: Declared, value: object) -> object:
+    """ "0.5, 0.5" as a list, where several numbers are wanted; a list of TOML or Python is left alone."""
+    several = any(typing.get_origin(each) is tuple for each in (option.type, *typing.get_args(option.type)))
+    return [each.strip() for each in value.split(",")] if several and isinstance(value, str) else value
+
+
+def _beside(command: str) -> list[str]:
+    return ["preset"] if command == "bird distill" else []
+
+
+def _digest(start: Path) -> str:
+    """A finished run's configuration, but for its seed, in 12 hexadecimal digits."""
+    try:
+        config = json.loads((start / "run.json").read_bytes())["config"]
+        kept = {name: value for name, value in config.items() if name != "seed"}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise UsageError(
+            where="--start-from",
+            found=f"{start}, which is no finished run",
+            wanted="the folder of a finished run",
+            fix="give the --out of `bird distill`",
+        ) from None
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def usual_average(method: str) -> float:
+    """The decay of the running mean of the weights where nobody says; 0: none."""
+    from bird.methods import Hyperparameters, build_method
+
+    return 0.999 if build_method(method, Hyperparameters(), 2).averages else 0.0
+
+
+def _known_preset(name: object) -> str:
+    if name not in NAMED_PRESETS:
+        raise unknown_name("--preset", name, NAMED_PRESETS, "leave it out for the defaults")
+    return str(name)
+
+
+def _require_known(config: RunConfig) -> None:
+    """Raise UsageError for a data set, student or method that there is not: before anything is read or written."""
+    from bird.datasets import DATASETS
+    from bird.methods import METHODS
+    from bird.students import STUDENTS
+
+    for what, name, known in (
+        ("dataset", config.source.dataset, DATASETS),
+        ("student", config.student, STUDENTS),
+        ("method", config.method, METHODS),
+    ):
+        if name not in known:
+            raise unknown_name(f"--{what}", name, known, f"see `bird list {what}s`")
+
+
+def _read(file: Path, command: str = "bird distill") -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        found = error.strerror or str(error)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        found = str(error)
+    raise UsageError(
+        where=f"--config {file}",
+        found=found,
+        wanted="a TOML file of options",
+        fix=f"one NAME = VALUE a line, names as in `{command} --help`",
+    )

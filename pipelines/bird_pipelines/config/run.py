@@ -1,0 +1,208 @@
+"""A training run: what it learns from, what weighs its losses, how it is trained, and where.
+
+`RunConfig` is what the command line, TOML and Python make; whoever trains splits it at the door and passes the parts on. All
+fields but those that say where and how fast (`Option.place`) decide what comes out: they are the run's identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from bird_pipelines.config.option import Declared, Option, Record, as_json, declared
+
+__all__ = ["CHOOSE", "PARTS", "Place", "RunConfig", "Source", "Training", "Weights", "options_of_a_run"]
+
+CHOOSE = "choose"
+STRICT = {"extra": "forbid", "allow_inf_nan": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What to learn from."""
+
+    panel: ClassVar[str | None] = None
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    dataset: Annotated[str, Option("digits-s, cifar10s, celeba, utkface or table.")]
+    cache: Annotated[str | None, Option("The cache that `bird precompute` wrote: a folder or URL.", place=True)] = None
+    data_root: Annotated[
+        Path | None, Option("Folder of the data set (`bird list datasets` tells the layout).", place=True)
+    ] = None
+    dataset_settings: Annotated[
+        Mapping[str, str | int | float | bool], Option("The data set's, by name.", hidden=True)
+    ] = field(default_factory=dict)
+    limit: Annotated[
+        int | None,
+        Option("A fixed subset of N rows, in proportion; of a cache the test split stays whole.", ge=1),
+    ] = None
+    choose: Annotated[
+        int | None,
+        Option("The seed by which half of meta is held out to choose on; no test split then.", ge=0, hidden=True),
+    ] = None
+    groups_known: Annotated[
+        Literal["all", "meta"],
+        Option("meta: no group of train is looked at; a probe reads them off the features."),
+    ] = "all"
+    memory_gb: Annotated[
+        float, Option("Hold the vectors in memory up to so many GiB, else map them.", ge=0, place=True)
+    ] = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What weighs the losses: `bird.methods.Hyperparameters`, with their ranges."""
+
+    panel: ClassVar[str | None] = "The method's weights"
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    lambda_: Annotated[float, Option("Weight of L_o in the distillation step.", default=".03 (CIFAR-10S .2)", ge=0)] = (
+        0.03
+    )
+    alpha: Annotated[float, Option("Weight of the distance against CE.", default=".9 (CIFAR-10S .5)", ge=0, le=1)] = 0.9
+    tau: Annotated[float, Option("Temperature of bkd.", default="4 (CIFAR-10S 10)", gt=0)] = 4.0
+    mu1: Annotated[float, Option("Step of the look-ahead.", gt=0)] = 1e-3
+    mu2: Annotated[float, Option("Adam's learning rate of phi.", gt=0)] = 1e-3
+    fitnet_weight: Annotated[float, Option("fitnet: weight of the MSE.", ge=0)] = 0.1
+    at_beta: Annotated[
+        float, Option("at, bird+at: weight of the attention loss.", default="1e3 (--preset paper: 1e6)", ge=0)
+    ] = 1e3
+    mfd_weight: Annotated[float, Option("mfd, bird+mfd: lambda of MMD, halved.", default="3 (CelebA 7)", ge=0)] = 3.0
+    ad_weight: Annotated[float, Option("ad: weight of - g_adv.", ge=0)] = 1.0
+    ad_lr: Annotated[float, Option("ad: the adversary's learning rate.", gt=0)] = 1e-3
+    ad_every: Annotated[
+        int, Option("ad: the student moves every nth epoch.", default="1 up to 20 epochs, else 3", ge=0)
+    ] = 0
+    dro_step: Annotated[float, Option("group-dro: step of its cell weights.", ge=0)] = 0.01
+    average: Annotated[
+        float,
+        Option(
+            "Decay of the running mean of the weights, which ships; 0: none.",
+            default=".999 for bird-plus and bird-offsets, else 0",
+            ge=-1,
+            lt=1,
+        ),
+    ] = -1
+    balance: Annotated[
+        float,
+        Option("bird-offsets: weight of the balanced CE in the feedback, the rest is L_o's.", ge=0, le=1),
+    ] = 0.0
+    offsets_from: Annotated[
+        Literal["prior", "zero"],
+        Option("bird-offsets: phi starts at log p(class given group) (prior) or at 0 (zero)."),
+    ] = "prior"
+    feedback_every: Annotated[int, Option("bird and its kin: one step of so many has feedback.", ge=1)] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the student is trained."""
+
+    panel: ClassVar[str | None] = "Training"
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    seed: Annotated[int, Option("Of the first weights and the order of the samples.", ge=0)] = 0
+    epochs: Annotated[int, Option("Passes over the train split.", ge=1)] = 10
+    warmup: Annotated[int, Option("Epochs before lambda and phi act.", default="half of them", ge=-1)] = -1
+    batch_size: Annotated[int, Option("Samples of a step.", ge=2)] = 128
+    lr: Annotated[float, Option("Adam's learning rate.", gt=0)] = 1e-3
+    meta_per_cell: Annotated[int, Option("Meta samples of each (class, group) cell a step.", ge=1)] = 8
+    head_epochs: Annotated[int, Option("bkd: epochs of the teacher's head.", ge=1, hidden=True)] = 10
+    augment: Annotated[bool, Option("Crop and flip the student's images at random.")] = True
+    precision: Annotated[Literal["fp32", "bf16"], Option("How the student computes: fp32, or bf16 for its answer.")] = (
+        "fp32"
+    )
+    start_from: Annotated[
+        Path | None,
+        Option("A finished run of the same kind to go on from: its student, phi and optimisers.", place=True),
+    ] = None
+    started: Annotated[
+        str | None, Option("Of that run: its configuration without the seed, as a digest.", hidden=True)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run is made, and how fast."""
+
+    panel: ClassVar[str | None] = "Speed and memory"
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    out: Annotated[Path, Option("Folder to write; the same command resumes what is there.", place=True)]
+    device: Annotated[str, Option("auto, cpu or cuda.", place=True)] = "auto"
+    workers: Annotated[int, Option("Threads that decode images.", ge=1, place=True)] = 2
+    checkpoint_seconds: Annotated[float, Option("Between two checkpoints.", gt=0, hidden=True, place=True)] = 60.0
+    profile: Annotated[
+        bool, Option("Write a trace of a few steps into the run's folder.", flag="--profile", place=True)
+    ] = False
+    recompute: Annotated[
+        bool, Option("BIRD: less memory for two more forward passes a step.", flag="--recompute", place=True)
+    ] = False
+
+
+PARTS: Mapping[str, type[Record]] = {"source": Source, "weights": Weights, "training": Training, "place": Place}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A training run."""
+
+    student: str
+    method: str
+    source: Source
+    weights: Weights
+    training: Training
+    place: Place
+
+    def flat(self) -> dict[str, Any]:
+        """Every option by its name outside."""
+        found: dict[str, Any] = {"student": self.student, "method": self.method}
+        for part in PARTS:
+            record = getattr(self, part)
+            found |= {each.name: getattr(record, each.field) for each in declared(PARTS[part])}
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a run folder to be resumed, as JSON: everything that decides the result."""
+        places = {each.name for each in options_of_a_run() if each.option.place}
+        return {name: as_json(value) for name, value in self.flat().items() if name not in places}
+
+    def but(self, **changes: Any) -> RunConfig:
+        """The same with other values of some options, by their names inside. They are not checked."""
+        names: dict[str, Any] = {name: changes.pop(name) for name in ("student", "method") if name in changes}
+        for part, record in PARTS.items():
+            mine = {each.field: changes.pop(each.field) for each in declared(record) if each.field in changes}
+            if mine:
+                names[part] = dataclasses.replace(getattr(self, part), **mine)
+        if changes:
+            raise TypeError(f"no option {', '.join(changes)}")
+        return dataclasses.replace(self, **names)
+
+    def scored(self) -> tuple[str, str]:
+        """The splits that the finished student is scored on: a run that a setting is chosen by never sees test."""
+        return ("meta", "test") if self.source.choose is None else ("meta", CHOOSE)
+
+
+NAMES = (
+    Declared(
+        "student",
+        "student",
+        str,
+        dataclasses.MISSING,
+        Option("resnet18, resnet34, shufflenetv2 or adapter.", default="adapter"),
+        None,
+    ),
+    Declared(
+        "method", "method", str, dataclasses.MISSING, Option("`bird list methods` names them.", default="bird"), None
+    ),
+)
+
+
+@cache
+def options_of_a_run() -> tuple[Declared, ...]:
+    """All options of a run."""
+    return (*NAMES, *(each for part in PARTS.values() for each in declared(part)))
