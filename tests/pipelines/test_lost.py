@@ -4,7 +4,7 @@ import json
 
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.training import distill
-from bird_pipelines.left_out import lost_of_cells
+from bird_pipelines.marks import lost_of_cells
 from bird_pipelines.reporting.report import write_report
 
 INFO = {

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bird.errors import RunError
@@ -19,6 +18,7 @@ from bird_cache.files import replace, storage_error
 from bird_cache.manifest import flatten
 from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS, few, lost_of_cells, reason_of, trivial_seeds, with_caveats
 from bird_pipelines.reporting import plots
+from bird_pipelines.reporting.page import page
 
 __all__ = ["write_report"]
 
@@ -136,33 +136,26 @@ def render(
     names = list(dict.fromkeys(name for each in configurations for name in each.runs[0].settings))
     shared = [name for name in names if name not in SHOWN and len(_values(configurations, name)) == 1]
     few = [f"{each.label}: {len(each.runs)}" for each in configurations if len(each.runs) < ENOUGH_SEEDS]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["plain"] = _plain
-    return environment.get_template("report.html.j2").render(
-        title=title,
-        runs=sum(len(each.runs) for each in configurations),
-        shared=[(name, configurations[0].setting(name)) for name in shared],
-        sources=_sources(configurations),
-        versions=_versions(configurations),
-        unfinished=unfinished,
-        repeated=repeated,
-        few=few,
-        enough=ENOUGH_SEEDS,
-        replicates=REPLICATES,
-        columns=COLUMNS,
-        mark=MARK,
-        what_trivial_means=WHAT_TRIVIAL_MEANS,
-        tables=[_table(configurations, split) for split in SPLITS],
-        scatters=_scatters(configurations),
-        paths=_paths(configurations),
-        details=[_detail(index, each, shared) for index, each in enumerate(configurations)],
-    )
+    values: dict[str, Any] = {
+        "title": title,
+        "runs": sum(len(each.runs) for each in configurations),
+        "shared": [(name, configurations[0].setting(name)) for name in shared],
+        "sources": _sources(configurations),
+        "versions": _versions(configurations),
+        "unfinished": unfinished,
+        "repeated": repeated,
+        "few": few,
+        "enough": ENOUGH_SEEDS,
+        "replicates": REPLICATES,
+        "columns": COLUMNS,
+        "mark": MARK,
+        "what_trivial_means": WHAT_TRIVIAL_MEANS,
+        "tables": [_table(configurations, split) for split in SPLITS],
+        "scatters": _scatters(configurations),
+        "paths": _paths(configurations),
+        "details": [_detail(index, each, shared) for index, each in enumerate(configurations)],
+    }
+    return page("report", values, {"plain": _plain})
 
 
 def _table(configurations: Sequence[Configuration], split: str) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bird_cache.files import replace, storage_error
 from bird_pipelines.marks import MARK
+from bird_pipelines.reporting.page import page
 from bird_pipelines.study.table import COLUMNS, NO_RUN
 
 __all__ = ["CSV_COLUMNS", "write_table"]
@@ -48,18 +48,9 @@ def write_table(record: Record, out: Path, name: str, plots: Mapping[str, str] |
 
 def as_html(record: Record, plots: Mapping[str, str]) -> str:
     """One self-contained page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "signed": _signed, "range": _range}
     drawn = [(title, Markup(svg)) for title, svg in plots.items()]
-    return environment.get_template("table.html.j2").render(
-        **record, columns=COLUMNS, mark=MARK, no_run=NO_RUN, plots=drawn
-    )
+    values = dict(**record, columns=COLUMNS, mark=MARK, no_run=NO_RUN, plots=drawn)
+    return page("table", values, {"number": _number, "signed": _signed, "range": _range})
 
 
 def as_markdown(record: Record) -> str:

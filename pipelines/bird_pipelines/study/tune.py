@@ -176,18 +176,11 @@ def better(difference: Mapping[str, Mapping[str, Any]]) -> bool:
 
 def render(result: Mapping[str, Any]) -> str:
     """The page: chosen setting, test figures, Pareto front, all candidates."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
+    from bird_pipelines.reporting.page import page
     from bird_pipelines.reporting.plots import front_plot
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     on = result["search"]["floor_on"]
     ranked = [
         sorted(each["candidates"], key=lambda each: (not each["feasible"], each["mean_deo"]))
@@ -195,16 +188,7 @@ def render(result: Mapping[str, Any]) -> str:
     ]
     plot = front_plot(result["candidates"], result["baseline"]["candidates"], on, FLOORS[on], result["floor"], "front")
     shown = {name: better(each) for name, each in result["less_baseline"].items()}
-    page = environment.get_template("tune.html.j2")
-    marks = {"mark": MARK, "what_trivial_means": WHAT_TRIVIAL_MEANS}
-    return page.render(
-        **{**result, "candidates": ranked[0]},
-        of_baseline=ranked[1],
-        plot=Markup(plot),
-        metrics=METRICS,
-        on=on,
-        on_name=FLOORS[on],
-        better=shown,
-        choose=CHOOSE,
-        **marks,
-    )
+    marks = {"mark": MARK, "what_trivial_means": WHAT_TRIVIAL_MEANS, "choose": CHOOSE}
+    names = {"metrics": METRICS, "on": on, "on_name": FLOORS[on]}
+    found = {**result, "candidates": ranked[0], "of_baseline": ranked[1], "plot": Markup(plot), "better": shown}
+    return page("tune", {**found, **names, **marks})
