@@ -205,7 +205,7 @@ STUDENTS: Mapping[str, StudentKind] = {
     },
     "adapter": StudentKind(
         "features",
-        "a identity-initialised linear adapter and head on cached features; reads no image",
+        "a linear adapter that starts as the identity, and a head, on cached features; reads no image",
         _adapter,
     ),
 }

@@ -44,7 +44,7 @@ def test_flags_toml_and_python_are_one(graph, tmp_path):
     assert preprocessing["mean"] == [123.7, 116.3, 103.5]
     assert preprocessing["resize"] == [24, 24]
     plain = resolve_precompute({"teacher": name, "out": "x", "dataset": "digits-s", "limit": 7}, file)
-    assert (plain.source.limit, plain.training.batch_size, plain.image_size) == (7, 16, 24), "flags win"
+    assert (plain.rows.limit, plain.work.batch_size, plain.asked.image_size) == (7, 16, 24), "flags win"
 
 
 def test_what_is_assumed_is_recorded_and_shown(graph, tmp_path):

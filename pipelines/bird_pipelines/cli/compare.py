@@ -17,16 +17,16 @@ __all__ = ["compare"]
 def compare(
     flags: dict[str, Any],
     cache: CacheArgument,
-    methods: Annotated[str, typer.Option(help="Two or more names, by commas (`bird list methods`).")],
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method. p needs eight.")] = 8,
+    methods: Annotated[str, typer.Option(help="Two or more names, separated by commas (`bird list methods`).")],
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per method. A p-value needs eight or more.")] = 8,
     against: Annotated[
-        str | None, typer.Option(help="The method that the others are compared with. Default the first.")
+        str | None, typer.Option(help="The method that the others are compared with. Default: the first.")
     ] = None,
     set_: SetOptions = None,
     config: Config = None,
     json_: Json = False,
 ) -> None:
-    """Train several methods with the same seeds, and say how each differs from one of them, with intervals."""
+    """Train several methods with the same seeds and compare each with one of them, with intervals."""
     from bird_pipelines.study.compare import compare_methods
 
     out, flags = flags.pop("out"), {**flags, **options_of(set_)}

@@ -18,9 +18,10 @@ def dial(
     flags: dict[str, Any],
     cache: CacheArgument,
     balances: Annotated[
-        str, typer.Option(help="Weights of the balanced CE in the feedback, by commas, in the order of the path.")
+        str,
+        typer.Option(help="Shares of the balanced CE in the feedback, separated by commas, in the order of the path."),
     ] = "1,0.75,0.5,0.25,0",
-    seeds: Annotated[int, typer.Option(min=1, help="Paths, each from its own seed.")] = 8,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: each trains its own path.")] = 8,
     epochs_each: Annotated[int, typer.Option(min=1, help="Epochs of each point after the first.")] = 3,
     set_: SetOptions = None,
     config: Config = None,

@@ -73,7 +73,9 @@ def distill(
     flags: dict[str, Any],
     preset: Annotated[
         str | None,
-        typer.Option(help="paper: values of the paper that are not the defaults.", rich_help_panel=Weights.panel),
+        typer.Option(
+            help="paper: use the paper's values where they differ from the defaults.", rich_help_panel=Weights.panel
+        ),
     ] = None,
     config: Config = None,
     json_: Json = False,
@@ -101,7 +103,7 @@ TRAINED = (
 @app.command()
 @takes(options_of_a_run(), TRAINED, need=("dataset", "out"), usual={"student": "resnet18"})
 def train(flags: dict[str, Any], setting: Setting = None, config: Config = None, json_: Json = False) -> None:
-    """The Baseline: a student without a teacher. Its run folder can be the teacher `run:DIR`."""
+    """Train a student without a teacher (the baseline). Its run folder can serve as the teacher `run:DIR`."""
     from bird_pipelines.config import resolve
     from bird_pipelines.distilling.training import distill as run
 
@@ -117,7 +119,7 @@ def evaluate(
     cache: Annotated[str | None, typer.Option(help="Where the run's cache is now, if it moved.")] = None,
     json_: Json = False,
 ) -> None:
-    """Metrics of a finished run on one split, with intervals and floors."""
+    """Compute the metrics of a finished run on one split, with intervals and floors."""
     from bird_pipelines.distilling.evaluate import evaluate as run_evaluate
 
     output(run_evaluate(run, split, data_root=data_root, cache=cache), json_, show.metrics_of)
@@ -129,7 +131,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     json_: Json = False,
 ) -> None:
-    """One self-contained HTML page about one or many runs."""
+    """Write one self-contained HTML page about one or many runs."""
     from bird_pipelines.reporting.report import write_report
 
     output({"report": str(write_report(runs, out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
@@ -140,7 +142,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("out/demo"),
     json_: Json = False,
 ) -> None:
-    """The whole pipeline on the embedded data set, offline, in a few minutes."""
+    """Run the whole pipeline on the embedded data set, offline, in a few minutes."""
     from bird_pipelines.cli.demo import demo as run_demo
 
     output({"report": str(run_demo(out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
@@ -154,7 +156,7 @@ app.command()(reproduce)
 
 @app.command()
 def doctor(json_: Json = False) -> None:
-    """What this installation can do, found out by doing it."""
+    """Check the installation by using it."""
     from bird_pipelines.cli.doctor import diagnose
 
     found = diagnose()
@@ -172,7 +174,7 @@ def list_(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json_: Json = False,
 ) -> None:
-    """What there is to choose from; of one teacher, which vector it gives."""
+    """List teachers, students, methods and data sets. With a teacher's name: show which vector it gives."""
     from bird_pipelines.cli.catalogue import catalogue, one_teacher
 
     if what == "teachers" and name is not None:

@@ -31,12 +31,13 @@ __all__ = [
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Config = Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")]
 SetOptions = Annotated[
-    list[str] | None, typer.Option("--set", help="NAME=VALUE, an option of `bird distill` for every run. Repeat it.")
+    list[str] | None,
+    typer.Option("--set", help="NAME=VALUE: an option of `bird distill`, for every run. It can be repeated."),
 ]
 CacheArgument = Annotated[str, typer.Argument(help="The cache: a folder, or file://, s3://, gs://, az://.")]
 Setting = Annotated[
     list[str] | None,
-    typer.Option(help="A setting of the data set, NAME=VALUE (`bird list datasets`); repeat for more."),
+    typer.Option(help="A setting of the data set, NAME=VALUE (`bird list datasets`). It can be repeated."),
 ]
 Command = Callable[..., None]
 

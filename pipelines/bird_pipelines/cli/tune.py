@@ -29,14 +29,15 @@ def tune(
     floor_on: Annotated[
         str,
         typer.Option(
-            help="What a candidate may not lose: balanced_accuracy (all cells alike), accuracy, auroc, f1_macro."
+            help="The score with a floor: balanced_accuracy (all cells weigh the same), accuracy, auroc or f1_macro."
         ),
     ] = "balanced_accuracy",
     drop: Annotated[
-        float, typer.Option(min=0, help="Points of it that a candidate may lose against the default baseline.")
+        float,
+        typer.Option(min=0, help="Points that a candidate may lose against the baseline with its default settings."),
     ] = 1.0,
-    floor: Annotated[float | None, typer.Option(help="The floor itself, x100, in place of that.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search, and of how meta is halved.")] = 0,
+    floor: Annotated[float | None, typer.Option(help="Lowest allowed value, x100. It replaces --drop.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search and of the halves of the meta split.")] = 0,
     config: Config = None,
     json_: Json = False,
 ) -> None:

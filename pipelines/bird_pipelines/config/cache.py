@@ -35,20 +35,22 @@ class Rows:
     __pydantic_config__: ClassVar[Any] = STRICT
 
     dataset: Annotated[str, Option("digits-s, cifar10s, celeba, utkface or table (`bird list datasets`).")]
-    data_root: Annotated[Path | None, Option("Folder of the data set (`bird list datasets` tells the layout).")] = None
+    data_root: Annotated[Path | None, Option("Folder of the data set. `bird list datasets` shows its layout.")] = None
     settings: Annotated[Mapping[str, str | int | float | bool], Option("The data set's, by name.", hidden=True)] = (
         field(default_factory=dict)
     )
     limit: Annotated[
-        int | None, Option("Keep N samples: a fixed subset with the proportions of split, class and group.", ge=1)
+        int | None, Option("Use a fixed subset of N samples. It keeps the proportions of split, class and group.", ge=1)
     ] = None
     keep_conflicts: Annotated[bool, Option("Keep identical images with different labels.", flag="--keep-conflicts")] = (
         False
     )
-    max_failed: Annotated[float, Option("Share of samples that may be unusable.", ge=0, le=1)] = 0.01
+    max_failed: Annotated[float, Option("Largest share of unusable samples before the command fails.", ge=0, le=1)] = (
+        0.01
+    )
     on_error: Annotated[
         Literal["skip", "fail"],
-        Option("skip: up to --max-failed unusable images are counted and left out; fail: stop at the first."),
+        Option("skip: count and leave out unusable images, up to --max-failed. fail: stop at the first one."),
     ] = "skip"
     max_megapixels: Annotated[float | None, Option("Refuse larger images.", default="64", ge=0.01)] = None
 
@@ -62,17 +64,21 @@ class Asked:
 
     weights: Annotated[Path | None, Option("Local weights of the teacher.")] = None
     precision: Annotated[str, Option("How the teacher computes: fp32, bf16 or fp16.")] = "fp32"
-    image_size: Annotated[int | None, Option("Input side in pixels, where the teacher leaves it open.", ge=8)] = None
+    image_size: Annotated[
+        int | None, Option("Side of the input in pixels, for a teacher that accepts several.", ge=8)
+    ] = None
     kind: Annotated[
         Literal["penultimate", "projection", "projection_l2", "logits"] | None,
         Option(
-            "What its vectors are: penultimate, projection, projection_l2 or logits (for onnx: it chooses the output)."
+            "Kind of its vectors: penultimate, projection, projection_l2 or logits. For onnx it selects the output."
         ),
     ] = None
-    output: Annotated[str | None, Option("onnx, http+kserve: the output that is the vector, by name.")] = None
-    range: Annotated[tuple[float, float] | None, Option("onnx: what 0 and 255 become, LOW,HIGH.", default="0,1")] = None
+    output: Annotated[str | None, Option("onnx, http+kserve: name of the output that holds the vector.")] = None
+    range: Annotated[
+        tuple[float, float] | None, Option("onnx: range of the input pixels, LOW,HIGH.", default="0,1")
+    ] = None
     mean: Annotated[
-        Three | None, Option("onnx: taken off each channel, R,G,B, in units of --range.", default="0,0,0")
+        Three | None, Option("onnx: subtracted from each channel, R,G,B, in units of --range.", default="0,0,0")
     ] = None
     std: Annotated[Three | None, Option("onnx: each channel is divided by it, R,G,B.", default="1,1,1")] = None
 
@@ -90,9 +96,11 @@ class Service:
     panel: ClassVar[str | None] = "If the teacher is a service"
     __pydantic_config__: ClassVar[Any] = STRICT
 
-    api_key_env: Annotated[str | None, Option("The environment variable with its key.")] = None
-    requests_per_minute: Annotated[float | None, Option("At most so many.", ge=0.1)] = None
-    price_per_1000: Annotated[float | None, Option("For the estimate of --dry-run.", ge=0)] = None
+    api_key_env: Annotated[str | None, Option("Name of the environment variable that holds the API key.")] = None
+    requests_per_minute: Annotated[float | None, Option("Upper limit of requests per minute.", ge=0.1)] = None
+    price_per_1000: Annotated[float | None, Option("Price of 1,000 requests, for the estimate of --dry-run.", ge=0)] = (
+        None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +115,11 @@ class Stored:
         Option("How features are stored: float16, float32 or bfloat16."),
     ] = "float16"
     layers: Annotated[
-        str, Option("What to store, by commas: penultimate, projection, attention, maps, cls, pooled, logits.")
+        str,
+        Option("Layers to store, separated by commas: penultimate, projection, attention, maps, cls, pooled, logits."),
     ] = "penultimate"
     views: Annotated[
-        int, Option("Random views to store beside the deterministic one, with their crops and flips.", ge=0)
+        int, Option("Number of random views to store beside the deterministic one, with their crops and flips.", ge=0)
     ] = 0
     store: Annotated[
         Literal["zarr", "webdataset"],
@@ -118,12 +127,15 @@ class Stored:
     ] = "zarr"
     compress: Annotated[
         Literal["none", "zstd", "pcodec"],
-        Option("none, zstd or pcodec: for vectors with many zeros; without loss, Zarr only."),
+        Option("none, zstd or pcodec. Lossless, for Zarr only; useful for vectors with many zeros."),
     ] = "none"
-    shard_rows: Annotated[int | None, Option("Rows per shard: what a kill may lose.", default="by size", ge=16)] = None
+    shard_rows: Annotated[
+        int | None,
+        Option("Rows per shard. A killed run loses at most one shard.", default="by the size of the data set", ge=16),
+    ] = None
     update: Annotated[
         str | None,
-        Option("A finished cache of the same teacher: only what the data set has new since is computed."),
+        Option("A finished cache of the same teacher. Only images that are new since then are computed."),
     ] = None
 
 
@@ -137,10 +149,12 @@ class Work:
     batch_size: Annotated[int, Option("Images per forward pass.", ge=1)] = 64
     workers: Annotated[
         int | None,
-        Option("Threads that decode, and run a teacher on the CPU.", default="one a core, 2 to 16", ge=1),
+        Option("Threads that decode images and run a teacher on the CPU.", default="one per core, from 2 to 16", ge=1),
     ] = None
     device: Annotated[str, Option("auto, cpu or cuda.")] = "auto"
-    slice: Annotated[str, Option("I/N: compute every Nth shard, from the Ith; join with `bird cache merge`.")] = "1/1"
+    slice: Annotated[
+        str, Option("I/N: compute every Nth shard, starting with the Ith. Join the parts with `bird cache merge`.")
+    ] = "1/1"
 
     @property
     def part(self) -> tuple[int, int]:
@@ -187,7 +201,7 @@ NAMES = (
         "dry_run",
         bool,
         False,
-        Option("Say what would be asked of the teacher, and stop.", flag="--dry-run"),
+        Option("Show what the teacher would compute, then stop.", flag="--dry-run"),
         None,
     ),
 )

@@ -31,14 +31,14 @@ class Source:
     dataset: Annotated[str, Option("digits-s, cifar10s, celeba, utkface or table.")]
     cache: Annotated[str | None, Option("The cache that `bird precompute` wrote: a folder or URL.", place=True)] = None
     data_root: Annotated[
-        Path | None, Option("Folder of the data set (`bird list datasets` tells the layout).", place=True)
+        Path | None, Option("Folder of the data set. `bird list datasets` shows its layout.", place=True)
     ] = None
     dataset_settings: Annotated[
         Mapping[str, str | int | float | bool], Option("The data set's, by name.", hidden=True)
     ] = field(default_factory=dict)
     limit: Annotated[
         int | None,
-        Option("A fixed subset of N rows, in proportion; of a cache the test split stays whole.", ge=1),
+        Option("Use a fixed subset of N rows. It keeps all proportions; the test split of a cache stays whole.", ge=1),
     ] = None
     choose: Annotated[
         int | None,
@@ -46,10 +46,15 @@ class Source:
     ] = None
     groups_known: Annotated[
         Literal["all", "meta"],
-        Option("meta: no group of train is looked at; a probe reads them off the features."),
+        Option("meta: the groups of train are not used; a probe estimates them from the features."),
     ] = "all"
     memory_gb: Annotated[
-        float, Option("Hold the vectors in memory up to so many GiB, else map them.", ge=0, place=True)
+        float,
+        Option(
+            "Hold the vectors in memory if they take at most this many GiB; otherwise map them from disk.",
+            ge=0,
+            place=True,
+        ),
     ] = 4.0
 
 
@@ -71,8 +76,10 @@ class Weights:
     at_beta: Annotated[
         float, Option("at, bird+at: weight of the attention loss.", default="1e3 (--preset paper: 1e6)", ge=0)
     ] = 1e3
-    mfd_weight: Annotated[float, Option("mfd, bird+mfd: lambda of MMD, halved.", default="3 (CelebA 7)", ge=0)] = 3.0
-    ad_weight: Annotated[float, Option("ad: weight of - g_adv.", ge=0)] = 1.0
+    mfd_weight: Annotated[
+        float, Option("mfd, bird+mfd: weight lambda of MMD^2 (the loss uses lambda / 2).", default="3 (CelebA 7)", ge=0)
+    ] = 3.0
+    ad_weight: Annotated[float, Option("ad: weight of the adversary's gradient.", ge=0)] = 1.0
     ad_lr: Annotated[float, Option("ad: the adversary's learning rate.", gt=0)] = 1e-3
     ad_every: Annotated[
         int, Option("ad: the student moves every nth epoch.", default="1 up to 20 epochs, else 3", ge=0)
@@ -81,7 +88,7 @@ class Weights:
     average: Annotated[
         float,
         Option(
-            "Decay of the running mean of the weights, which ships; 0: none.",
+            "Decay of the running mean of the weights. The saved student has this mean. 0: no mean.",
             default=".999 for bird-plus and bird-offsets, else 0",
             ge=-1,
             lt=1,
@@ -89,13 +96,13 @@ class Weights:
     ] = -1
     balance: Annotated[
         float,
-        Option("bird-offsets: weight of the balanced CE in the feedback, the rest is L_o's.", ge=0, le=1),
+        Option("bird-offsets: share of the balanced CE in the feedback; L_o has the other share.", ge=0, le=1),
     ] = 0.0
     offsets_from: Annotated[
         Literal["prior", "zero"],
         Option("bird-offsets: phi starts at log p(class given group) (prior) or at 0 (zero)."),
     ] = "prior"
-    feedback_every: Annotated[int, Option("bird and its kin: one step of so many has feedback.", ge=1)] = 1
+    feedback_every: Annotated[int, Option("Methods with feedback: compute it in every Nth step.", ge=1)] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,20 +112,22 @@ class Training:
     panel: ClassVar[str | None] = "Training"
     __pydantic_config__: ClassVar[Any] = STRICT
 
-    seed: Annotated[int, Option("Of the first weights and the order of the samples.", ge=0)] = 0
+    seed: Annotated[int, Option("Seed of the initial weights and of the order of the samples.", ge=0)] = 0
     epochs: Annotated[int, Option("Passes over the train split.", ge=1)] = 10
-    warmup: Annotated[int, Option("Epochs before lambda and phi act.", default="half of them", ge=-1)] = -1
-    batch_size: Annotated[int, Option("Samples of a step.", ge=2)] = 128
+    warmup: Annotated[int, Option("Epochs before lambda and phi take effect.", default="half of them", ge=-1)] = -1
+    batch_size: Annotated[int, Option("Samples per step.", ge=2)] = 128
     lr: Annotated[float, Option("Adam's learning rate.", gt=0)] = 1e-3
-    meta_per_cell: Annotated[int, Option("Meta samples of each (class, group) cell a step.", ge=1)] = 8
+    meta_per_cell: Annotated[
+        int, Option("Samples drawn from each (class, group) cell of the meta split per step.", ge=1)
+    ] = 8
     head_epochs: Annotated[int, Option("bkd: epochs of the teacher's head.", ge=1, hidden=True)] = 10
     augment: Annotated[bool, Option("Crop and flip the student's images at random.")] = True
-    precision: Annotated[Literal["fp32", "bf16"], Option("How the student computes: fp32, or bf16 for its answer.")] = (
+    precision: Annotated[Literal["fp32", "bf16"], Option("Precision of the student's forward pass: fp32 or bf16.")] = (
         "fp32"
     )
     start_from: Annotated[
         Path | None,
-        Option("A finished run of the same kind to go on from: its student, phi and optimisers.", place=True),
+        Option("A finished run of the same kind to continue from, with its student, phi and optimisers.", place=True),
     ] = None
     started: Annotated[
         str | None, Option("Of that run: its configuration without the seed, as a digest.", hidden=True)
@@ -140,7 +149,10 @@ class Place:
         bool, Option("Write a trace of a few steps into the run's folder.", flag="--profile", place=True)
     ] = False
     recompute: Annotated[
-        bool, Option("BIRD: less memory for two more forward passes a step.", flag="--recompute", place=True)
+        bool,
+        Option(
+            "BIRD: use less memory, at the price of two more forward passes per step.", flag="--recompute", place=True
+        ),
     ] = False
 
 

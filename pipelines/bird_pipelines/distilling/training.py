@@ -106,7 +106,8 @@ class Trainer:
 
     def __init__(self, config: RunConfig, data: RunData) -> None:
         self.config, self.data = config, data
-        self.training, self.place, self.seed = config.training, config.place, self.training.seed
+        self.training, self.place = config.training, config.place
+        self.seed = self.training.seed
         self.device = choose_device(self.place.device)
         self.method = make_method(config.method, config.weights, data, config.student, recompute=self.place.recompute)
         require_samples(config.method, self.method, data, config.source.limit)
