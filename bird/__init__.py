@@ -1,7 +1,7 @@
 """BIRD: fair knowledge distillation with student feedback. Tensors in, tensors out: no disk format, no terminal.
 
-What a training loop of your own needs is here: `BirdStep`, `Batch`, `Distance`, `Gate`, `Offsets`, `StageGates`. They are
-imported when they are asked for, so that `import bird` loads no torch.
+Use these in a training loop of your own: `BirdStep`, `Batch`, `Distance`, `Gate`, `Offsets`, `StageGates`. Each is
+imported at its first use, so `import bird` does not load torch.
 """
 
 from __future__ import annotations

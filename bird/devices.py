@@ -43,7 +43,7 @@ def fetch(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def enough_memory(where: str, fix: str) -> Iterator[None]:
-    """Within it a full memory, of a GPU or of the machine, is OutOfMemoryError with what to do (`fix`)."""
+    """Inside this context, a full memory (GPU or host) raises OutOfMemoryError with the remedy `fix`."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

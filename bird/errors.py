@@ -2,14 +2,14 @@
 
     BirdError                     1   anything of ours
     ├── UsageError                2   an unknown name or an impossible setting
-    │   └── StudentError          2   a student that BIRD's step cannot be put around
+    │   └── StudentError          2   a student that BIRD's step cannot handle
     ├── DataError                 2   a data set that is missing, malformed or too damaged
     │   ├── ImageError            2   one image that cannot be decoded (recorded and counted, rarely fatal)
     │   └── EmptyCellError        2   a (class, group) cell without samples where a metric needs one
     ├── TeacherError              4   a teacher that cannot be loaded or answers with nonsense
-    │   └── MissingWeightsError   4   weights that are neither here nor to be had
+    │   └── MissingWeightsError   4   weights that are not on this machine and cannot be downloaded
     ├── RunError                  1   a run folder that is damaged, unfinished or belongs to another configuration
-    └── OutOfMemoryError          1   a device whose memory does not hold the work
+    └── OutOfMemoryError          1   the work does not fit into the memory of the device
 
 The cache has a tree of its own (`bird_cache.errors`): the two packages do not import each other.
 """

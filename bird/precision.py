@@ -35,7 +35,7 @@ def require_precision(precision: str, device: torch.device) -> None:
 
 
 def in_bf16(model: nn.Module) -> None:
-    """From now on `model` computes its answer under torch.autocast and gives it as float32, also when it is called under
+    """After this call, `model` computes its output under torch.autocast and returns float32, also when it is called under
     other parameters (`torch.func.functional_call`) or in forward mode, and so do its copies. Its parameters stay as they
     are. Images are laid out pixel by pixel (channels_last), as bfloat16 convolutions want them. A student inside it that
     is called by itself computes in float32 (scores are taken so), except by its heads one by one."""

@@ -7,9 +7,8 @@
 | tiny-vit, tiny-resnet, tiny-resnet-deep, tiny-convnet | pixels | 64 to 96 | `bird.tiny`: for demos and tests |
 | adapter | the teacher's features | the teacher's dimension | Linear(d, d) from the identity -> ReLU -> Linear(d, C) |
 
-`adapter` stands for the rows of the paper whose student is the foundation model itself (Tables 1 and 4): the
-encoder stays frozen, only what comes after it learns, and no image is ever read.
-"""
+`adapter` is the student of the paper's Tables 1 and 4, where the student is the foundation model itself: the encoder is
+frozen, only the layers after it are trained, and no image is read."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class StudentOutput(NamedTuple):
-    """What a student answers: penultimate features h_S (what is distilled) and class logits z."""
+    """The output of a student: penultimate features h_S (what is distilled) and class logits z."""
 
     features: Float[Tensor, "*models batch dim"]
     logits: Float[Tensor, "*models batch classes"]
@@ -280,7 +279,7 @@ def student_files(
 
 
 def input_recipe(student: Student) -> dict[str, Any]:
-    """What a student reads, for whoever runs it elsewhere: how pixels are made of a file (`bird.images.decode_image`,
+    """The input of a student, for use outside this project: how pixels are made of a file (`bird.images.decode_image`,
     `bird.transforms.center_view`, `unit_range`), or that it reads features."""
     if student.input == "features":
         return {"kind": "features", "shape": ["batch", student.mean.shape[0]], "normalisation": "inside the student"}

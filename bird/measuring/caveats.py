@@ -1,4 +1,4 @@
-"""What keeps a number from meaning what it seems to: scores that do not exist, and classifiers whose gap says nothing.
+"""Two reasons not to trust a number: the score does not exist, or the classifier's gap carries no information.
 
 Both are read off the (C, M, C) counts [true class, group, predicted class] of `bird.measuring.metrics.confusion`.
 """

@@ -27,7 +27,7 @@ __all__ = ["Distance", "attention_distance", "feature_distance", "mmd_distance",
 
 @dataclass(frozen=True)
 class Distance:
-    """D(h, gated, batch), and what of the teacher is gated for it: "features", the penultimate vectors (batch, d), by a
+    """D(h, gated, batch), and which teacher tensors are gated: "features", the penultimate vectors (batch, d), by a
     `Gate`; or "maps", those of the residual stages, by a `StageGates`."""
 
     loss: Callable[[Any, Any, Batch], Tensor]
@@ -55,8 +55,8 @@ def feature_distance() -> Distance:
 
 
 def attention_distance(beta: Weight) -> Distance:
-    """beta times the attention loss against gated maps ("BIRD + AT", Table 5). The attention loss is about 1e-3, so that
-    without its method's own weight alpha would leave nothing of it (ours; the paper gives none)."""
+    """beta times the attention loss against gated maps ("BIRD + AT", Table 5). The attention loss is about 1e-3, and
+    without a weight of its own it would have no effect beside CE (ours; the paper gives none)."""
     return Distance(lambda h, gated, batch: beta * attention_loss(_attention(h.stages), _attention(gated)), "maps")
 
 

@@ -15,7 +15,7 @@ RAMP = 10  # the mean reaches back over about a tenth of the steps so far, until
 
 
 def running_mean(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of `model` whose `update_parameters(model)` moves it a part 1 - k towards the model's present weights, with
+    """A copy of `model`. `update_parameters(model)` moves it by the fraction 1 - k towards the model's current weights, with
     k = min(decay, n / (n + 10)) after n steps: early weights are forgotten fast, late noise is averaged out. Buffers that
     are real numbers (running statistics) are averaged as the weights are; others are copied."""
     return AveragedModel(model, multi_avg_fn=partial(_towards, decay), use_buffers=True)

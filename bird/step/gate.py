@@ -1,5 +1,5 @@
-"""FairDistill, the gate on what the teacher says (Java et al. 2023, section 3): `Gate` on penultimate features, `StageGates`
-on the channels of spatial maps."""
+"""FairDistill, the gate on the teacher's features (Java et al. 2023, section 3): `Gate` on penultimate features,
+`StageGates` on the channels of spatial maps."""
 
 from __future__ import annotations
 

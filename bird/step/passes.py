@@ -91,11 +91,10 @@ def repeat(student: nn.Module, inputs: Tensor, tape: Tape) -> Output:
 def within(
     student: nn.Module, theta: Parameters, buffers: Parameters | None, do: Callable[[nn.Module], Found]
 ) -> Found:
-    """What `do` gives while the student has other parameters, and copies of `buffers` (None: of its own) in the place of its
-    buffers: running statistics stay as they are. What is differentiated through a student that checkpoints its activations
-    must be differentiated in here, since it runs once more then. A tensor that several modules share is replaced in each, a
-    module that has several names once.
-    """
+    """The result of `do` while the student has other parameters. Its buffers are replaced by copies of `buffers` (None:
+    of its own), so its running statistics do not change. What is differentiated through a student that checkpoints its
+    activations must be differentiated in here, since it runs once more then. A tensor that several modules share is
+    replaced in each, a module that has several names once."""
     own, given = dict(student.named_parameters()), buffers or {}
     values = {id(own[name]): value for name, value in theta.items()}
     values |= {id(value): given.get(name, value).clone() for name, value in student.named_buffers()}

@@ -1,4 +1,5 @@
-"""What a person says of a teacher is held against what it does. An option that it cannot honour is refused, not ignored."""
+"""Check what the user claims about a teacher against what the teacher does. An option that it cannot honour is refused,
+not ignored."""
 
 from __future__ import annotations
 
@@ -113,7 +114,7 @@ def names_class_scores(name: str) -> bool:
 def kind_of(
     vectors: NDArray[np.float32], claimed: FeatureKind | None, usual: FeatureKind, refuse: Refuse
 ) -> FeatureKind:
-    """What the vectors (n, d) of some images are: what is claimed of them, where they do not belie it, else `usual` (and
+    """The kind of the vectors (n, d): the claimed kind if the vectors do not contradict it, else `usual` (and
     projection_l2 where all have length 1). `refuse` makes the error from what was found, what was wanted and the remedy.
     """
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)

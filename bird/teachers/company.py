@@ -1,4 +1,4 @@
-"""Whether a teacher's answer follows from the image alone: not from chance, not from the images that are asked with it."""
+"""Check that a teacher's vector depends on the image alone: not on chance, and not on the other images of its batch."""
 
 from __future__ import annotations
 

@@ -77,10 +77,9 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
 
 
 def offline_if_unreachable() -> None:
-    """Make the hub's clients ready: offline if nobody answers there (else they retry for a minute, aloud), and silent about
-    whoever asks. Without safetensors in a repository, transformers would send its name, and the person's token, to a
-    service that converts weights, and load what that proposes in place of the revision that was asked for.
-    """
+    """Make the hub's clients ready: offline if nobody answers there (else they retry for a minute, aloud), and
+    without telemetry. Without safetensors in a repository, transformers would send its name, and the person's token, to
+    a service that converts weights, and load what that proposes in place of the revision that was asked for."""
     from huggingface_hub import constants
 
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
@@ -97,7 +96,7 @@ def offline_if_unreachable() -> None:
 
 
 def missing_weights(name: str, what: str, error: Exception | None = None) -> MissingWeightsError:
-    """The error for weights that are neither here nor downloadable; `what` says which file to fetch."""
+    """The error for weights that are not on this machine and cannot be downloaded; `what` says which file to fetch."""
     from huggingface_hub import constants
 
     reason = f" ({type(error).__name__}: {first_line(error)})" if error else ""

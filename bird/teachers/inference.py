@@ -1,4 +1,4 @@
-"""The same answers in less time, on a CPU: what plain modules do for training's sake, a frozen teacher leaves out.
+"""The same answers in less time, on a CPU: a frozen teacher skips what plain modules do only for training.
 
 | what | in place of | because |
 |---|---|---|

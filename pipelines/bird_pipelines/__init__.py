@@ -11,12 +11,12 @@ __all__ = ["distill", "precompute"]
 def precompute(
     *, teacher: str, dataset: str, out: str | Path, config: str | Path | None = None, **options: Any
 ) -> dict[str, Any]:
-    """`bird precompute` from Python: write (or finish) the cache of `teacher`'s features of `dataset` in `out`, and return
-    what it holds, as `bird cache info` says it.
+    """`bird precompute` from Python: write, or finish, the cache of `teacher` over `dataset` in `out`. Returns what
+    `bird cache info` shows.
 
     `options` are the command's, with underscores (`slice_` for slice, `range_` for range); `config` is a TOML file of
-    them; `settings` are the data set's, by name. None means the default. Raises what the command reports: BirdError of
-    bird.errors or CacheError of bird_cache.
+    them; `settings` are the data set's, by name. None means the default. Raises the errors that the command reports:
+    BirdError of bird.errors or CacheError of bird_cache.
 
         info = bird_pipelines.precompute(teacher="onnx:model.onnx", dataset="digits-s", out="out/cache")
     """
@@ -32,8 +32,8 @@ def distill(*, cache: str | Path, out: str | Path, config: str | Path | None = N
     `metrics`, by split.
 
     `options` are the command's, with underscores (`lambda_` for lambda): `bird distill --help` lists them; `config` is a
-    TOML file of them. None means the default. Raises what the command reports: UsageError for options that are unknown
-    or out of range, RunError if `out` holds another run, and the errors of the cache and the data set (all
+    TOML file of them. None means the default. Raises the errors that the command reports: UsageError for options that
+    are unknown or out of range, RunError if `out` holds another run, and the errors of the cache and the data set (all
     BirdError of bird.errors or CacheError of bird_cache).
 
         info = bird_pipelines.distill(cache="out/cache", out="out/run", method="bird", lambda_=0.1)

@@ -30,8 +30,8 @@ def in_order(pool: ThreadPoolExecutor, work: Callable[[T], U], items: Iterable[T
 
 
 def one_ahead(work: Callable[[T], U], items: Iterable[T]) -> Generator[U]:
-    """What `work` makes of each item, in order; while one is in use, a thread makes the next. What `work` raises is raised
-    when its item's turn has come. Close the iterator to end the thread before the items end."""
+    """The results of `work` on each item, in order. While one is in use, a thread computes the next. An error of `work`
+    is raised at its item's turn. Close the iterator to end the thread before the items end."""
     pool = ThreadPoolExecutor(1, "ahead", initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield from in_order(pool, work, items, 1)

@@ -32,10 +32,9 @@ WHAT_TRIVIAL_MEANS = (
 
 
 def with_caveats(metrics: Mapping[str, Any], class_names: Sequence[object] | None = None) -> dict[str, Any]:
-    """The metrics of a run folder with `undefined` and `trivial` as they follow from its counts, whatever the version that
-    wrote them knew: a number that does not exist is None. So do the intervals of a gap and the gap beyond chance, which
-    early versions did not have. Metrics that say why there are none stay as they are.
-    """
+    """The metrics of a run folder with `undefined` and `trivial` recomputed from its counts, because older versions did
+    not write them: a number that does not exist is None. So do the intervals of a gap and the gap beyond chance, which
+    early versions did not have. Metrics that say why there are none stay as they are."""
     if "confusion" not in metrics:
         return dict(metrics)
     counts = np.asarray(metrics["confusion"], dtype=np.int64)

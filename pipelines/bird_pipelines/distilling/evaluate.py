@@ -24,8 +24,8 @@ def evaluate(
     """The metrics of `run` on `split`, also written to RUN/metrics-SPLIT.json, and the predictions to
     RUN/predictions-SPLIT.npz.
 
-    `data_root` and `cache` replace the places that the run remembers. Raises RunError for a folder without a finished
-    run, NotACacheError where its cache is no more, StaleCacheError if the cache there is another one by now, UsageError for
+    `data_root` and `cache` override the paths stored in the run. Raises RunError for a folder without a finished
+    run, NotACacheError if its cache is missing, StaleCacheError if the path holds another cache, UsageError for
     an unknown split.
     """
     config, fingerprint = run_config(run, data_root=data_root, cache=cache)

@@ -1,4 +1,4 @@
-"""Groups that are known for the meta split alone: what the teacher's features say of the group of each train row.
+"""Groups that are known for the meta split alone: estimate the group of each train row from the teacher's features.
 
 Labels of protected groups are scarce, and often may not be kept. `--groups-known meta` never looks at those of train. A
 probe learns the group from the cached features of the meta rows, class by class, and its probabilities stand in for the

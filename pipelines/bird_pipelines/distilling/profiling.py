@@ -1,7 +1,7 @@
 """Where a training step's time goes: shares of a run, always; a trace of a few steps, for `--profile`.
 
-A step is one thing after another, and so the clock is one that is told when the next thing begins. What tells it is put
-around the learner from outside: the methods know of no clock.
+A step is a sequence of parts, so the clock only records when the next part begins. Wrappers around the learner call it;
+the methods do not know of it.
 
 | part | from | to |
 |---|---|---|

@@ -49,7 +49,9 @@ def require_samples(name: str, method: Method, data: RunData, limit: int | None 
             raise UsageError(
                 where=f"--method {name}",
                 found=f"no sample in the {split} split{limited}",
-                wanted="some, for the meta step" if split == "meta" else "some, to learn from",
+                wanted="at least one sample, for the meta step"
+                if split == "meta"
+                else "at least one sample to train on",
                 fix="raise --limit"
                 if limited
                 else "use a method without a meta step"

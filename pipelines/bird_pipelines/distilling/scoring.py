@@ -94,6 +94,6 @@ def load_predictions(folder: Path, split: str) -> Predicted | None:
         raise RunError(
             where=str(path),
             found=f"a damaged file ({error})",
-            wanted="what `bird distill` writes",
+            wanted="a run folder as `bird distill` writes it",
             fix="run `bird evaluate` on the folder: it writes the file again",
         ) from None

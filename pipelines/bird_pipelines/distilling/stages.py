@@ -32,8 +32,8 @@ class Stages:
         self._attention = False
 
     def open(self, kind: Literal["attention", "maps"]) -> list[int]:
-        """Choose what `get` gives; returns the stages' channels (empty for attention). Attention is taken from maps where
-        the cache holds those alone.
+        """Choose the layers that `get` returns; returns the stages' channels (empty for attention). Attention is taken
+        from maps where the cache holds those alone.
 
         Raises UsageError if it holds neither, DataError for rows that failed when the layer was added.
         """

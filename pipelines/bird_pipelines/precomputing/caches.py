@@ -31,8 +31,8 @@ COMPRESS: Mapping[str, Compress] = {"none": "none", "zstd": "zstd", "pcodec": "p
 def convert_command(
     source: str, target: str, store: str | None, data_root: Path | None, images: bool, compress: str | None = None
 ) -> dict[str, Any]:
-    """`bird cache convert`: see `bird_cache.convert.convert`; returns what the new cache holds. Without a `store` it is the
-    one that `source` is not."""
+    """`bird cache convert`: see `bird_cache.convert.convert`; returns what the new cache holds. Without `store`, the
+    other store than `source`'s is written."""
     if store not in (None, "zarr", "webdataset"):
         raise unknown_name("--store", store, ("zarr", "webdataset"))
     given = open_cache(source)
@@ -84,7 +84,7 @@ def compare_with_teacher(
 ) -> dict[str, Any]:
     """Compute `sample` rows again, spread over the (class, group) cells, and compare them with the cached ones: cosine per
     cell, and `findings` for every cell below .999; `proof` is how the teacher compares with its own library today.
-    `asked` is what `bird precompute` was asked of the teacher.
+    `asked` holds the teacher's options as given to `bird precompute`.
 
     Raises UsageError for a service, StaleCacheError, naming every field, where the teacher's weights, configuration, view or
     reading are not those that the cache was made with.

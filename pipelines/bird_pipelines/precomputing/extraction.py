@@ -1,6 +1,6 @@
 """Phase one: run the frozen teacher once over the data set, and write what it says to the cache.
 
-Each of some threads takes a batch from the files through the teacher, and one writes. On the CPU that is a batch a core:
+Several threads each take a batch from the files through the teacher; one thread writes. On the CPU that is a batch a core:
 nothing waits for another core between two layers. A GPU's queue is filled by one of them at a time. A shard is a pure
 function of the plan: batches start at its first row and a failed image keeps its place, so that a resumed run computes the
 very batches that an unbroken one does.
@@ -68,7 +68,7 @@ def precompute(
     Where `work.part` is (i, n) only every n-th shard is computed, from the i-th; the cache is finished by whoever writes
     the last one. What `stored.update`, a finished cache of the same teacher, holds is taken from it.
 
-    Raises what `bird_cache.zarr_store.open_writer` raises; DataError once more than the share `max_failed` of the rows
+    Raises the errors of `bird_cache.writer.open_writer`; DataError once more than the share `max_failed` of the rows
     cannot be decoded; TeacherError or FeatureError for unusable vectors; StorageError; Interrupted. What is committed
     is kept, and the same call goes on from there.
     """

@@ -35,7 +35,7 @@ def sides_of(path: str, dataset: Dataset) -> dict[str, str] | None:
 
 class Earlier:
     """A finished cache of the same teacher, preprocessing and layers over another state of the data set. A vector
-    follows from its image alone, so rows are found by the digests of their images, whatever they are called now."""
+    depends only on its image, so rows are found by the digest of the image, even after a renaming."""
 
     def __init__(self, path: str, plan: Plan, samples: Samples) -> None:
         """Raises IncompleteCacheError; StaleCacheError, naming the field, where more than the data set differs."""

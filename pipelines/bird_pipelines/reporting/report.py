@@ -110,7 +110,9 @@ def read_run(folder: Path) -> Run | str:
     metrics = {split: with_caveats(_metrics(folder / f"metrics-{split}.json"), names) for split in SPLITS}
     if missing or "method" not in info["config"] or "seed" not in info["config"]:
         found = f"run.json without {', '.join(missing) or 'method and seed'}"
-        raise RunError(where=str(folder), found=found, wanted="what `bird distill` writes", fix="run it again")
+        raise RunError(
+            where=str(folder), found=found, wanted="a run folder as `bird distill` writes it", fix="run it again"
+        )
     settings = flatten(info["config"]) | {"fingerprint": info.get("fingerprint")}
     return Run(name, settings, info, curve, metrics)
 
@@ -393,5 +395,8 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
 def _damaged(path: Path, found: str) -> RunError:
     return RunError(
-        where=str(path), found=found, wanted="what `bird distill` writes", fix="run it or evaluate it again"
+        where=str(path),
+        found=found,
+        wanted="a run folder as `bird distill` writes it",
+        fix="run it or evaluate it again",
     )

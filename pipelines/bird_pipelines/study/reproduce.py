@@ -79,8 +79,8 @@ def outcome(row: Row, plan: Plan, failures: Mapping[str, str]) -> Outcome:
 
 
 def run_group(configs: Sequence[RunConfig]) -> dict[str, str]:
-    """Train the runs, side by side where they can be; run folder -> message of those that failed. What fails together is
-    tried one by one, so that only what is to blame is lost."""
+    """Train the runs, side by side where they can be; run folder -> message of those that failed. If a stack fails, its
+    runs are tried one by one, so that only the faulty run is lost."""
     from bird_pipelines.distilling.many import distill_many, groups_of
 
     failures: dict[str, str] = {}
