@@ -21,7 +21,7 @@ from multiprocessing import Pool
 import numpy as np
 from results import FOLDER, save
 
-from bird.intervals import gap_intervals
+from bird.measuring.intervals import gap_intervals
 
 SHAPES = ("all 0", "all 10", "all 30", "one class 30", "one group 10", "one group 4", "graded 0 to 30")
 # Not asked for, and harder: half of the groups at each end, where chance adds most to a gap.

@@ -18,9 +18,9 @@ import numpy as np
 from coverage import true_recalls
 from results import save
 
-from bird.metrics import confusion
-from bird.paired import Predicted, compare
-from bird.seeds import two_level_intervals
+from bird.measuring.metrics import confusion
+from bird.measuring.paired import Predicted, compare
+from bird.measuring.seeds import two_level_intervals
 
 PAIRS = (
     ("all 0", "all 0"),

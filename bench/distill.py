@@ -24,7 +24,7 @@ from synthetic import run_data
 from bird.datasets.base import SampleTable
 from bird_cache.order import batches, shuffled
 from bird_pipelines.config import RunConfig
-from bird_pipelines.training import Trainer
+from bird_pipelines.distilling.training import Trainer
 
 CLASSES, GROUPS, DIM = 10, 2, 512
 

@@ -14,8 +14,8 @@ import numpy as np
 from fairlearn.metrics import MetricFrame, true_positive_rate
 from results import save
 
-from bird.intervals import gap_intervals
-from bird.metrics import confusion
+from bird.measuring.intervals import gap_intervals
+from bird.measuring.metrics import confusion
 
 ROWS = 200
 

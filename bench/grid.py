@@ -29,8 +29,8 @@ from bird.datasets.base import SampleTable
 from bird.methods import METHODS, Hyperparameters, build_method
 from bird_cache.order import batches, shuffled
 from bird_pipelines.config import RunConfig
-from bird_pipelines.many import Source, Stack, models_at_once
-from bird_pipelines.training import Trainer
+from bird_pipelines.distilling.many import Source, Stack, models_at_once
+from bird_pipelines.distilling.training import Trainer
 
 TRAIN, META, TEST = 162_770, 19_867, 19_962
 EPOCHS, WARMUP, BATCH, SEEDS = 10, 5, 128, 5

@@ -1,4 +1,4 @@
-"""What a check of the feedback (bird.guard) costs: a step that checks against one that does not, paired, in one process.
+"""What a check of the feedback (bird.step.guard) costs: a step that checks against one that does not, paired, in one process.
 
     OMP_NUM_THREADS=1 python bench/guard.py [--rounds 15]
 
@@ -13,9 +13,9 @@ import torch
 from results import paired, save
 from step import make_batch, make_learner
 
-from bird.guard import Guard
 from bird.methods import Batch, Hyperparameters, SingleLearner, build_method
-from bird.stack import StackedLearner
+from bird.step.guard import Guard
+from bird.step.stack import StackedLearner
 from bird.students import build_student
 
 CLASSES, GROUPS, BATCH, META, MODELS = 10, 2, 128, 160, 5

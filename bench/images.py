@@ -14,8 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bird_pipelines.compare import differences
-from bird_pipelines.scoring import load_predictions
+from bird_pipelines.distilling.scoring import load_predictions
+from bird_pipelines.study.compare import differences
 
 METHODS = [
     "fitnet",

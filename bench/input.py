@@ -87,9 +87,9 @@ def samples_a_second(folder):
     import torch
 
     from bird.students import STUDENTS, StudentKind
-    from bird_pipelines import data
     from bird_pipelines.config import RunConfig
-    from bird_pipelines.training import Trainer
+    from bird_pipelines.distilling import data
+    from bird_pipelines.distilling.training import Trainer
 
     torch.set_num_threads(2)
     STUDENTS["trivial"] = StudentKind("image", "pooling and a linear layer", lambda size, dim: student())

@@ -30,9 +30,9 @@ from bird_cache.manifest import Layer, Plan
 from bird_cache.store import open_cache
 from bird_cache.stream import FeatureStream
 from bird_cache.writer import open_writer
-from bird_pipelines.data import Images
-from bird_pipelines.features import features_of
-from bird_pipelines.planning import samples_of
+from bird_pipelines.distilling.data import Images
+from bird_pipelines.distilling.vectors import features_of
+from bird_pipelines.precomputing.plan import samples_of
 
 BATCH, SIZE, WIDTH, DECODERS = 64, 64, 512, 2
 

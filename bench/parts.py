@@ -13,8 +13,8 @@ from step import inner_loss, make_batch, make_learner, meta_loss
 from torch.autograd import grad
 
 from bird.methods import Hyperparameters
-from bird.passes import in_forward_mode, probe
-from bird.tangents import Tape
+from bird.step.passes import in_forward_mode, probe
+from bird.step.tangents import Tape
 
 
 def measure(student, rounds):

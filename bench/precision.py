@@ -66,7 +66,7 @@ def metrics(folder, seeds, epochs):
     """Metrics of runs in both precisions: (method, precision) -> metric -> values by seed."""
     import bird_pipelines
     from bird_pipelines.config import resolve
-    from bird_pipelines.training import distill
+    from bird_pipelines.distilling.training import distill
 
     flags = {"dataset": "digits-s", "student": "tiny-resnet-deep", "method": "baseline"}
     distill(resolve({**flags, "epochs": 2 * epochs, "batch_size": 64, "seed": 1000, "out": folder / "teacher"}))

@@ -34,7 +34,7 @@ from bird.datasets import open_dataset
 from bird.datasets.base import prepare
 from bird.students import build_student, student_files
 from bird.teachers import load_teacher
-from bird_pipelines.extraction import precompute
+from bird_pipelines.precomputing.extraction import precompute
 
 BATCH, DECODERS = 32, 2
 COLUMNS = (

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from bird.methods import Batch, Hyperparameters, SingleLearner, build_method
-from bird.stack import StackedLearner
+from bird.step.stack import StackedLearner
 from bird.students import build_student
 
 CLASSES, GROUPS, BATCH, META, STEPS = 10, 2, 128, 160, 4

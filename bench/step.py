@@ -21,7 +21,7 @@ import torch
 from results import paired, save
 from torch.func import functional_call
 
-from bird.losses import bias_loss, cross_entropy, feature_mse
+from bird.losses.terms import bias_loss, cross_entropy, feature_mse
 from bird.methods import Batch, Hyperparameters, SingleLearner, build_method
 from bird.students import build_student
 
@@ -171,8 +171,8 @@ def available(name):
 
 def check_gradients(student, size):
     """The largest relative difference of each way's gate gradient from ours, on one small batch."""
-    from bird.meta import feedback
-    from bird.tangents import Tape
+    from bird.step.meta import feedback
+    from bird.step.tangents import Tape
 
     hyper, batch, meta = Hyperparameters(), make_batch(size, 16, 0), make_batch(size, 16, 1)
     learner = make_learner(student, size)

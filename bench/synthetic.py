@@ -1,6 +1,6 @@
 """A run's data without a data set or a cache, for benchmarks."""
 
-from bird_pipelines.data import RunData
+from bird_pipelines.distilling.data import RunData
 
 NOTHING = {
     "images": None,

@@ -1,4 +1,4 @@
-"""What the rules of bird/tangents.py are worth in a JVP, in float32 and under bfloat16. Paired, in one process.
+"""What the rules of bird/step/tangents.py are worth in a JVP, in float32 and under bfloat16. Paired, in one process.
 
 python bench/tangents.py [--student resnet18] [--rounds 6]
 """
@@ -12,9 +12,9 @@ from results import paired, save
 from step import make_batch, make_learner
 from torch.nn import functional as F
 
-from bird import tangents
-from bird.passes import in_forward_mode
 from bird.precision import in_bf16
+from bird.step import tangents
+from bird.step.passes import in_forward_mode
 
 RULES = dict(tangents.RULES)
 WITHOUT = {

@@ -13,9 +13,9 @@ import torch
 
 from bird_cache.order import batches, shuffled
 from bird_pipelines.config import resolve
-from bird_pipelines.data import cache_dataset, load_data
-from bird_pipelines.many import Source, Stack
-from bird_pipelines.training import Trainer
+from bird_pipelines.distilling.data import cache_dataset, load_data
+from bird_pipelines.distilling.many import Source, Stack
+from bird_pipelines.distilling.training import Trainer
 
 STEPS = (1, 4, 10, 20, 50, 150, 350)
 

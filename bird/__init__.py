@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bird.gate import Gate, StageGates
     from bird.methods.base import Batch
     from bird.methods.distances import Distance
     from bird.methods.step import BirdStep
-    from bird.offsets import Offsets
+    from bird.step.gate import Gate, StageGates
+    from bird.step.offsets import Offsets
 
 __version__ = "0.1.0"
 __all__ = ["Batch", "BirdStep", "Distance", "Gate", "Offsets", "StageGates", "__version__"]
@@ -21,11 +21,11 @@ __all__ = ["Batch", "BirdStep", "Distance", "Gate", "Offsets", "StageGates", "__
 
 def __getattr__(name: str) -> Any:
     if name in ("Gate", "StageGates"):
-        from bird import gate
+        from bird.step import gate
 
         return {"Gate": gate.Gate, "StageGates": gate.StageGates}[name]
     if name == "Offsets":
-        from bird.offsets import Offsets
+        from bird.step.offsets import Offsets
 
         return Offsets
     if name in ("Batch", "BirdStep", "Distance"):

@@ -24,7 +24,7 @@ from bird.devices import send
 from bird.images import decode_image
 from bird.teachers.base import PENULTIMATE, TorchTeacher, View
 from bird.teachers.layers import Tap
-from bird_pipelines.extraction import precompute, usual_workers
+from bird_pipelines.precomputing.extraction import precompute, usual_workers
 
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 TOWERS = {"ViT-B-32": (24_576, 256), "ViT-L-14": (6_144, 128)} if not SMALL else {"tiny": (32, 8)}

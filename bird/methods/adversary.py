@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from bird.losses import cross_entropy
+from bird.losses.terms import cross_entropy
 from bird.methods.base import Batch, Learner, Losses, Method, Regressed, SingleLearner
 from bird.students import Student, StudentOutput
 

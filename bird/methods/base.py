@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bird.averaging import running_mean
-from bird.gate import Gate, StageGates
-from bird.guard import Guard
-from bird.meta import Weight
-from bird.offsets import Offsets
+from bird.step.averaging import running_mean
+from bird.step.gate import Gate, StageGates
+from bird.step.guard import Guard
+from bird.step.meta import Weight
+from bird.step.offsets import Offsets
 from bird.students import StagedOutput, Student, StudentOutput, require_stages
 
 __all__ = ["Batch", "Hyperparameters", "Learner", "Losses", "Method", "Regressed", "SingleLearner"]
@@ -32,7 +32,7 @@ class Batch:
     `teacher` the standardised penultimate features (batch, d); `teacher_logits` (batch, classes);
     `stages` one tensor a residual stage of the teacher, from the shallowest: maps (batch, channels, height, width) or
     attention (batch, height, width), as the method asks; `posterior` the probabilities of the groups where these are not
-    known, `groups` then the most probable ones. The batches of S models that train side by side (bird.stack) have a
+    known, `groups` then the most probable ones. The batches of S models that train side by side (bird.step.stack) have a
     dimension S before all of these, and standardised inputs.
     """
 
@@ -129,7 +129,7 @@ class SingleLearner(Learner):
 
     `aide` is what a method trains or keeps beside the student (the adversary of AD, the weights of group-DRO); its
     parameters, if it has any, have an Adam of their own. With `average` > 0 the student that ships has the running mean
-    of the weights (bird.averaging) and no part in training.
+    of the weights (bird.step.averaging) and no part in training.
     """
 
     model: Regressed
@@ -211,7 +211,7 @@ class Method(ABC):
     averages = False
     """the student that ships has the running mean of the weights, unless the hyperparameters say otherwise"""
     stackable = True
-    """`step` takes S learners side by side (bird.stack); otherwise it needs a SingleLearner"""
+    """`step` takes S learners side by side (bird.step.stack); otherwise it needs a SingleLearner"""
     cells: Mapping[str, str] = {}
     """the splits of which the method needs a sample in every (class, group) cell, and why: without one it is another
     method"""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bird.attention import attention, attention_loss
-from bird.losses import cross_entropy, distillation_kl, feature_mse
+from bird.losses.attention import attention, attention_loss
+from bird.losses.mmd import class_mmd
+from bird.losses.terms import cross_entropy, distillation_kl, feature_mse
 from bird.methods.base import Batch, Learner, Losses, Method
-from bird.mmd import class_mmd
 
 __all__ = ["AT", "BKD", "MFD", "MMD_CELLS", "Baseline", "FitNet"]
 

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bird.losses import bias_loss, cross_entropy
+from bird.losses.terms import bias_loss, cross_entropy
+from bird.losses.weighting import adjusted_cross_entropy, log_prior
 from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method
 from bird.methods.baselines import MMD_CELLS
 from bird.methods.distances import Distance, attention_distance, feature_distance, mmd_distance
 from bird.methods.step import bird_loss, task_loss
-from bird.offsets import Offsets, mixed_bias
-from bird.weighting import adjusted_cross_entropy, log_prior
+from bird.step.offsets import Offsets, mixed_bias
 
 __all__ = ["Bird", "BirdOffsets", "BirdPlus", "bird_at", "bird_mfd"]
 
@@ -104,7 +104,7 @@ class BirdPlus(Bird):
 
 
 class BirdOffsets(Bird):
-    """BIRD whose phi are offsets of the logits by class and group (bird.offsets; docs/decisions/0018), ours:
+    """BIRD whose phi are offsets of the logits by class and group (bird.step.offsets; docs/decisions/0018), ours:
 
     - L_j = alpha D + (1 - alpha) CE(z + phi[:, a], y), with the gate as it was drawn and without lambda L_o.
     - phi starts at log p(class | group) of the training split, or at 0, and follows the feedback of L_o, of the CE balanced

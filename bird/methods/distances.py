@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from bird.attention import attention, attention_loss
-from bird.gate import Gate, StageGates
-from bird.losses import distillation_kl, feature_mse
-from bird.meta import Weight
+from bird.losses.attention import attention, attention_loss
+from bird.losses.mmd import class_mmd
+from bird.losses.terms import distillation_kl, feature_mse
 from bird.methods.base import Batch
-from bird.mmd import class_mmd
+from bird.step.gate import Gate, StageGates
+from bird.step.meta import Weight
 
 __all__ = ["Distance", "attention_distance", "feature_distance", "mmd_distance", "reheaded_distance"]
 

@@ -8,10 +8,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bird.losses import cross_entropy
+from bird.losses.terms import cross_entropy
+from bird.losses.weighting import (
+    cell_cross_entropy,
+    exponentiated,
+    inverse_frequencies,
+    own_head,
+    weighted_cross_entropy,
+)
 from bird.methods.base import Batch, Learner, Losses, Method, SingleLearner
 from bird.students import Student
-from bird.weighting import cell_cross_entropy, exponentiated, inverse_frequencies, own_head, weighted_cross_entropy
 
 __all__ = ["DomainIndependent", "GroupDRO", "Reweight", "WorstCase"]
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from bird.errors import StudentError
-from bird.gate import Gate, StageGates
-from bird.guard import HALF, Guard, refuse_wrapped
-from bird.losses import bias_loss, cross_entropy
-from bird.meta import Sensitive, feedback
+from bird.losses.terms import bias_loss, cross_entropy
 from bird.methods.base import Batch, Hyperparameters, Losses
 from bird.methods.distances import Distance, feature_distance
-from bird.offsets import Offsets
+from bird.step.gate import Gate, StageGates
+from bird.step.guard import HALF, Guard, refuse_wrapped
+from bird.step.meta import Sensitive, feedback
+from bird.step.offsets import Offsets
+from bird.step.tangents import Tape
 from bird.students import StudentOutput
-from bird.tangents import Tape
 
 __all__ = ["BirdStep", "bird_loss"]
 
@@ -58,7 +58,7 @@ def bird_loss(
     section 3). Before the warmup is over lambda is 0 and phi stays. All share one forward pass of `batch`; `task` is CE
     or what stands in its place, `outer` L_o. The second result holds the parts, detached: ce, distance, loss; with `warm`
     bias (L_o of the batch), and where phi moved meta_bias (`outer` at theta', of the meta batch). `recompute`: no two graphs
-    at once. `guard` checks the feedback (bird.guard); it is the student's own. Raises StudentError where the feedback is not
+    at once. `guard` checks the feedback (bird.step.guard); it is the student's own. Raises StudentError where the feedback is not
     exact.
     """
     alpha, given = hyper.alpha, distance.given(batch)
@@ -135,13 +135,13 @@ class BirdStep:
       parameters the losses read. `step.optimizer` moves it (Adam with learning rate mu2,
       unless you give one; leave the gate out of yours).
     - `distance`: a `Distance`, or a function (h, gated, batch) -> scalar; default: mean squared error of features.
-    - `task`: a function (logits, batch) -> scalar in the place of cross-entropy, such as `bird.weighting`'s.
+    - `task`: a function (logits, batch) -> scalar in the place of cross-entropy, such as `bird.losses.weighting`'s.
     - `outer`: a function (logits, meta batch) -> scalar that the feedback is of; default: L_o.
     - `groups`: the number M of protected groups, 0..M-1 in `batch.groups`.
     - `alpha`, `lambda_`, `mu1`, `mu2`: as in `Hyperparameters`.
     - `recompute`: two more forward passes a step, for a seventh to a half less memory; the same numbers.
     - `check`: of so many steps with a meta batch the first eight compare the feedback's derivative with the student's
-      gradient (bird.guard; 0: none). No number depends on it.
+      gradient (bird.step.guard; 0: none). No number depends on it.
 
     Not every student has a derivative of that kind. Where torch has no forward mode for an operator the step says so once
     and takes a slower way to the same number; where there is no way, or the student draws random numbers from elsewhere than

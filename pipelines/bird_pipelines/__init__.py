@@ -21,7 +21,7 @@ def precompute(
         info = bird_pipelines.precompute(teacher="onnx:model.onnx", dataset="digits-s", out="out/cache")
     """
     from bird_pipelines.config import resolve_precompute
-    from bird_pipelines.extraction import precompute_command
+    from bird_pipelines.precomputing.extraction import precompute_command
 
     flags = {"teacher": teacher, "dataset": dataset, "out": out, **options}
     return precompute_command(resolve_precompute(flags, None if config is None else Path(config)))
@@ -40,8 +40,8 @@ def distill(*, cache: str | Path, out: str | Path, config: str | Path | None = N
         info["metrics"]["test"]["mean_deo"]
     """
     from bird_pipelines.config import resolve
-    from bird_pipelines.data import cache_dataset
-    from bird_pipelines.training import distill as train
+    from bird_pipelines.distilling.data import cache_dataset
+    from bird_pipelines.distilling.training import distill as train
 
     defaults = {"student": "adapter", "method": "bird", "dataset": cache_dataset(str(cache))}
     flags = {"cache": str(cache), "out": Path(out), **options}

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bird.caveats import trivial, undefined
-from bird.intervals import gap_intervals
+from bird.measuring.caveats import trivial, undefined
+from bird.measuring.intervals import gap_intervals
 
 __all__ = ["MARK", "ONE_SEED", "WHAT_TRIVIAL_MEANS", "few", "reason_of", "trivial_seeds", "with_caveats"]
 

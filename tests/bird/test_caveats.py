@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from bird import metrics
-from bird.caveats import trivial, undefined
 from bird.errors import DataError
-from bird.metrics import assess, auroc, confusion, deo_floor, equalized_odds, gap_floors, max_deo, mean_deo
-from bird.paired import Predicted, compare
-from bird.seeds import two_level_interval, two_level_intervals
+from bird.measuring import metrics
+from bird.measuring.caveats import trivial, undefined
+from bird.measuring.metrics import assess, auroc, confusion, deo_floor, equalized_odds, gap_floors, max_deo, mean_deo
+from bird.measuring.paired import Predicted, compare
+from bird.measuring.seeds import two_level_interval, two_level_intervals
 
 FEW = 50
 

@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bird import BirdStep
 from bird.errors import StudentError
-from bird.guard import Guard, Sides, distance_apart
 from bird.methods import Hyperparameters, SingleLearner, build_method
 from bird.precision import in_bf16
-from bird.stack import StackedLearner
+from bird.step.guard import Guard, Sides, distance_apart
+from bird.step.stack import StackedLearner
+from bird.step.tangents import Tape
 from bird.students import build_student
-from bird.tangents import Tape
 
 MODELS = 3
 

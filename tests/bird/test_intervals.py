@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.stats import binom
 
-from bird.cells import cells_of
-from bird.intervals import GAPS, gap_interval, gap_intervals, student
-from bird.metrics import recalls, statistics_of
-from bird.seeds import two_level_intervals
+from bird.measuring.cells import cells_of
+from bird.measuring.intervals import GAPS, gap_interval, gap_intervals, student
+from bird.measuring.metrics import recalls, statistics_of
+from bird.measuring.seeds import two_level_intervals
 
 
 def confusion_of(hits, rows):

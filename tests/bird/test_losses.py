@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from bird.gate import Gate
-from bird.losses import bias_loss, distillation_kl, feature_mse
+from bird.losses.terms import bias_loss, distillation_kl, feature_mse
+from bird.step.gate import Gate
 
 
 def bias_from_definition(logits, labels, protected, groups):

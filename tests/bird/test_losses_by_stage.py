@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bird.attention import attention, attention_loss
-from bird.mmd import class_mmd
+from bird.losses.attention import attention, attention_loss
+from bird.losses.mmd import class_mmd
 
 CLASSES, GROUPS = 3, 2
 

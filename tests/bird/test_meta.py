@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from bird.losses import bias_loss, cross_entropy, feature_mse
-from bird.meta import feedback
+from bird.losses.terms import bias_loss, cross_entropy, feature_mse
 from bird.methods import Batch, Regressed
 from bird.methods.distances import attention_distance, feature_distance, mmd_distance, reheaded_distance
+from bird.step.meta import feedback
 from bird.students import build_student
 
 ALPHA, MU1 = 0.9, 1e-3

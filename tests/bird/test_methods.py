@@ -5,7 +5,7 @@ import torch
 from helpers.methodkit import DIM, GROUPS, PAIRS, batch_of, for_method, learner_of, ready
 
 from bird.errors import RunError, UsageError
-from bird.losses import bias_loss, cross_entropy, feature_mse
+from bird.losses.terms import bias_loss, cross_entropy, feature_mse
 from bird.methods import DESCRIPTIONS, METHODS, Hyperparameters, build_method
 from bird.students import STUDENTS, build_student, load_student, student_files
 

@@ -8,17 +8,17 @@ import torch
 from helpers.methodkit import CLASSES, DIM, GROUPS, batch_of, ready
 from torch.nn import functional as F
 
-from bird.losses import bias_loss, cross_entropy
-from bird.methods import METHODS, Hyperparameters, build_method
-from bird.methods.adversary import is_linear, linear_update, tensor_update, without
-from bird.students import load_student, student_files
-from bird.weighting import (
+from bird.losses.terms import bias_loss, cross_entropy
+from bird.losses.weighting import (
     cell_cross_entropy,
     exponentiated,
     inverse_frequencies,
     own_head,
     weighted_cross_entropy,
 )
+from bird.methods import METHODS, Hyperparameters, build_method
+from bird.methods.adversary import is_linear, linear_update, tensor_update, without
+from bird.students import load_student, student_files
 
 
 def test_reweight_is_ce_on_a_balanced_resample_in_expectation():

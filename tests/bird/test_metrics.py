@@ -12,11 +12,11 @@ from numpy.testing import assert_allclose
 from scipy.stats import norm
 from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
-from bird import metrics
 from bird.errors import DataError, EmptyCellError
-from bird.intervals import gap_intervals
-from bird.metrics import assess, auroc, confusion, deo_floor, equalized_odds, max_deo, mean_deo, recalls
-from bird.seeds import two_level_interval, two_level_intervals
+from bird.measuring import metrics
+from bird.measuring.intervals import gap_intervals
+from bird.measuring.metrics import assess, auroc, confusion, deo_floor, equalized_odds, max_deo, mean_deo, recalls
+from bird.measuring.seeds import two_level_interval, two_level_intervals
 
 FEW = 20
 

@@ -8,14 +8,14 @@ from torch import nn
 from torch.func import functional_call
 
 from bird import BirdStep
-from bird.losses import bias_loss, cross_entropy, feature_mse, sample_cross_entropy
-from bird.meta import feedback
+from bird.losses.terms import bias_loss, cross_entropy, feature_mse, sample_cross_entropy
+from bird.losses.weighting import log_prior
 from bird.methods import Batch, Hyperparameters, Regressed, build_method
 from bird.methods.step import held
-from bird.offsets import Offsets, mixed_bias
-from bird.stack import StackedLearner
+from bird.step.meta import feedback
+from bird.step.offsets import Offsets, mixed_bias
+from bird.step.stack import StackedLearner
 from bird.students import build_student
-from bird.weighting import log_prior
 
 CLASSES, GROUPS, DIM, ROWS, MU1 = 3, 2, 16, 12, 0.1
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from bird.errors import DataError
-from bird.intervals import TAIL, student
-from bird.metrics import confusion, max_deo, mean_deo, recalls
-from bird.paired import Predicted, compare, holm, sign_flip_p
+from bird.measuring.intervals import TAIL, student
+from bird.measuring.metrics import confusion, max_deo, mean_deo, recalls
+from bird.measuring.paired import Predicted, compare, holm, sign_flip_p
 
 CLASSES, GROUPS = 3, 2
 

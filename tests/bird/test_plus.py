@@ -7,11 +7,11 @@ import torch
 from helpers.methodkit import CLASSES, GROUPS, batch_of, learner_of, ready
 from torch import nn
 
-from bird.averaging import running_mean
-from bird.losses import cross_entropy
+from bird.losses.terms import cross_entropy
+from bird.losses.weighting import adjusted_cross_entropy, log_prior
 from bird.methods import Hyperparameters, build_method
 from bird.methods.step import BirdStep
-from bird.weighting import adjusted_cross_entropy, log_prior
+from bird.step.averaging import running_mean
 
 
 def test_the_prior_is_the_class_s_frequency_within_the_group():

@@ -17,7 +17,7 @@ from bird.images import decode_image, reads_alike
 from bird.teachers.canaries import byte_share, canary_images, twin_images
 from bird.teachers.protocols import REQUEST_BYTES
 from bird.teachers.service import open_service
-from bird_pipelines.paid import payload
+from bird_pipelines.precomputing.paid import payload
 
 QUICK = {"attempts": 2, "longest_wait": 0.02, "timeout": 20.0}
 OPENAI, KSERVE = "http+openai://{}/m", "http+kserve://{}/m"

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from bird.losses import bias_loss, cross_entropy, distillation_kl, feature_mse
+from bird.losses.terms import bias_loss, cross_entropy, distillation_kl, feature_mse
 from bird.methods import METHODS, Batch, Hyperparameters, SingleLearner, build_method
-from bird.stack import StackedLearner
+from bird.step.stack import StackedLearner
 from bird.students import build_student
 
 CLASSES, GROUPS, DIM, COUNT, MODELS = 3, 2, 8, 24, 3

@@ -16,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from bird import Batch, BirdStep, Distance, Gate, StageGates
-from bird.gate import Gate as OwnGate
-from bird.losses import bias_loss
+from bird.losses.terms import bias_loss
 from bird.methods.distances import attention_distance
+from bird.step.gate import Gate as OwnGate
 from bird.students import StagedOutput
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,11 +10,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.profiler import profile
 
-from bird.gate import Gate
-from bird.meta import feedback
-from bird.passes import in_forward_mode, probe
+from bird.step.gate import Gate
+from bird.step.meta import feedback
+from bird.step.passes import in_forward_mode, probe
+from bird.step.tangents import FastTangents, Tape
 from bird.students import StudentOutput, build_student
-from bird.tangents import FastTangents, Tape
 
 
 def moved(arguments, tangents, **options):

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from bird.gate import Gate
-from bird.guard import Guard
-from bird.losses import bias_loss, cross_entropy, feature_mse
-from bird.meta import feedback
+from bird.losses.terms import bias_loss, cross_entropy, feature_mse
 from bird.methods import Regressed
 from bird.precision import in_bf16
+from bird.step.gate import Gate
+from bird.step.guard import Guard
+from bird.step.meta import feedback
+from bird.step.tangents import Tape
 from bird.students import StudentOutput, build_student
-from bird.tangents import Tape
 from bird.transforms import apply_views, crop_at_once, draw_views
 from bird_cache.store import open_cache
 
@@ -245,7 +245,7 @@ def cache(weights, tmp_path_factory):
 
 def bird(*words, before=""):
     """A command of ours in a process of its own, after some lines of Python."""
-    code = f"{before}\nfrom bird_pipelines.cli import main\nmain()"
+    code = f"{before}\nfrom bird_pipelines.cli.main import main\nmain()"
     return [sys.executable, "-c", code, *map(str, words)]
 
 

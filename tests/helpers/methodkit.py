@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from bird.attention import attention
+from bird.losses.attention import attention
 from bird.methods import METHODS, Batch, Hyperparameters, SingleLearner, build_method
 from bird.students import build_student
 

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import DeformConv2d, RoIAlign
 
 from bird import Batch, BirdStep, Gate
-from bird.losses import bias_loss, cross_entropy, feature_mse
-from bird.tangents import native_recurrence
+from bird.losses.terms import bias_loss, cross_entropy, feature_mse
+from bird.step.tangents import native_recurrence
 
 CLASSES, GROUPS, WIDTH, SIDE = 3, 2, 8, 8
 CHANCE = np.random.default_rng(0)

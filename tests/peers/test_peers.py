@@ -19,7 +19,7 @@ from bird.teachers.protocols import KServe, OpenAI
 from bird.teachers.service import canary_images, open_service
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
-from bird_pipelines.paid import payload
+from bird_pipelines.precomputing.paid import payload
 
 pytestmark = pytest.mark.peers
 LIMIT, BATCH = 96, 16

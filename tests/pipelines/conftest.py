@@ -6,7 +6,7 @@ import pytest
 
 import bird_pipelines
 from bird_pipelines.config import resolve
-from bird_pipelines.training import distill
+from bird_pipelines.distilling.training import distill
 
 LIMIT = 400
 

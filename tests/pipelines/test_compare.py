@@ -6,10 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from bird.errors import UsageError
-from bird.paired import compare
-from bird_pipelines.cli import app
-from bird_pipelines.compare import compare_methods
-from bird_pipelines.scoring import load_predictions
+from bird.measuring.paired import compare
+from bird_pipelines.cli.main import app
+from bird_pipelines.distilling.scoring import load_predictions
+from bird_pipelines.study.compare import compare_methods
 
 
 def test_the_command_trains_scores_and_compares(cache, tmp_path):

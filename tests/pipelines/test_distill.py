@@ -16,9 +16,9 @@ import bird_pipelines
 from bird.errors import RunError, UsageError
 from bird.methods import METHODS
 from bird_cache.store import open_cache
-from bird_pipelines import training
 from bird_pipelines.config import resolve
-from bird_pipelines.evaluate import evaluate
+from bird_pipelines.distilling import training
+from bird_pipelines.distilling.evaluate import evaluate
 
 QUICK = ("--epochs", 2, "--warmup", 1, "--batch-size", 32)
 SHORT = {"epochs": 2, "warmup": 1, "batch_size": 32}
@@ -181,15 +181,15 @@ def test_no_teacher_is_imported(cache, tmp_path):
 import sys
 import time
 sys.argv = ["bird", "distill", "--cache", {str(cache)!r}, "--epochs", "1", "--out", {str(tmp_path / "run")!r}, "--json"]
-from bird_pipelines.cli import main
+from bird_pipelines.cli.main import main
 main()
 """
     check = """
 import atexit, sys
 def report():
-    names = ("transformers", "open_clip", "onnxruntime", "bird.teachers", "bird_pipelines.extraction")
+    names = ("transformers", "open_clip", "onnxruntime", "bird.teachers", "bird_pipelines.precomputing.extraction")
     loaded = [name for name in sys.modules if name.startswith(names)]
-    assert "bird.meta" in sys.modules
+    assert "bird.step.meta" in sys.modules
     print("LOADED", loaded, file=sys.stderr)
 atexit.register(report)
 """

@@ -15,8 +15,8 @@ from bird.errors import DataError, UsageError
 from bird_cache.errors import CacheError, FeatureError, ImportedVectorsError, StaleCacheError
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
-from bird_pipelines import imports
-from bird_pipelines.imports import MATCHES, export, import_vectors
+from bird_pipelines.precomputing import imports
+from bird_pipelines.precomputing.imports import MATCHES, export, import_vectors
 from bird_pipelines.progress import Interrupted
 
 N, DIM = 400, 12

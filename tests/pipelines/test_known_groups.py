@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from bird.datasets.base import SampleTable
 from bird.errors import UsageError
-from bird_pipelines.cli import app
+from bird_pipelines.cli.main import app
 from bird_pipelines.config import RunConfig
-from bird_pipelines.data import RunData
-from bird_pipelines.groups import estimated_groups, with_known_groups
+from bird_pipelines.distilling.data import RunData
+from bird_pipelines.distilling.groups import estimated_groups, with_known_groups
 
 CLASSES, GROUPS, DIM = 3, 2, 12
 

@@ -62,7 +62,7 @@ def test_stored_views_are_what_the_teacher_says_of_their_crops(views, cache, tea
 
 def test_the_student_gets_the_image_of_the_crop_whose_vector_it_is_taught(views):
     from bird_pipelines.config import resolve
-    from bird_pipelines.data import load_data
+    from bird_pipelines.distilling.data import load_data
 
     given = {"dataset": "digits-s", "student": "shufflenetv2", "method": "fitnet", "cache": views, "out": "unused"}
     data = load_data(resolve(given))

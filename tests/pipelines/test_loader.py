@@ -7,7 +7,7 @@ from helpers import cachekit
 
 from bird_cache.store import open_cache
 from bird_cache.stream import FeatureStream
-from bird_pipelines.loader import StreamLoader
+from bird_pipelines.distilling.loader import StreamLoader
 
 
 def rows_of(batches):

@@ -3,9 +3,9 @@
 import json
 
 from bird_pipelines.config import resolve
+from bird_pipelines.distilling.training import distill
 from bird_pipelines.left_out import lost_of_cells
-from bird_pipelines.report import write_report
-from bird_pipelines.training import distill
+from bird_pipelines.reporting.report import write_report
 
 INFO = {
     "failed": {"c0, g1": 2},

@@ -12,9 +12,9 @@ from bird.methods import METHODS
 from bird.students import load_student
 from bird_cache.store import open_cache
 from bird_pipelines.config import resolve
-from bird_pipelines.evaluate import evaluate
+from bird_pipelines.distilling.evaluate import evaluate
+from bird_pipelines.distilling.training import Trainer, distill
 from bird_pipelines.runs import load_checkpoint
-from bird_pipelines.training import Trainer, distill
 
 IMAGES = {"student": "shufflenetv2", "limit": 100, "epochs": 2, "warmup": 1, "meta_per_cell": 1, "batch_size": 32}
 GROUPS = 2
@@ -57,7 +57,7 @@ class Killed(Exception):
 def killed_and_resumed(config, steps):
     """A run that ends after so many steps with no more than its checkpoint, and one that goes on from there."""
     from bird_pipelines import runs
-    from bird_pipelines.data import load_data
+    from bird_pipelines.distilling.data import load_data
 
     data = load_data(config)
     runs.claim(config, data.fingerprint)

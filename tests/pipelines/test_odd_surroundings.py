@@ -15,7 +15,7 @@ from PIL import Image
 
 from bird.students import build_student, student_files
 from bird_cache.store import open_cache
-from bird_pipelines import show
+from bird_pipelines.cli import show
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

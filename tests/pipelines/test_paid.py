@@ -14,8 +14,8 @@ from bird.teachers.canaries import canary_images, twin_images
 from bird.teachers.service import open_service
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
-from bird_pipelines.extraction import precompute
-from bird_pipelines.paid import payload
+from bird_pipelines.precomputing.extraction import precompute
+from bird_pipelines.precomputing.paid import payload
 
 DATA = ("--dataset", "digits-s", "--limit", 200, "--shard-rows", 64, "--batch-size", 16, "--dtype", "float32")
 

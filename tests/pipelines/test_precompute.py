@@ -24,7 +24,7 @@ from bird.teachers.layers import Tap
 from bird_cache.errors import StaleCacheError
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
-from bird_pipelines.extraction import precompute
+from bird_pipelines.precomputing.extraction import precompute
 
 KILLED = -signal.SIGKILL
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from bird.errors import RunError
-from bird.metrics import assess
-from bird.seeds import two_level_interval
+from bird.measuring.metrics import assess
+from bird.measuring.seeds import two_level_interval
 from bird_cache.errors import StorageError
-from bird_pipelines import plots
 from bird_pipelines.marks import with_caveats
-from bird_pipelines.report import write_report
+from bird_pipelines.reporting import plots
+from bird_pipelines.reporting.report import write_report
 
 CLASSES = [
     "plane",

@@ -14,14 +14,14 @@ from bird.errors import EmptyCellError, UsageError
 from bird.methods import METHODS, Hyperparameters, build_method
 from bird.students import load_student, student_files
 from bird.teachers import load_teacher
-from bird_pipelines.caches import convert_command
-from bird_pipelines.catalogue import catalogue
+from bird_pipelines.cli.catalogue import catalogue
 from bird_pipelines.config import resolve, resolve_precompute
-from bird_pipelines.evaluate import evaluate
-from bird_pipelines.imports import export, import_vectors
-from bird_pipelines.many import distill_many
-from bird_pipelines.recipes import load_profile, load_recipe, select
-from bird_pipelines.report import write_report
+from bird_pipelines.distilling.evaluate import evaluate
+from bird_pipelines.distilling.many import distill_many
+from bird_pipelines.precomputing.caches import convert_command
+from bird_pipelines.precomputing.imports import export, import_vectors
+from bird_pipelines.reporting.report import write_report
+from bird_pipelines.study.recipes import load_profile, load_recipe, select
 
 SHORT = {"epochs": 1, "warmup": 0, "batch_size": 32}
 DIM = 6
@@ -278,7 +278,7 @@ def one_sided(where, classes, groups, rows=240):
 )
 def test_what_an_old_cache_cannot_show_is_not_available_and_says_why(tmp_path, capsys, classes, groups, missing):
     """Made before such data sets were refused: in JSON, in the terminal, in the report."""
-    from bird_pipelines import show
+    from bird_pipelines.cli import show
 
     cache = one_sided(tmp_path / "cache", classes, groups)
     info = distilled(cache, tmp_path / "run", method="fitnet", epochs=5, batch_size=32, lr=0.01)

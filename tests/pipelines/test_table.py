@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from bird.metrics import assess
-from bird.paired import holm, sign_flip_p
-from bird.seeds import two_level_interval
-from bird_pipelines.figures import draw
-from bird_pipelines.recipes import load_profile, load_recipe
-from bird_pipelines.table import Outcome, tabulate
-from bird_pipelines.table_files import CSV_COLUMNS, write_table
+from bird.measuring.metrics import assess
+from bird.measuring.paired import holm, sign_flip_p
+from bird.measuring.seeds import two_level_interval
+from bird_pipelines.study.figures import draw
+from bird_pipelines.study.files import CSV_COLUMNS, write_table
+from bird_pipelines.study.recipes import load_profile, load_recipe
+from bird_pipelines.study.table import Outcome, tabulate
 
 SEEDS = 8
 ACCURACY = {"Baseline": (0.8, 0.3), "BIRD w/o Meta": (0.8, 0.2), "BIRD": (0.8, 0.1)}
@@ -215,7 +215,7 @@ def test_the_paper_speaks_for_itself(made):
 @pytest.fixture(scope="module")
 def spoiled(made, tmp_path_factory):
     """Table 7 whose BIRD names one class in every second seed, and whose "w/o Meta" was measured on one group."""
-    from bird.metrics import assess as measured
+    from bird.measuring.metrics import assess as measured
 
     root = tmp_path_factory.mktemp("spoiled")
     rows = {row.label: row for row in made}
@@ -274,7 +274,7 @@ def test_a_number_that_does_not_exist_says_why_in_every_file(spoiled, tmp_path):
 
 
 def test_figures_have_a_floor_for_each_bar(spoiled):
-    from bird_pipelines.figures import bars
+    from bird_pipelines.study.figures import bars
 
     _, figure = load_recipe("figure3")
     record = record_of(spoiled)

@@ -9,10 +9,10 @@ from helpers.shell import bird, bird_json, panel
 
 from bird.errors import RunError, UsageError
 from bird_cache.store import open_cache
-from bird_pipelines import tune as tuning
 from bird_pipelines.config import resolve
-from bird_pipelines.data import hold_out, load_data
-from bird_pipelines.tune import SPACES, Search, candidates_of, dominates, tune
+from bird_pipelines.distilling.data import hold_out, load_data
+from bird_pipelines.study import tune as tuning
+from bird_pipelines.study.tune import SPACES, Search, candidates_of, dominates, tune
 
 ROWS, DIM = 600, 6
 
@@ -120,7 +120,7 @@ def test_a_trivial_student_is_not_chosen_and_on_no_front():
 
 def test_trivial_candidates_are_marked_on_the_page_and_in_the_terminal(cache, tmp_path, capsys):
     """Two epochs at a small step: no student knows the classes yet."""
-    from bird_pipelines import show
+    from bird_pipelines.cli import show
 
     result = tune(base(cache, tmp_path / "study", lr=1e-5), SMALL)
     assert all(each["trivial"] for each in (*result["candidates"], result["baseline"], result["test"]))

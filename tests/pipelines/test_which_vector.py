@@ -15,8 +15,8 @@ import bird_pipelines
 from bird.errors import UsageError
 from bird_cache.errors import StaleCacheError
 from bird_cache.store import open_cache
-from bird_pipelines.caches import compare_with_teacher
-from bird_pipelines.catalogue import catalogue, one_teacher
+from bird_pipelines.cli.catalogue import catalogue, one_teacher
+from bird_pipelines.precomputing.caches import compare_with_teacher
 
 SIZES = [(90, 70), (64, 64), (70, 90), (120, 64)]
 
@@ -117,7 +117,7 @@ def test_a_cache_from_before_configurations_were_recorded_still_opens(vit_cache,
         update={"causes": {**store.manifest.plan.causes, "teacher": teacher}, "notes": {}}
     )
     store.manifest = store.manifest.model_copy(update={"plan": older})
-    monkeypatch.setattr("bird_pipelines.caches.open_cache", lambda path: store)
+    monkeypatch.setattr("bird_pipelines.precomputing.caches.open_cache", lambda path: store)
     assert compare(vit_cache, "hf:a/vit", vit, photos)["findings"] == []
 
 

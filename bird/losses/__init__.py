@@ -1,0 +1,1 @@
+"""Losses: tensors in, one value a model out."""

@@ -1,0 +1,1 @@
+"""How a student is measured: scores, gaps, their intervals, paired differences."""

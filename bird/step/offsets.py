@@ -1,0 +1,81 @@
+"""phi where a shortcut lives: offsets of the logits by class and group, learned from the student's feedback.
+
+    L_in = alpha D(h, gate * h_T) + (1 - alpha) CE(z + phi[:, a], y)               phi (classes, groups)
+
+A group in which a class is frequent is no evidence for the class: what phi[:, a] says of it, z need not say. In training
+alone is the group asked for; at test time z stands by itself.
+
+Offsets that are fixed at log p(class | group) are the logit adjustment of Menon et al. (2021) within each group. Learning
+additive and multiplicative adjustments by a bilevel loss is AutoBalance (Li et al. 2021), with the loss of Kini et al.
+(2021). Here the feedback is exact, by one forward-mode pass (bird.step.meta), and the student is distilled from a cache.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bird.losses.terms import bias_loss
+from bird.losses.weighting import cell_cross_entropy
+from bird.step.gate import Gate
+
+__all__ = ["Offsets", "mixed_bias"]
+
+
+@final
+class Offsets(nn.Module):
+    """phi (classes, groups), in nats, beside a gate that stays as it was drawn. The offsets are all that it learns.
+
+    The gate is the one that `Gate(dim, seed)` draws. phi starts at 0, until `start` is told otherwise.
+    """
+
+    phi: Float[Tensor, "*models classes groups"]
+    gate: Float[Tensor, "*models dim"]
+
+    def __init__(self, classes: int, groups: int, dim: int, seed: int = 0) -> None:
+        super().__init__()
+        self.phi = nn.Parameter(torch.zeros(classes, groups))
+        self.register_buffer("gate", torch.sigmoid(Gate(dim, seed).phi.detach()))
+
+    def start(self, phi: Float[Tensor, "classes groups"]) -> None:
+        """Begin at these offsets."""
+        with torch.no_grad():
+            self.phi.copy_(phi)
+
+    def forward(self, teacher: Float[Tensor, "*models batch dim"]) -> Float[Tensor, "*models batch dim"]:
+        """The gated teacher features."""
+        return self.gate.unsqueeze(-2) * teacher
+
+    def adjust(
+        self,
+        logits: Float[Tensor, "*models batch classes"],
+        protected: Int[Tensor, "*models batch"],
+        posterior: Float[Tensor, "*models batch groups"] | None = None,
+    ) -> Float[Tensor, "*models batch classes"]:
+        """z + phi[:, a] of each sample's own group a; with a `posterior` over the groups, z + its mean of phi."""
+        if posterior is not None:
+            return logits + posterior @ self.phi.mT
+        index = protected[..., None].expand(logits.shape)
+        return logits + self.phi.mT.gather(-2, index)
+
+
+def mixed_bias(
+    logits: Float[Tensor, "*models batch classes"],
+    labels: Int[Tensor, "*models batch"],
+    protected: Int[Tensor, "*models batch"],
+    groups: int,
+    balance: float,
+) -> Float[Tensor, "*models"]:
+    """(1 - balance) L_o + balance CE, the latter with all cells of the batch weighing the same, in nats. L_o asks for groups
+    alike, the balanced CE for each cell well served: it pays for equality that costs every group its accuracy."""
+    parts = []
+    if balance < 1:
+        parts.append((1 - balance) * bias_loss(logits, labels, protected, groups))
+    if balance > 0:
+        cells = cell_cross_entropy(logits, labels, protected, groups)  # 0 where a cell is absent
+        present = torch.zeros_like(cells).flatten(-2).scatter(-1, labels * groups + protected, 1.0)
+        parts.append(balance * cells.sum((-2, -1)) / present.sum(-1))
+    return sum(parts[1:], parts[0])

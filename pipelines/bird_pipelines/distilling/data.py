@@ -1,0 +1,403 @@
+"""What a training run reads: labels and groups, the cached features, and the images, joined by id."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bird.datasets import open_dataset
+from bird.datasets.base import SPLITS, Dataset, SampleTable, empty_cells, prepare, require_test_cells, subset
+from bird.devices import send
+from bird.errors import DataError, ImageError, UsageError
+from bird.images import carries_little
+from bird.methods import Batch
+from bird.students import STUDENTS
+from bird.transforms import apply_views, center_view, mirror_as, unit_range
+from bird.views import view_of
+from bird_cache.errors import StaleCacheError
+from bird_cache.files import digest
+from bird_cache.samples import OK
+from bird_cache.store import FeatureStore, open_cache
+from bird_cache.summary import accounted
+from bird_pipelines.config import CHOOSE, RunConfig
+from bird_pipelines.distilling.stages import Stages
+from bird_pipelines.distilling.vectors import Features, features_of, moments_of, pick
+from bird_pipelines.left_out import left_out_of
+from bird_pipelines.progress import tell, tell_remarks
+
+__all__ = ["Images", "RunData", "hold_out", "load_data"]
+
+LOGITS, BOXES = "logits", "boxes"
+IMAGES_IN_MEMORY_BYTES = 4 << 30
+
+
+class Images:
+    """The deterministic view of every sample, uint8 (3, size, size), decoded once and held if that fits in memory."""
+
+    def __init__(self, dataset: Dataset, table: SampleTable, size: int, workers: int) -> None:
+        self._dataset, self._table, self._size = dataset, table, size
+        # One torch thread each: for the small tensors of an image a pool of threads costs eight times the work itself.
+        self._pool = ThreadPoolExecutor(workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
+        hold = len(table) * 3 * size * size <= IMAGES_IN_MEMORY_BYTES
+        self._held = torch.empty((len(table), 3, size, size), dtype=torch.uint8) if hold else None
+        self._ready = np.zeros(len(table), dtype=bool)
+        self.doubtful: dict[int, str] = {}
+        """rows, of those that were decoded, whose images carry little, and what they are"""
+
+    def get(self, rows: NDArray[np.int64]) -> UInt8[Tensor, "batch 3 size size"]:
+        """The images of the given rows. Raises ImageError, OSError, and StaleCacheError for an image that is not
+        the one whose features were cached."""
+        if self._held is None:
+            return self._decode(rows)
+        if len(missing := np.unique(rows[~self._ready[rows]])):
+            self._decode(missing, self._held.numpy(), missing)
+            self._ready[missing] = True
+        return self._held[torch.from_numpy(rows)]
+
+    def boxed(self, rows: NDArray[np.int64], boxes: NDArray[np.int32]) -> UInt8[Tensor, "batch 3 size size"]:
+        """Stored views of the images of the given rows: decoded anew, cut and resized as the boxes say."""
+        return self._decode(rows, boxes=boxes)
+
+    def failures(self) -> dict[int, str]:
+        """Decode everything once: the rows that cannot be decoded, and why."""
+
+        def attempt(row: int) -> str | None:
+            try:
+                self.get(np.array([row]))
+            except (ImageError, OSError) as error:
+                return str(getattr(error, "found", error))
+            return None
+
+        reasons = list(self._pool.map(attempt, range(len(self._table))))
+        return {row: reason for row, reason in enumerate(reasons) if reason is not None}
+
+    def _decode(
+        self,
+        rows: NDArray[np.int64],
+        into: NDArray[np.uint8] | None = None,
+        places: NDArray[np.int64] | None = None,
+        boxes: NDArray[np.int32] | None = None,
+    ) -> Tensor:
+        """The views of the given rows, one after the other, or `into` an array where `places` says. (An array, since the
+        threads do not know whether their caller is in inference mode.)"""
+        out = np.empty((len(rows), 3, self._size, self._size), np.uint8) if into is None else into
+
+        def put(position: int) -> None:
+            view = self._one(int(rows[position]), None if boxes is None else boxes[position])
+            out[position if places is None else int(places[position])] = view.numpy()
+
+        if len(rows) == 1:  # `failures` is in the pool itself
+            put(0)
+        else:
+            list(self._pool.map(put, range(len(rows))))
+        return torch.from_numpy(out)
+
+    def _one(self, row: int, box: NDArray[np.int32] | None = None) -> Tensor:
+        id = self._table.ids[row]
+        try:
+            data = self._dataset.read(id)
+        except KeyError:
+            raise self._another_image(id, "no such sample") from None
+        if self._dataset.digest(id, data) != self._table.digests[row]:
+            raise self._another_image(id, "another image")
+        image = self._dataset.decode(id, data)
+        if (little := carries_little(image)) is not None:
+            self.doubtful[row] = little
+        return center_view(image, self._size) if box is None else view_of(image, box, self._size)
+
+    def _another_image(self, id: str, found: str) -> StaleCacheError:
+        return StaleCacheError(
+            where=f"{self._dataset.name}, sample {id}",
+            found=found,
+            wanted="the image whose features are in the cache",
+            fix="point --data-root at the data set that the cache was made from, or precompute again",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """Rows 0..N-1 of one run, all splits together. `features` are the teacher's raw penultimate vectors (N, d)."""
+
+    table: SampleTable
+    class_names: tuple[str, ...]
+    group_names: tuple[str, ...]
+    image_size: int
+    flip: bool
+    images: Images | None
+    features: Features | None
+    logits: Float[Tensor, "rows classes"] | None
+    """the teacher's, where the cache holds them (`bird cache fit-head`, or imported)"""
+    logits_fingerprint: str | None
+    stages: Stages | None
+    """the teacher's residual stages, read when a method opens them"""
+    boxes: NDArray[np.int32] | None
+    """stored views (rows, views, 5); then `features` are (rows, views, d), else (rows, d)"""
+    fingerprint: str | None
+    teacher: str | None
+    failed: Mapping[str, int]
+    """samples left out, by "class, group" """
+    accounted: Mapping[str, Any] | None = None
+    """what was listed, and what of it got no row (`bird_cache.summary.accounted`); None where the cache does not say"""
+    posterior: Float[Tensor, "rows groups"] | None = None
+    """the probabilities of the groups, where those of train rows are not known (bird_pipelines.distilling.groups)"""
+    probe: float | None = None
+    """how often the most probable group is right, on meta rows that the probe has not seen"""
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """Rows of one split, in order."""
+        return np.flatnonzero(self.table.splits == split)
+
+    def cell_counts(self, split: str) -> Int[Tensor, "classes groups"]:
+        """How many samples of a split each (class, group) cell has."""
+        rows, table = self.rows(split), self.table
+        counts = torch.zeros(len(self.class_names), len(self.group_names), dtype=torch.int64)
+        if self.posterior is not None:  # expected ones
+            expected = counts.float().index_add(0, torch.from_numpy(table.labels[rows]).long(), self.posterior[rows])
+            return expected.round().long()
+        labels, groups = torch.from_numpy(table.labels[rows]), torch.from_numpy(table.groups[rows])
+        return counts.index_put(
+            (labels.long(), groups.long()), torch.ones(len(rows), dtype=torch.int64), accumulate=True
+        )
+
+    def empty_cells(self) -> dict[str, list[str]]:
+        """The (class, group) cells without a sample by name, for each split that has samples and such a cell. Of train rows
+        with probabilities in the place of groups none is known to be empty."""
+        splits = [split for split in (*SPLITS, CHOOSE) if self.posterior is None or split != "train"]
+        return empty_cells(self.table, self.class_names, self.group_names, splits)
+
+    def cells(self) -> dict[str, dict[str, int]]:
+        """Rows by split and "class, group", of the cells that have any; without train where its groups are not known."""
+        found: dict[str, dict[str, int]] = {}
+        for split in (*SPLITS, CHOOSE):
+            rows = self.rows(split)
+            if not len(rows) or (split == "train" and self.posterior is not None):
+                continue
+            codes = self.table.labels[rows] * len(self.group_names) + self.table.groups[rows]
+            numbers, counts = np.unique(codes, return_counts=True)
+            names = (divmod(number, len(self.group_names)) for number in numbers.tolist())
+            named = (f"{self.class_names[label]}, {self.group_names[group]}" for label, group in names)
+            found[split] = dict(zip(named, counts.tolist(), strict=True))
+        return found
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the train split's features, each (d,); a constant feature has deviation 1."""
+        return self._moments
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Every run on these data asks, and the sums read all of the train vectors twice."""
+        assert self.features is not None
+        return moments_of(self.features, self.rows("train"))
+
+    def batch(
+        self,
+        rows: NDArray[np.int64],
+        device: torch.device,
+        *,
+        views: NDArray[np.int64] | None = None,
+        stored: NDArray[np.int64] | None = None,
+        moments: tuple[Tensor, Tensor] | None = None,
+        teacher_logits: Tensor | None = None,
+        stages: bool = False,
+    ) -> Batch:
+        """The batch of the given rows: `views` are random views of the images, `stored` says instead which stored view of
+        each row the teacher saw and the student sees (default: the deterministic one), `moments` standardise; with
+        `stages` the teacher's residual stages, which must be open."""
+        index = torch.from_numpy(rows)
+        teacher = None
+        features = None
+        if self.features is not None:
+            features = pick(self.features, index, None if stored is None else torch.from_numpy(stored))
+        if self.images is not None:
+            if stored is not None:
+                assert self.boxes is not None
+                pixels = send(self.images.boxed(rows, self.boxes[rows, stored]), device)
+            else:
+                pixels = send(self.images.get(rows), device)
+                pixels = pixels if views is None else apply_views(pixels, views)
+            inputs = unit_range(pixels)
+        else:
+            assert features is not None
+            inputs = send(features, device)
+        if moments is not None:
+            assert features is not None
+            teacher = send((features - moments[0]) / moments[1], device)
+        found = self.stages.get(rows, stored) if stages and self.stages is not None else None
+        if found is not None and views is not None:
+            found = tuple(mirror_as(each, views) for each in found)
+        return Batch(
+            inputs=inputs,
+            labels=send(torch.from_numpy(self.table.labels[rows]), device),
+            groups=send(torch.from_numpy(self.table.groups[rows]), device),
+            teacher=teacher,
+            teacher_logits=None if teacher_logits is None else send(teacher_logits[index], device),
+            stages=None if found is None else tuple(send(each, device) for each in found),
+            posterior=None if self.posterior is None else send(self.posterior[index], device),
+        )
+
+    def view_policy(self, augment: bool, *, staged: bool) -> str:
+        """In words: which views the teacher and the student saw."""
+        if self.boxes is not None:
+            count = self.boxes.shape[1] - 1
+            who = "the student sees the same crop and flip" if self.images is not None else "the student reads no image"
+            return f"one of {count} stored random views a step, {who}" if augment else "the deterministic view"
+        if self.images is None:
+            return "cached features of one deterministic view; the student reads no image"
+        student = "a random crop and flip" if augment else "the deterministic view"
+        if staged and augment:
+            student += " (the teacher's maps are mirrored with it, not shifted)"
+        teacher = "the teacher saw one deterministic view" if self.features is not None else "no teacher"
+        return f"{teacher}, the student sees {student}"
+
+
+def load_data(config: RunConfig) -> RunData:
+    """Everything a run reads: from its cache if it has one (with the images only if the student looks at them), else
+    from the data set.
+
+    Raises the cache's errors, DataError, and UsageError for a student that needs a cache and has none.
+    """
+    if config.cache is not None:
+        return _from_cache(config, open_cache(config.cache))
+    if config.student in STUDENTS and STUDENTS[config.student].input == "features":
+        raise UsageError(
+            where=f"--student {config.student}",
+            found="no cache",
+            wanted="cached features to learn on",
+            fix="use `bird distill --cache CACHE`, or a student that reads images",
+        )
+    if config.choose is not None:
+        raise UsageError(
+            where="choose",
+            found="no cache",
+            wanted="a cache whose meta split is halved",
+            fix="give --cache, or leave it out",
+        )
+    dataset = open_dataset(config.dataset, config.data_root, **config.dataset_settings)
+    table = prepare(dataset, limit=config.limit, workers=config.workers)
+    require_test_cells(dataset, table)
+    tell_remarks(dataset.remarks)
+    images = Images(dataset, table, dataset.image_size, config.workers)
+    failures = images.failures()
+    if len(failures) > 0.01 * len(table):
+        row, reason = next(iter(failures.items()))
+        raise DataError(
+            where=f"data set {dataset.name}",
+            found=f"{len(failures)} of {len(table)} images undecodable; first: {table.ids[row]}: {reason}",
+            wanted="at most 1 %",
+            fix="repair or remove them",
+        )
+    splits = table.splits.copy()
+    splits[list(failures)] = "failed"
+    _tell_doubtful(images.doubtful, table)
+    return RunData(
+        table=dataclasses.replace(table, splits=splits),
+        class_names=dataset.class_names,
+        group_names=dataset.group_names,
+        image_size=dataset.image_size,
+        flip=dataset.flip,
+        images=images,
+        features=None,
+        logits=None,
+        logits_fingerprint=None,
+        stages=None,
+        boxes=None,
+        fingerprint=None,
+        teacher=None,
+        failed=_count(table, list(failures), dataset.class_names, dataset.group_names),
+        accounted=accounted(len(table), left_out_of(table), dataset.class_names, dataset.group_names),
+    )
+
+
+def _tell_doubtful(found: Mapping[int, str], table: SampleTable) -> None:
+    """Say on stderr how many images carry little."""
+    if found:
+        first = min(found)
+        tell(
+            f"warning: {len(found):,} of {len(table):,} images carry little, such as {table.ids[first]} ({found[first]}): "
+            "look at them; 16-bit images of 12 bits need --setting white_level=4095"
+        )
+
+
+def _from_cache(config: RunConfig, store: FeatureStore) -> RunData:
+    store.require_complete()
+    plan, samples = store.manifest.plan, store.samples
+    described = plan.causes["dataset"]
+    assert isinstance(described, dict)
+    if described["name"] != config.dataset:
+        raise StaleCacheError(
+            where=str(config.cache),
+            found=f"features of {described['name']}",
+            wanted=f"features of {config.dataset}",
+            fix="use the cache of that data set, or leave --dataset out",
+        )
+    whole = SampleTable(samples.ids, samples.labels, samples.groups, samples.splits, samples.digests)
+    usable = samples.status == OK
+    rows = np.flatnonzero(usable)
+    if config.limit is not None:  # thins what is trained on; the test split stays whole
+        kept = rows[subset(whole.take(usable), config.limit)]
+        rows = np.union1d(kept, rows[samples.splits[rows] == "test"])
+    if config.choose is not None:  # whoever chooses a setting does not even read the test split
+        rows = rows[samples.splits[rows] != "test"]
+    table = whole.take(rows)
+    if config.choose is not None:
+        table = hold_out(table, config.choose)
+    settings = described["settings"]
+    assert isinstance(settings, dict)
+    reads_images = config.student in STUDENTS and STUDENTS[config.student].input == "image"
+    dataset = open_dataset(config.dataset, config.data_root, **settings) if reads_images else None  # type: ignore[arg-type]
+    layers = store.manifest.layers()
+    return RunData(
+        table=table,
+        class_names=plan.class_names,
+        group_names=plan.group_names,
+        image_size=dataset.image_size if dataset else 0,
+        flip=dataset.flip if dataset else False,
+        images=Images(dataset, table, dataset.image_size, config.workers) if dataset else None,
+        features=features_of(store, rows, config.memory_gb * 2**30),
+        stages=Stages(store, rows),
+        boxes=store.take(BOXES, rows).astype(np.int32) if BOXES in layers else None,
+        logits=torch.from_numpy(store.vectors(LOGITS, rows)) if LOGITS in layers else None,
+        logits_fingerprint=store.manifest.plan_of(store.manifest.part_of(LOGITS)).fingerprint
+        if LOGITS in layers
+        else None,
+        fingerprint=store.fingerprint,
+        teacher=plan.notes.get("teacher"),
+        failed=_count(whole, np.flatnonzero(~usable).tolist(), plan.class_names, plan.group_names),
+        accounted=accounted(plan.rows, plan.left_out, plan.class_names, plan.group_names),
+    )
+
+
+def hold_out(table: SampleTable, seed: int) -> SampleTable:
+    """The table with half of each (class, group) cell of meta in a split `choose`, the smaller half where it is odd.
+    Which half is decided by the seed and the samples' content, not by their place."""
+    splits, meta = table.splits.copy(), np.flatnonzero(table.splits == "meta")
+    by_cell: dict[tuple[int, int], list[int]] = {}
+    for row in meta.tolist():
+        by_cell.setdefault((int(table.labels[row]), int(table.groups[row])), []).append(row)
+    for rows in by_cell.values():
+        rows.sort(key=lambda row: digest(f"{seed} {table.digests[row]} {table.ids[row]}".encode()))
+        splits[rows[: len(rows) // 2]] = CHOOSE
+    return dataclasses.replace(table, splits=splits)
+
+
+def _count(table: SampleTable, rows: list[int], classes: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, int]:
+    cells = Counter(f"{classes[table.labels[row]]}, {groups[table.groups[row]]}" for row in rows)
+    return dict(sorted(cells.items()))
+
+
+def cache_dataset(cache: str | Path) -> str:
+    """The name of the data set whose features a cache holds."""
+    described = open_cache(cache).manifest.plan.causes["dataset"]
+    assert isinstance(described, dict)
+    return str(described["name"])

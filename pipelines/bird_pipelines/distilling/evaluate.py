@@ -1,0 +1,69 @@
+"""`bird evaluate`: a finished run's metrics on one split, from its student and its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bird.devices import choose_device
+from bird.errors import RunError
+from bird.students import load_student
+from bird_cache.errors import NotACacheError, StaleCacheError
+from bird_pipelines import runs
+from bird_pipelines.config import RunConfig
+from bird_pipelines.distilling.data import load_data
+from bird_pipelines.distilling.scoring import score
+
+__all__ = ["evaluate", "run_config"]
+
+
+def evaluate(
+    run: Path, split: str = "test", *, data_root: Path | None = None, cache: str | None = None
+) -> dict[str, Any]:
+    """The metrics of `run` on `split`, also written to RUN/metrics-SPLIT.json, and the predictions to
+    RUN/predictions-SPLIT.npz.
+
+    `data_root` and `cache` replace the places that the run remembers. Raises RunError for a folder without a finished
+    run, NotACacheError where its cache is no more, StaleCacheError if the cache there is another one by now, UsageError for
+    an unknown split.
+    """
+    config, fingerprint = run_config(run, data_root=data_root, cache=cache)
+    student = load_student(run)
+    try:
+        data = load_data(config)
+    except NotACacheError as error:
+        raise NotACacheError(
+            where=error.where,
+            found=error.found,
+            wanted=f"the cache of {run}",
+            fix="if it moved, say where it is now with --cache",
+        ) from error
+    if data.fingerprint != fingerprint:
+        raise StaleCacheError(
+            where=str(config.cache),
+            found=f"fingerprint {data.fingerprint}",
+            wanted=f"fingerprint {fingerprint} (run {run})",
+            fix="point --cache at the cache that the run was distilled from",
+        )
+    device = choose_device("auto")
+    metrics = score(student.to(device), data, split, device, save_to=run).as_json()
+    runs.write_json(run / f"metrics-{split}.json", metrics)
+    return metrics
+
+
+def run_config(run: Path, *, data_root: Path | None = None, cache: str | None = None) -> tuple[RunConfig, str | None]:
+    """The configuration a run was started with, and its cache's fingerprint. Raises RunError."""
+    if not (run / "config.json").exists():
+        raise RunError(where=str(run), found="no config.json", wanted="a run folder", fix="give the --out of a run")
+    found = runs.read_json(run / "config.json")
+    try:
+        place = {name: value for name, value in found["place"].items() if value}
+        place |= {name: str(value) for name, value in {"data_root": data_root, "cache": cache}.items() if value}
+        return RunConfig.model_validate({**found["identity"], **place, "out": run}), found["fingerprint"]
+    except (KeyError, ValueError, AttributeError) as error:
+        raise RunError(
+            where=str(run),
+            found=f"a config.json that does not fit ({error})",
+            wanted="a run of this version",
+            fix="run it again",
+        ) from None

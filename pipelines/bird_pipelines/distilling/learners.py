@@ -1,0 +1,47 @@
+"""What a run trains: the student that its configuration describes, with all that its method trains beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from bird.methods import Method, SingleLearner
+from bird.precision import in_bf16
+from bird.students import Student, build_student
+from bird_cache.order import raw
+from bird_pipelines.config import RunConfig
+from bird_pipelines.distilling.data import RunData
+
+__all__ = ["make_learner", "seed_of"]
+
+
+def make_learner(
+    config: RunConfig, data: RunData, device: torch.device, method: Method, stage_channels: Sequence[int] = ()
+) -> SingleLearner:
+    """The student as the seed draws it, with all that the method trains beside it."""
+    mean, std = data.moments() if data.features is not None else (None, None)
+    student: Student = build_student(
+        config.student,
+        classes=len(data.class_names),
+        image_size=data.image_size,
+        feature_mean=mean,
+        feature_std=std,
+        seed=seed_of(config.seed, 3),
+        heads=len(data.group_names) if method.heads_by_group else 1,
+    )
+    dim = None if data.features is None else data.features.shape[-1]
+    student = student.to(device)
+    seed = seed_of(config.seed, 4)
+    learner = method.learner(
+        student, teacher_dim=dim, stage_channels=stage_channels, lr=config.lr, mu2=config.mu2, seed=seed
+    )
+    if config.precision == "bf16":
+        in_bf16(learner.model)
+    return learner
+
+
+def seed_of(seed: int, purpose: int) -> int:
+    """A seed for torch that differs by purpose."""
+    return int(raw(seed, purpose, count=1)[0] >> np.uint64(1))

@@ -1,0 +1,273 @@
+"""Many runs in one process: what can be trained side by side is, the rest one by one. The folders are those of single runs.
+
+Adapters that differ in nothing but their seed and in what weighs their losses form a stack (bird.step.stack). Each run of it is
+an ordinary trainer: it keeps its own order of batches, its own meta draws, its own checkpoint, curve and student, so that
+a run begun in a stack can be finished alone, and the other way round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bird.devices import choose_device, enough_memory, send, threads
+from bird.errors import UsageError
+from bird.methods import METHODS, Batch, Hyperparameters, build_method
+from bird.precision import in_bf16, require_precision
+from bird.step.stack import StackedLearner
+from bird.students import STUDENTS
+from bird_cache.files import write_lock
+from bird_cache.order import shuffled, slices
+from bird_pipelines import runs
+from bird_pipelines.config import RunConfig
+from bird_pipelines.distilling.data import RunData, load_data
+from bird_pipelines.distilling.groups import with_known_groups
+from bird_pipelines.distilling.head import teacher_logits
+from bird_pipelines.distilling.profiling import Clock
+from bird_pipelines.distilling.requirements import hyperparameters, tell_empty_cells
+from bird_pipelines.distilling.sums import Pending
+from bird_pipelines.distilling.training import LESS, Trainer, distill, outcome
+from bird_pipelines.progress import Interrupted, progress, stop_requests
+
+__all__ = ["distill_many", "groups_of", "models_at_once"]
+
+# What the runs of a stack may differ in.
+OWN = ("seed", "lambda", "alpha", "mu1", "mu2", "lr", "fitnet_weight", "mfd_weight")
+# What decides which rows and features are read.
+SOURCE = ("groups_known", "dataset", "dataset_settings", "student", "limit", "choose", "cache", "data_root")
+# Numbers in one stacked weight matrix: five models of 1024 features. A bound on memory; more at once gain little
+# (bench/stack.py).
+STACK_NUMBERS = 8 << 20
+
+
+def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+    """Train (or finish) all runs and return what `distill` returns for each, in their order. Finished ones are skipped.
+
+    Raises UsageError for two runs in one folder, and whatever `distill` raises; a run of a stack that is interrupted
+    resumes from its last checkpoint, with others or alone.
+    """
+    folders = [config.out.resolve() for config in configs]
+    if repeated := sorted({str(out) for out in folders if folders.count(out) > 1}):
+        raise UsageError(
+            where="runs", found=f"{repeated[0]} more than once", wanted="a folder a run", fix="choose another --out"
+        )
+    held: tuple[str, RunData] | None = None
+    for group in groups_of(configs):
+        if not stackable(group[0]):
+            for config in group:
+                distill(config)
+            continue
+        source = json.dumps({name: str(getattr(group[0], name)) for name in SOURCE})
+        if held is None or held[0] != source:
+            held = source, with_known_groups(group[0], load_data(group[0]))
+        if isinstance(held[1].features, Tensor):
+            train_group(group, held[1])
+        else:  # too large to be held, let alone standardised beside itself
+            for config in group:
+                distill(config)
+    return [outcome(config) for config in configs]
+
+
+def groups_of(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """The runs that may be trained side by side, in the order of their first."""
+    groups: dict[str, list[RunConfig]] = defaultdict(list)
+    for config in configs:
+        same = {name: value for name, value in config.identity().items() if name not in OWN}
+        groups[json.dumps([same, str(config.cache), str(config.data_root), config.device], sort_keys=True)].append(
+            config
+        )
+    return list(groups.values())
+
+
+def stackable(config: RunConfig) -> bool:
+    """Whether runs like this one can be trained side by side."""
+    if config.student not in STUDENTS or STUDENTS[config.student].input != "features" or config.method not in METHODS:
+        return False
+    return build_method(config.method, Hyperparameters(), 2).stackable
+
+
+def train_group(group: Sequence[RunConfig], data: RunData) -> None:
+    """Train those of the group that are not finished, as many at once as are faster so."""
+    require_precision(group[0].precision, choose_device(group[0].device))
+    with threads(1):  # made before the folders are claimed, as in `distill`
+        source = None if all((config.out / "run.json").exists() for config in group) else Source(group[0], data)
+    for config in group:
+        runs.claim(config, data.fingerprint)
+    with ExitStack() as locks:
+        for config in group:
+            locks.enter_context(write_lock(config.out))
+        left = [config for config in group if not (config.out / "run.json").exists()]
+        most = models_at_once(data)
+        if left:
+            tell_empty_cells(data)
+        with threads(1), enough_memory(f"{len(group)} runs, --batch-size {group[0].batch_size}", LESS):
+            for start in range(0, len(left), most):
+                assert source is not None
+                trainers = [Trainer(config, data) for config in left[start : start + most]]
+                for trainer in trainers:
+                    trainer.restore()
+                for together in at_one_place(trainers):
+                    Stack(together, source).run()
+                for trainer in trainers:
+                    trainer.conclude()
+
+
+def models_at_once(data: RunData) -> int:
+    """How many runs on these data a stack should hold."""
+    assert isinstance(data.features, Tensor)
+    return max(1, int(STACK_NUMBERS // data.features.shape[-1] ** 2))
+
+
+def at_one_place(trainers: Sequence[Trainer]) -> Iterator[list[Trainer]]:
+    """Trainers by how far they are: a kill may come between two checkpoints of one stack."""
+    places: dict[tuple[int, int], list[Trainer]] = defaultdict(list)
+    for trainer in trainers:
+        places[trainer.epoch, trainer.consumed].append(trainer)
+    yield from places.values()
+
+
+@final
+class Source:
+    """What a stack's batches are gathered from, held once for all its models: features, standardised; labels and groups."""
+
+    def __init__(self, config: RunConfig, data: RunData) -> None:
+        assert isinstance(data.features, Tensor)
+        trainer = Trainer(config, data)
+        mean, std = data.moments()
+        self.device, self.method = trainer.device, trainer.method
+        self.features = ((data.features - mean) / std).to(self.device)
+        self.labels, self.groups = (
+            torch.from_numpy(each).to(self.device) for each in (data.table.labels, data.table.groups)
+        )
+        self.posterior = None if data.posterior is None else data.posterior.to(self.device)
+        self.logits = teacher_logits(data, config, self.device).to(self.device) if self.method.logits else None
+
+    def batch(self, rows: NDArray[np.int64], stored: NDArray[np.int64] | None = None) -> Batch:
+        """The batches of S models, of rows (S, B); `stored` says which stored view of each (default: the first)."""
+        index = send(torch.from_numpy(rows), self.device)
+        features = self.features
+        if features.ndim == 2:
+            inputs = features[index]
+        else:
+            inputs = features[index, 0 if stored is None else send(torch.from_numpy(stored), self.device)]
+        return Batch(
+            inputs=inputs,
+            labels=self.labels[index],
+            groups=self.groups[index],
+            teacher=inputs if self.method.features else None,
+            teacher_logits=None if self.logits is None else self.logits[index],
+            posterior=None if self.posterior is None else self.posterior[index],
+        )
+
+
+@final
+class Stack:
+    """Trainers at one place of their runs, and the learner that takes their steps all at once."""
+
+    def __init__(self, trainers: Sequence[Trainer], source: Source) -> None:
+        self.trainers, self.source, self.first = trainers, source, trainers[0]
+        for trainer in trainers:
+            trainer.beside = len(trainers)
+        self.learner = StackedLearner([trainer.learner for trainer in trainers])
+        if self.first.config.precision == "bf16":
+            in_bf16(self.learner.model)
+        self.pending = Pending()
+        self.clock = Clock(source.device)
+        self.clock.watch(self.learner)
+        hyper = hyper_of([trainer.config for trainer in trainers], source.device)
+        self.method = build_method(self.first.config.method, hyper, len(self.first.data.group_names))
+        self.method.prepare(self.first.data.cell_counts("train"))
+
+    def run(self) -> None:
+        """All epochs that are left."""
+        first, config = self.first, self.first.config
+        size = len(first.train_rows)
+        total, done = config.epochs * size, first.epoch * size + first.consumed
+        what = f"{config.method} -> {config.student}, {len(self.trainers)} at once"
+        with stop_requests() as stop, progress(what, "samples", total, done) as advance:
+            while first.epoch < config.epochs:
+                self.method.begin_epoch(first.epoch)
+                orders = np.stack([shuffled(each.train_rows, each.config.seed, each.epoch) for each in self.trainers])
+                began = saved = time.monotonic()
+                self.clock.start()
+                for start, end in slices(size, config.batch_size, first.consumed):
+                    self.one_step(orders[:, start:end])
+                    advance(min(end, size) - start, f"epoch {first.epoch + 1}/{config.epochs}")
+                    now = time.monotonic()
+                    if stop() or now - saved > config.checkpoint_seconds:
+                        self.spend(now - began)
+                        began = saved = now
+                        self.settle()
+                        for trainer in self.trainers:
+                            trainer.save()
+                    if stop():
+                        raise Interrupted
+                self.spend(time.monotonic() - began)
+                self.settle()
+                for trainer in self.trainers:
+                    trainer.end_epoch()
+
+    def one_step(self, rows: NDArray[np.int64]) -> None:
+        """One update of every model from its own row of train rows (S, B)."""
+        clock = self.clock
+        clock.enter("data")
+        batch = self.source.batch(rows, self.stored_views(rows.shape[1]))
+        clock.enter("forward")
+        self.method.number = self.first.step
+        losses = self.method.step(
+            self.learner,
+            batch,
+            clock.around("data", self.meta_batch, "meta"),
+            warm=self.first.warm,
+        )
+        clock.enter("other")
+        self.pending.add(losses, rows.shape[1], self.sums())
+        for trainer in self.trainers:
+            trainer.count(rows.shape[1])
+
+    def settle(self) -> None:
+        """Let each run know what its steps have lost."""
+        self.pending.settle(self.sums())
+
+    def sums(self) -> list[dict[str, float]]:
+        """Each run's own, which a new epoch replaces."""
+        return [trainer.sums for trainer in self.trainers]
+
+    def meta_batch(self) -> Batch:
+        """Each model's own meta batch of this step."""
+        return self.source.batch(np.stack([each.meta_rows.draw(each.step) for each in self.trainers]))
+
+    def stored_views(self, count: int) -> NDArray[np.int64] | None:
+        """Which stored view each model's samples are seen in, (S, B), as in single runs."""
+        views = [each for trainer in self.trainers if (each := trainer.stored_views(trainer.step, count)) is not None]
+        return np.stack(views) if views else None
+
+    def spend(self, seconds: float) -> None:
+        """A run's seconds are its share of the stack's, also by part."""
+        self.clock.enter("other")
+        for trainer in self.trainers:
+            trainer.seconds += seconds / len(self.trainers)
+            for part, spent in self.clock.seconds.items():
+                trainer.clock.seconds[part] += spent / len(self.trainers)
+        self.clock.seconds = dict.fromkeys(self.clock.seconds, 0.0)
+
+
+def hyper_of(configs: Sequence[RunConfig], device: torch.device) -> Hyperparameters:
+    """The runs' hyperparameters as one: a number where all agree, else (S,)."""
+    each = [dataclasses.asdict(hyperparameters(config)) for config in configs]
+
+    def joint(name: str) -> Any:
+        values = [one[name] for one in each]
+        return values[0] if len({*values}) == 1 or name == "mu2" else torch.tensor(values, device=device)
+
+    return Hyperparameters(**{name: joint(name) for name in each[0]})

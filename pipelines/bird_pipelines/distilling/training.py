@@ -1,0 +1,353 @@
+"""Phase two: train a student from the cache. The teacher is never loaded, and need not exist any more.
+
+Every random choice is a pure function of (seed, epoch, step), and a checkpoint holds everything else: a run that was
+killed ends with the same weights as one that was not. So a step's batches can be made while the step before is computed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bird.devices import choose_device, enough_memory, threads
+from bird.errors import DataError, EmptyCellError
+from bird.measuring.caveats import trivial, undefined
+from bird.measuring.metrics import confusion, mean_deo, recalls
+from bird.methods import Batch, SingleLearner
+from bird.precision import require_precision
+from bird.step.offsets import Offsets
+from bird.students import student_files
+from bird.transforms import draw_views
+from bird_cache.files import replace, write_lock
+from bird_cache.order import StratifiedRows, batches, raw, shuffled
+from bird_pipelines import runs
+from bird_pipelines.ahead import one_ahead
+from bird_pipelines.config import RunConfig
+from bird_pipelines.distilling.data import RunData, load_data
+from bird_pipelines.distilling.groups import with_known_groups
+from bird_pipelines.distilling.head import teacher_logits
+from bird_pipelines.distilling.learners import make_learner
+from bird_pipelines.distilling.profiling import PARTS, Clock, Tracer
+from bird_pipelines.distilling.requirements import make_method, require_samples, tell_empty_cells
+from bird_pipelines.distilling.scoring import logits_of, score
+from bird_pipelines.distilling.sums import Pending
+from bird_pipelines.marks import with_caveats
+from bird_pipelines.progress import Interrupted, progress, stop_requests
+
+__all__ = ["Material", "Trainer", "distill", "outcome"]
+
+GATE_BINS = 50
+LESS = "lower --batch-size or --meta-per-cell, or add --recompute; what was saved is kept"
+LIBRARIES = ("bird-distill", "torch", "torchvision", "numpy", "zarr")
+
+
+def distill(config: RunConfig) -> dict[str, Any]:
+    """Train (or finish training) the run that `config` describes in `config.out`, evaluate it, and return run.json
+    with its metrics.
+
+    Raises RunError if the folder holds another run, the cache's and the data set's errors, UsageError for a method
+    that needs what is not there or a precision that the device has not, EmptyCellError for one that needs a sample in
+    every cell; all of them before the folder is touched. Interrupted after saving a checkpoint.
+    """
+    require_precision(config.precision, choose_device(config.device))
+    data = with_known_groups(config, load_data(config))
+    with enough_memory(f"--batch-size {config.batch_size}", LESS):
+        finish(config, data)
+    return outcome(config)
+
+
+def finish(config: RunConfig, data: RunData) -> None:
+    """Do what is left of a run."""
+    # Made before the folder is claimed: one that a misspelt name had claimed would refuse the right one.
+    trainer = None if (config.out / "run.json").exists() else Trainer(config, data)
+    runs.claim(config, data.fingerprint)
+    with write_lock(config.out):
+        if trainer is not None and not (config.out / "run.json").exists():
+            tell_empty_cells(data)
+            # An adapter's matrices are small: a second thread gained 14 % on an idle machine, and cost a factor of five
+            # beside another program, since idle threads spin.
+            with threads(1 if data.images is None else torch.get_num_threads()):
+                trainer.run()
+                trainer.conclude()
+
+
+def outcome(config: RunConfig) -> dict[str, Any]:
+    """run.json of a finished run, with its metrics. Raises RunError where there is none."""
+    info = runs.read_json(config.out / "run.json")
+    metrics = {split: runs.read_json(config.out / f"metrics-{split}.json") for split in config.scored()}
+    marked = {split: with_caveats(each, info["class_names"]) for split, each in metrics.items()}
+    return info | {"out": str(config.out), "metrics": marked}
+
+
+class Material(NamedTuple):
+    """What one step works on, on its device: the batch, and the meta batch where the step has one."""
+
+    batch: Batch
+    meta: Batch | None
+
+
+class Trainer:
+    """One run in progress: what it reads, what it changes, and where it stands."""
+
+    def __init__(self, config: RunConfig, data: RunData) -> None:
+        self.config, self.data = config, data
+        self.device = choose_device(config.device)
+        self.method = make_method(config, data)
+        require_samples(config, self.method, data)
+        self.moments = data.moments() if self.method.features else None
+        channels = data.stages.open(self.method.stages) if self.method.stages and data.stages is not None else []
+        self.method.prepare(data.cell_counts("train"))
+        self.learner = make_learner(config, data, self.device, self.method, channels)
+        self.train_rows, meta, table = data.rows("train"), data.rows("meta"), data.table
+        self.meta_rows = StratifiedRows(
+            meta, table.labels[meta], table.groups[meta], per_cell=config.meta_per_cell, seed=config.seed
+        )
+        self.epoch = self.step = self.consumed = 0
+        self.beside = 1
+        self.seconds = 0.0
+        self.clock = Clock(self.device, wait=config.profile)
+        self.tracer = Tracer(config.out, self.clock) if config.profile else None
+        self.sums: dict[str, float] = {}
+        self.pending = Pending()
+        self.curve: list[dict[str, Any]] = []
+        self.teacher_logits: Tensor | None = None
+
+    def run(self) -> None:
+        """All epochs that are left."""
+        self.restore()
+        self.clock.watch(self.learner)
+        if self.method.logits and self.epoch < self.config.epochs:
+            self.teacher_logits = teacher_logits(self.data, self.config, self.device)
+        total = self.config.epochs * len(self.train_rows)
+        done = self.epoch * len(self.train_rows) + self.consumed
+        what = f"{self.config.method} -> {self.config.student}"
+        with stop_requests() as stop, progress(what, "samples", total, done) as advance:
+            while self.epoch < self.config.epochs:
+                began = saved = time.monotonic()
+                self.clock.start()
+                self.method.begin_epoch(self.epoch)
+                order = shuffled(self.train_rows, self.config.seed, self.epoch)
+                self.clock.enter("data")
+                with closing(self.materials(order)) as materials:
+                    for material in materials:
+                        self.one_step(material)
+                        advance(len(material.batch.labels), f"epoch {self.epoch + 1}/{self.config.epochs}")
+                        now = time.monotonic()
+                        if stop() or now - saved > self.config.checkpoint_seconds:
+                            self.seconds, began, saved = self.seconds + now - began, now, now
+                            self.save()
+                        if stop():
+                            raise Interrupted
+                        self.clock.enter("data")
+                self.clock.enter("other")
+                self.seconds += time.monotonic() - began
+                self.end_epoch()
+        if self.tracer is not None:
+            self.tracer.close()
+
+    @property
+    def warm(self) -> bool:
+        """Whether the warmup is over."""
+        return self.epoch >= self.config.warmup
+
+    def materials(self, order: NDArray[np.int64]) -> Generator[Material]:
+        """What is left of an epoch in that order, step by step; decoded and copied while the step before is computed. (On
+        the CPU vectors are there sooner than a thread could be asked.)"""
+        steps = enumerate(batches(order, self.config.batch_size, self.consumed), self.step)
+        if self.data.images is None and self.device.type == "cpu":
+            return (self.material(*each) for each in steps)
+        return one_ahead(lambda each: self.material(*each), steps)
+
+    def material(self, step: int, rows: NDArray[np.int64]) -> Material:
+        """What the given step of this epoch needs for the given train rows: a function of these and the seed alone."""
+        batch = self.batch(rows, self.views(step, len(rows)), self.stored_views(step, len(rows)))
+        return Material(batch, self.batch(self.meta_rows.draw(step)) if self.method.meta and self.warm else None)
+
+    def one_step(self, material: Material) -> None:
+        """One update of the student."""
+        clock = self.clock
+        if self.tracer is not None:
+            self.tracer.before_step(self.warm or self.config.warmup == self.config.epochs)
+        self.learner.model.train()
+        clock.enter("forward")
+        self.method.number = self.step
+        losses = self.method.step(self.learner, material.batch, lambda: meta_of(material, clock), warm=self.warm)
+        clock.enter("other")
+        self.pending.add(losses, len(material.batch.labels), [self.sums])
+        self.count(len(material.batch.labels))
+
+    def count(self, rows: int) -> None:
+        """A step on `rows` rows is done."""
+        self.step += 1
+        self.consumed += rows
+
+    def views(self, step: int, count: int) -> NDArray[np.int64] | None:
+        """The random views of a step's images, or None where the student sees the deterministic one."""
+        if self.data.images is None or not self.config.augment or self.data.boxes is not None:
+            return None
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.config.seed, 2, step])))
+        return draw_views(rng, count, self.data.image_size, self.data.flip)
+
+    def stored_views(self, step: int, count: int) -> NDArray[np.int64] | None:
+        """Which of the cache's random views a step's samples are seen in; None where it stores none, or none is wanted."""
+        if self.data.boxes is None or not self.config.augment:
+            return None
+        random_views = self.data.boxes.shape[1] - 1
+        return 1 + (raw(self.config.seed, 5, step, count=count) % np.uint64(random_views)).astype(np.int64)
+
+    def batch(
+        self,
+        rows: NDArray[np.int64],
+        views: NDArray[np.int64] | None = None,
+        stored: NDArray[np.int64] | None = None,
+    ) -> Batch:
+        """The batch of the given rows, with what the method asks for."""
+        return self.data.batch(
+            rows,
+            self.device,
+            views=views,
+            stored=stored,
+            moments=self.moments,
+            teacher_logits=self.teacher_logits,
+            stages=self.method.stages is not None,
+        )
+
+    def end_epoch(self) -> None:
+        """Close the epoch's line of the curve and save: the checkpoint last, so that no kill leaves a curve a line short."""
+        self.pending.settle([self.sums])
+        self.epoch += 1
+        line: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "seconds": round(self.seconds, 3)}
+        parts = ("loss", "ce", "distance", "bias", "meta_bias", "adversary")
+        line |= {name: self.sums[name] / self.consumed if name in self.sums else None for name in parts}
+        line["gate"] = line["offsets"] = None
+        if isinstance(self.learner.gate, Offsets) and self.method.gated:
+            line["offsets"] = [[round(value, 4) for value in row] for row in self.learner.gate.phi.tolist()]
+        elif self.method.gated:
+            line["gate"] = {"counts": gate_histogram(self.learner)}
+        line["meta"] = self.meta_score()
+        self.curve.append(line)
+        self.sums, self.consumed = {}, 0
+        lines = "".join(json.dumps(each) + "\n" for each in self.curve)
+        replace(self.config.out / "curve.jsonl", lines.encode())
+        self.save()
+
+    def meta_score(self) -> dict[str, Any] | None:
+        """Accuracy and mean-DEO on the meta split, x100, and why the gap says nothing, if so; None where there is no meta
+        sample. A gap is None where a cell is empty."""
+        rows, table, names = self.data.rows("meta"), self.data.table, self.data.class_names
+        if not len(rows):
+            return None
+        predictions = logits_of(self.learner.student, self.data, rows, self.device).argmax(1).numpy()
+        counts = confusion(table.labels[rows], table.groups[rows], predictions, len(names), len(self.data.group_names))
+        accuracy = None if "accuracy" in undefined(counts) else float(100 * (predictions == table.labels[rows]).mean())
+        found = {"accuracy": accuracy, "trivial": trivial(counts, names)}
+        try:
+            return found | {"mean_deo": mean_deo(recalls(counts))}
+        except DataError:
+            return found | {"mean_deo": None}
+
+    def save(self) -> None:
+        """Everything that cannot be derived, in one checkpoint."""
+        self.pending.settle([self.sums])
+        learner = self.learner
+        tensors = {f"model.{name}": value for name, value in learner.model.state_dict().items()}
+        tensors |= runs.optimizer_tensors("optimizer", learner.optimizer)
+        if learner.gate is not None and learner.gate_optimizer is not None:
+            tensors |= {f"gate.{name}": value for name, value in learner.gate.state_dict().items()}
+            tensors |= runs.optimizer_tensors("gate_optimizer", learner.gate_optimizer)
+        if learner.aide is not None:
+            tensors |= {f"aide.{name}": value for name, value in learner.aide.state_dict().items()}
+        if learner.aide_optimizer is not None:
+            tensors |= runs.optimizer_tensors("aide_optimizer", learner.aide_optimizer)
+        if learner.average is not None:
+            tensors |= {f"average.{name}": value for name, value in learner.average.state_dict().items()}
+        state: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "consumed": self.consumed}
+        state |= {"seconds": self.seconds, "parts": self.clock.seconds, "sums": self.sums, "curve": self.curve}
+        state["fingerprint"] = self.data.fingerprint
+        runs.save_checkpoint(self.config.out, self.step, tensors, state)
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint, if there is one."""
+        loaded = runs.load_checkpoint(self.config.out)
+        if loaded is None:
+            return
+        tensors, state = loaded
+        learner = self.learner
+        learner.model.load_state_dict(runs.under("model", tensors))
+        runs.restore_optimizer("optimizer", learner.optimizer, tensors)
+        if learner.gate is not None and learner.gate_optimizer is not None:
+            learner.gate.load_state_dict(runs.under("gate", tensors))
+            runs.restore_optimizer("gate_optimizer", learner.gate_optimizer, tensors)
+        if learner.aide is not None:
+            learner.aide.load_state_dict(runs.under("aide", tensors))
+        if learner.aide_optimizer is not None:
+            runs.restore_optimizer("aide_optimizer", learner.aide_optimizer, tensors)
+        if learner.average is not None:
+            learner.average.load_state_dict(runs.under("average", tensors))
+        self.epoch, self.step, self.consumed = state["epoch"], state["step"], state["consumed"]
+        self.seconds, self.sums, self.curve = state["seconds"], state["sums"], state["curve"]
+        self.clock.seconds = dict.fromkeys(PARTS, 0.0) | state.get("parts", {})
+
+    def conclude(self) -> None:
+        """Write the student and its metrics, and run.json last."""
+        out, data, student = self.config.out, self.data, self.learner.student
+        files = student_files(student, data.fingerprint, data.class_names, data.group_names)
+        for name, content in files.items():
+            replace(out / name, content)
+        for split in self.config.scored():
+            keep = out if split == "test" else None
+            metrics: Mapping[str, Any] = {"error": f"no sample in the {split} split"}
+            if len(data.rows(split)):
+                try:
+                    metrics = score(student, data, split, self.device, keep).as_json()
+                except EmptyCellError as error:
+                    metrics = {"error": str(error)}
+            runs.write_json(out / f"metrics-{split}.json", metrics)
+        runs.finish(out, self.summary())
+
+    def summary(self) -> dict[str, Any]:
+        """What run.json says."""
+        data = self.data
+        return {
+            "config": self.config.identity() | {"teacher": data.teacher},
+            "fingerprint": data.fingerprint,
+            "logits_fingerprint": data.logits_fingerprint if self.method.logits else None,
+            "class_names": list(data.class_names),
+            "group_names": list(data.group_names),
+            "seconds": self.seconds,
+            "time_shares": self.clock.shares(),
+            "steps": self.step,
+            "rows": {split: len(data.rows(split)) for split in ("train", *self.config.scored())},
+            "empty_cells": data.empty_cells(),
+            "cells": data.cells(),
+            "failed": dict(data.failed),
+            "accounted": data.accounted,
+            "probe_accuracy": data.probe,
+            "models_at_once": self.beside,
+            "view_policy": data.view_policy(self.config.augment, staged=self.method.stages is not None),
+            "versions": {name: version(name) for name in LIBRARIES},
+        }
+
+
+def meta_of(material: Material, clock: Clock) -> Batch:
+    """The meta batch, which a method asks for where its feedback begins."""
+    assert material.meta is not None, "a method that takes meta batches without saying so (Method.meta)"
+    clock.enter("meta")
+    return material.meta
+
+
+def gate_histogram(learner: SingleLearner) -> list[int]:
+    """How many gate values fall in each of the bins of [0, 1]."""
+    assert learner.gate is not None
+    phi = torch.cat([parameter.detach().flatten() for parameter in learner.gate.parameters()])
+    values = torch.sigmoid(phi).cpu().numpy()
+    return [int(count) for count in np.histogram(values, GATE_BINS, (0.0, 1.0))[0]]

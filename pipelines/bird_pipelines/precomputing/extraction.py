@@ -1,0 +1,366 @@
+"""Phase one: run the frozen teacher once over the data set, and write what it says to the cache.
+
+Each of some threads takes a batch from the files through the teacher, and one writes. On the CPU that is a batch a core:
+nothing waits for another core between two layers. A GPU's queue is filled by one of them at a time. A shard is a pure
+function of the plan: batches start at its first row and a failed image keeps its place, so that a resumed run computes the
+very batches that an unbroken one does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bird.datasets import open_dataset
+from bird.datasets.base import Dataset, SampleTable, empty_cells, prepare
+from bird.devices import enough_memory
+from bird.errors import DataError, TeacherError
+from bird.teachers import Service, Teacher, expand_layers
+from bird_cache.errors import StorageError
+from bird_cache.folders import Folder, open_folder
+from bird_cache.manifest import Compress, Manifest, Plan, Receipt, Store
+from bird_cache.numbers import Dtype, storage_dtype
+from bird_cache.samples import OK, Samples
+from bird_cache.store import find_layout, open_cache, read_manifest
+from bird_cache.summary import name_of_cell
+from bird_cache.writer import FeatureWriter, open_part, open_writer
+from bird_pipelines.ahead import in_order
+from bird_pipelines.cli.catalogue import describe_teacher
+from bird_pipelines.config import PrecomputeConfig
+from bird_pipelines.precomputing.decoding import Decoded, decode, plan_jobs
+from bird_pipelines.precomputing.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
+from bird_pipelines.precomputing.plan import (
+    BOXES,
+    LAYER,
+    make_plan,
+    require_cells,
+    require_revision,
+    samples_of,
+    warn_of_cells,
+)
+from bird_pipelines.precomputing.teacher import open_teacher
+from bird_pipelines.precomputing.update import Earlier, sides_of
+from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests, tell_remarks
+
+__all__ = ["need_room", "precompute", "precompute_command"]
+
+WRITES_IN_FLIGHT = 2
+
+
+def precompute(
+    teacher: Teacher | Service,
+    dataset: Dataset,
+    table: SampleTable,
+    out: str | Path,
+    *,
+    dtype: Dtype = "float16",
+    precision: str = "fp32",
+    batch_size: int = 64,
+    workers: int | None = None,
+    shard_rows: int | None = None,
+    max_failed: float = 0.01,
+    store: Store = "zarr",
+    part: tuple[int, int] = (1, 1),
+    layers: Sequence[str] = (LAYER,),
+    views: int = 0,
+    update: str | None = None,
+    compress: Compress = "none",
+) -> Manifest:
+    """Write (or finish writing) the cache of `teacher` over `table` in `out` (a folder or URL), and return its manifest.
+    `part` (i, n) computes only every n-th shard, from the i-th; the cache is finished by whoever writes the last one.
+    `update` is a finished cache of the same teacher over another state of the data set: what it holds is taken from it.
+    `workers` threads decode, and run a teacher on the CPU; None is one a core, 2 to 16.
+
+    Raises what `bird_cache.zarr_store.open_writer` raises; DataError once more than the share `max_failed` of the rows
+    cannot be decoded; TeacherError or FeatureError for unusable vectors; StorageError; Interrupted. What is committed
+    is kept, and the same call goes on from there.
+    """
+    if isinstance(teacher, Service):
+        refuse_views(views)
+        adopt_canaries(teacher, open_folder(out))
+    elif views:
+        teacher.preprocess(np.zeros((8, 8, 3), np.uint8), np.array([0, 0, 8, 8, 0], np.int32))  # can it see a box?
+    plan = make_plan(
+        teacher,
+        dataset,
+        table,
+        dtype=dtype,
+        precision=precision,
+        batch_size=batch_size,
+        shard_rows=shard_rows,
+        store=store,
+        layers=expand_layers(teacher, layers),
+        views=views,
+        compress=compress,
+    )
+    samples = samples_of(table)
+    earlier = None if update is None else Earlier(update, plan, samples)
+    if earlier is not None:
+        plan = plan.model_copy(update={"notes": {**plan.notes, "reused": earlier.reused}})
+    with open_for(out, plan, samples) as writer, stop_requests() as stop:
+        jobs = plan_jobs(writer.plan, [n for n in writer.pending() if n % part[1] == part[0] - 1], batch_size)
+        waiting = sum(job.stop - job.start for job in jobs)
+        need_room(writer.folder, writer.plan, waiting)
+        if isinstance(teacher, Service):
+            save_canaries(teacher, writer.folder)
+        with progress(f"precompute {teacher.name}", "images", plan.rows, plan.rows - waiting) as advance:
+            batches = Batches(teacher, dataset, samples, writer.plan, earlier)
+            run_jobs(batches, jobs, writer, workers or usual_workers(), max_failed, advance, stop)
+        return writer.manifest if writer.pending() else writer.finish()
+
+
+@contextmanager
+def open_for(out: str | Path, plan: Plan, samples: Samples) -> Iterator[FeatureWriter]:
+    """The writer of a new or unfinished cache; or, where a finished one lacks some of the layers, of those alone."""
+    folder = open_folder(out)
+    there = read_manifest(folder)[1] if find_layout(folder) is not None else None
+    if there is not None:
+        require_revision(there.plan, plan, str(out))
+    missing = {name: spec for name, spec in plan.layers.items() if there is not None and name not in there.layers()}
+    if there is None or not there.complete:
+        with open_writer(out, plan, samples) as writer:
+            yield writer
+        return
+    kept = plan.model_copy(update={"causes": {**plan.causes, "layers": there.plan.causes.get("layers")}})
+    if not missing:
+        with open_writer(out, kept, samples) as writer:
+            yield writer
+        return
+    there.plan.require(kept, str(out))
+    wanted = {name: spec for name, spec in missing.items() if name != BOXES}
+    same = [name for name, added in there.parts.items() if not added.complete and added.layers.keys() == wanted.keys()]
+    part = same[0] if same else f"added-{len(there.parts) + 1}"
+    with open_part(out, part, wanted, {**plan.causes, "layers": [*wanted]}) as writer:
+        yield writer
+
+
+def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
+    """`bird precompute`: open the data set and the teacher, write the cache, say what it holds (see `FeatureStore.info`)."""
+    max_failed = 0.0 if config.on_error == "fail" else config.max_failed
+    workers, part = config.workers or usual_workers(), config.part
+    data = open_dataset(config.dataset, config.data_root, **config.settings)
+    if config.max_megapixels is not None:
+        data.max_pixels = int(1e6 * config.max_megapixels)
+    teacher = open_teacher(config)
+    table = prepare(
+        data,
+        limit=config.limit,
+        keep_conflicts=config.keep_conflicts,
+        max_problem_share=max_failed,
+        workers=workers,
+        sides=None if config.update is None else sides_of(config.update, data),
+    )
+    require_cells(data, table)
+    tell_remarks(data.remarks)
+    if config.dry_run:
+        return estimate(teacher, data, table, config.price_per_1000)
+    precompute(
+        teacher,
+        data,
+        table,
+        config.out,
+        dtype=config.dtype,
+        precision=config.precision,
+        batch_size=config.batch_size,
+        workers=workers,
+        shard_rows=config.shard_rows,
+        max_failed=max_failed,
+        store=config.store,
+        part=part,
+        layers=[name.strip() for name in config.layers.split(",")],
+        views=config.views,
+        update=config.update,
+        compress=config.compress,
+    )
+    store = open_cache(config.out)
+    if store.manifest.complete:  # what was planned may have failed
+        kept = table.take(store.samples.having("status", OK))
+        names, planned = (data.class_names, data.group_names), empty_cells(table, data.class_names, data.group_names)
+        lost = {split: cells for split, cells in empty_cells(kept, *names).items() if cells != planned.get(split)}
+        warn_of_cells(lost, ": all its images failed")
+    unusable = {problem.id: problem.reason for problem in table.problems}
+    info = store.info() | {"prepared": dict(table.notes), "left_out": unusable}
+    return info | {"remarks": [*data.remarks]}
+
+
+def estimate(teacher: Teacher | Service, data: Dataset, table: SampleTable, price: float | None) -> dict[str, Any]:
+    """What would be asked of the teacher; of a service also bytes, time and cost. Reads the data set, asks nothing."""
+    if isinstance(teacher, Service):
+        asking = teacher.estimate(len(table), sum(len(data.read(id)) for id in table.ids.tolist()), price)
+        return {"teacher": teacher.name, "dim": teacher.dim, "kind": teacher.feature_kind, **teacher.notes, **asking}
+    return {**describe_teacher(teacher), "images": len(table)}
+
+
+class Batches:
+    """Makes of a job the batch that is to be written: what one worker does."""
+
+    def __init__(
+        self,
+        teacher: Teacher | Service,
+        dataset: Dataset,
+        samples: Samples,
+        plan: Plan,
+        earlier: Earlier | None,
+    ) -> None:
+        self.teacher, self.dataset, self.samples, self.plan, self.earlier = teacher, dataset, samples, plan, earlier
+        self.beside = isinstance(teacher, Teacher) and teacher.on_cpu
+
+    def __call__(self, job: Job) -> tuple[Decoded, dict[str, np.ndarray]]:
+        """The decoded batch, and what the teacher says of it (a service has yet to be asked). Raises TeacherError,
+        DataError."""
+        batch = decode(self.teacher, self.dataset, self.samples, job, self.plan, self.earlier)
+        if isinstance(self.teacher, Service) or not len(batch.rows):
+            return batch, {}
+        size = self.plan.notes["batch_size"]
+        where = f"teacher {self.teacher.name}, --batch-size {size}"
+        with enough_memory(where, "lower --batch-size, or use --precision bf16"):
+            answers = teach(self.teacher, self.plan, batch)
+        return batch._replace(pixels=[]), answers
+
+
+def run_jobs(
+    batches: Batches,
+    jobs: Sequence[Job],
+    writer: FeatureWriter,
+    workers: int,
+    max_failed: float,
+    advance: Advance,
+    stop: Callable[[], bool],
+) -> None:
+    """Decode, run the teacher and write, overlapping, until all jobs are done."""
+    plan, samples, earlier = batches.plan, batches.samples, batches.earlier
+    failures = {row: reason for receipt in writer.receipts.values() for row, reason in receipt.failed.items()}
+    refuse_too_many(plan, samples, failures, max_failed)  # what an earlier call has committed counts, too
+    parts: list[dict[str, np.ndarray]] = []
+    paid = Paid(batches.teacher, writer.folder) if isinstance(batches.teacher, Service) else None
+    sources: dict[int, bytes] = {}
+    doubtful: dict[int, str] = {}
+    writes: deque[Future[Receipt]] = deque()
+    with workers_of(batches, workers) as pool, ThreadPoolExecutor(1, "write") as writers:
+        for batch, answers in in_order(pool, batches, jobs, workers + 1):
+            if stop():
+                raise Interrupted
+            job = batch.job
+            failures |= batch.failed
+            refuse_too_many(plan, samples, failures, max_failed)
+            if paid is not None and len(batch.rows):
+                bought, refused = paid.ask(job, batch.payloads)
+                answers = {name: values[batch.rows - job.start] for name, values in bought.items()}
+                failures |= refused
+                refuse_too_many(plan, samples, failures, max_failed)
+            parts.append(with_earlier(answers, plan, batch, earlier))
+            sources |= batch.sources
+            doubtful |= batch.doubtful
+            if earlier is not None:
+                doubtful |= earlier.doubtful(np.arange(job.start, job.stop))
+            if job.last:
+                start, end = plan.bounds(job.shard)
+                lost = {row: reason for row, reason in failures.items() if start <= row < end}
+                arrays = {name: np.concatenate([each[name] for each in parts]) for name in plan.layers}
+                commit = writer.write_shard if paid is None else paid.committing(writer)
+                writes.append(writers.submit(commit, job.shard, arrays, lost, sources.get, doubtful))
+                parts, sources, doubtful = [], {}, {}
+            while len(writes) > (0 if job is jobs[-1] else WRITES_IN_FLIGHT):
+                writes.popleft().result()
+            advance(job.stop - job.start)
+
+
+def usual_workers() -> int:
+    """How many threads decode and run the teacher, where nobody says."""
+    return min(max(torch.get_num_threads(), 2), 16)
+
+
+@contextmanager
+def workers_of(batches: Batches, count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that share the cores. Where the teacher is elsewhere one more may wait for it, and a core each is enough: for
+    the small tensors of an image a pool of threads costs eight times the work itself."""
+    cores = torch.get_num_threads()
+    each = max(1, cores // count) if batches.beside else 1
+    pool = ThreadPoolExecutor(
+        count if batches.beside else count + 1, "batch", initializer=torch.set_num_threads, initargs=(each,)
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)  # a part of the setting is the process's
+
+
+def teach(teacher: Teacher, plan: Plan, batch: Decoded) -> dict[str, np.ndarray]:
+    """What the teacher says of a batch: each layer (rows * views, *shape). Raises TeacherError."""
+    asked = [name for name in plan.layers if name != BOXES]
+    parts = [teacher.answer(views.pixels, asked) for views in batch.pixels]
+    order = np.argsort([place for views in batch.pixels for place in views.places])
+    answers = {}
+    for name in asked:
+        values = [part[name].numpy() for part in parts]
+        answers[name] = values[0] if len(values) == 1 else np.concatenate(values)[order]
+        if answers[name].shape != (wanted := (len(batch.rows) * plan.views, *plan.layers[name].shape)):
+            raise wrong_shape(teacher, answers[name].shape, wanted)
+    return answers
+
+
+def with_earlier(
+    answers: Mapping[str, np.ndarray], plan: Plan, batch: Decoded, earlier: Earlier | None
+) -> dict[str, np.ndarray]:
+    """The layers of all rows of a batch, (rows, views, *shape): those just computed, and those that an earlier cache has."""
+    found: dict[str, np.ndarray] = {BOXES: batch.boxes} if BOXES in plan.layers else {}
+    for name, values in answers.items():
+        found[name] = values.reshape(len(batch.rows), plan.views, *plan.layers[name].shape)
+    every = np.arange(batch.job.start, batch.job.stop)
+    if earlier is None or not (known := earlier.has(every)).any():
+        return found
+    out = {}
+    for name, values in earlier.take(every[known]).items():
+        out[name] = np.empty((len(every), *values.shape[1:]), values.dtype)
+        out[name][known] = values
+        if len(batch.rows):
+            out[name][~known] = found[name]
+    return out
+
+
+def need_room(folder: Folder, plan: Plan, rows: int) -> None:
+    """Raise StorageError before any work if the disk cannot hold what is still to be written."""
+    row_bytes = sum(int(np.prod(spec.shape)) * storage_dtype(spec.dtype).itemsize for spec in plan.layers.values())
+    needed, free = rows * row_bytes * plan.views, folder.free()
+    if free is not None and needed > free:
+        raise StorageError(
+            where=folder.name,
+            found=f"{free:,} bytes free",
+            wanted=f"{needed:,} bytes for {rows:,} rows",
+            fix="make room, or choose another --out",
+        )
+
+
+def refuse_too_many(plan: Plan, samples: Samples, failures: dict[int, str], max_failed: float) -> None:
+    """Raise DataError, with the counts per cell, once too many rows have failed."""
+    if len(failures) <= max_failed * plan.rows:
+        return
+    cells = Counter(f"{samples.labels[row]},{samples.groups[row]}" for row in failures)
+    counts = "; ".join(
+        f"{name_of_cell(plan.class_names, plan.group_names, key)}: {n}" for key, n in sorted(cells.items())
+    )
+    row, reason = next(iter(failures.items()))
+    raise DataError(
+        where="precompute",
+        found=f"{len(failures)} of {plan.rows} images undecodable ({counts}); first: {samples.ids[row]}: {reason}",
+        wanted=f"at most {max_failed:.1%}",
+        fix="repair the images, or allow more with --max-failed; committed shards are kept",
+    )
+
+
+def wrong_shape(teacher: Teacher | Service, found: tuple[int, ...], wanted: tuple[int, ...]) -> TeacherError:
+    """The error for a teacher that answers with another shape than it promised."""
+    return TeacherError(
+        where=f"teacher {teacher.name}",
+        found=f"an answer of shape {found}",
+        wanted=f"{wanted}",
+        fix="check the model file",
+    )

@@ -1,0 +1,1 @@
+"""The report on runs: one self-contained page."""

@@ -1,0 +1,1 @@
+"""Many runs for one question: the paper's tables, comparisons, searches."""

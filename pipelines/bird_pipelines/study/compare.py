@@ -1,0 +1,117 @@
+"""`bird compare`: several methods on one cache with the same seeds, and what each does beside one of them.
+
+Adapters train in stacks. The differences are paired by seed and by row (bird.measuring.paired); p is corrected over the methods
+(Holm 1979) where every one of them has a p. The folders are ordinary runs: `bird report OUT/*` draws them, and the same
+command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bird.errors import UsageError
+from bird.measuring.paired import Predicted, compare, holm
+from bird_pipelines.config import RunConfig, resolve
+from bird_pipelines.distilling.data import cache_dataset
+from bird_pipelines.distilling.many import distill_many
+from bird_pipelines.distilling.scoring import load_predictions
+from bird_pipelines.marks import trivial_seeds
+from bird_pipelines.reporting.report import write_report
+
+__all__ = ["compare_methods", "differences"]
+
+SCORES = ("auroc", "f1_macro", "accuracy", "mean_deo", "max_deo")
+
+
+def compare_methods(
+    cache: str,
+    out: Path,
+    methods: Sequence[str],
+    *,
+    seeds: int = 8,
+    against: str | None = None,
+    flags: Mapping[str, Any] | None = None,
+    file: Path | None = None,
+) -> dict[str, Any]:
+    """Train every method with each of the seeds 0..seeds-1 into OUT/METHOD-SEED, write OUT/report.html, and return scores on
+    the test split, x100, and each method less `against` (default: the first). `flags` are other options of `bird distill`,
+    the same for all methods. Raises UsageError for methods that repeat, or a reference that is not among them, and what
+    `distill_many` raises.
+    """
+    reference = against or next(iter(methods), "")
+    if len({*methods}) != len(methods) or len(methods) < 2 or reference not in methods:
+        raise UsageError(
+            where="--methods" if against is None or against in methods else "--against",
+            found=", ".join(methods) if against is None or against in methods else repr(against),
+            wanted="two or more methods, each once, and --against one of them",
+            fix="see `bird list methods`",
+        )
+    base = {"student": "adapter", "dataset": cache_dataset(cache)}
+    given = {**(flags or {}), "cache": cache}
+    plans: dict[str, list[RunConfig]] = {
+        method: [
+            resolve({**given, "method": method, "seed": seed, "out": out / f"{method}-{seed}"}, file, base)
+            for seed in range(seeds)
+        ]
+        for method in methods
+    }
+    finished = {method: distill_many(configs) for method, configs in plans.items()}
+    first = finished[methods[0]][0]
+    sizes = len(first["class_names"]), len(first["group_names"])
+    predicted = {method: _predicted(configs) for method, configs in plans.items()}
+    report = write_report([config.out for configs in plans.values() for config in configs], out / "report.html")
+    return {
+        "cache": cache,
+        "against": reference,
+        "seeds": seeds,
+        "methods": {method: _scores(runs) for method, runs in finished.items()},
+        "differences": differences(predicted, reference, *sizes),
+        "report": str(report),
+    }
+
+
+def _predicted(configs: Sequence[RunConfig]) -> dict[int, Predicted]:
+    found = {config.seed: load_predictions(config.out, "test") for config in configs}
+    return {seed: each for seed, each in found.items() if each is not None}
+
+
+def _scores(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds of each score that exists, the floor of the mean-DEO, and the mark."""
+    metrics = {number: run["metrics"]["test"] for number, run in enumerate(runs)}
+    values = {name: [each[name] for each in metrics.values() if each.get(name) is not None] for name in SCORES}
+    floors = [each["deo_floor"]["mean"] for each in metrics.values() if each.get("mean_deo") is not None]
+    return {
+        **{
+            name: {"mean": statistics.fmean(found), "std": statistics.stdev(found) if len(found) > 1 else None}
+            for name, found in values.items()
+            if found
+        },
+        "deo_floor": statistics.fmean(floors) if floors else None,
+        "trivial": trivial_seeds(metrics),
+        "seconds": statistics.fmean(run["seconds"] for run in runs),
+    }
+
+
+def differences(
+    predicted: Mapping[str, Mapping[int, Predicted]], reference: str, classes: int, groups: int
+) -> dict[str, Any]:
+    """Each method less the reference, by metric: effect, 95 % interval, p and p after Holm over the methods."""
+    others = [name for name in predicted if name != reference]
+    compared = {name: compare(predicted[name], predicted[reference], classes, groups) for name in others}
+    found: dict[str, dict[str, Any]] = {
+        name: {
+            metric: {"effect": each.effect, "interval": each.interval, "p": each.p, "p_holm": None}
+            for metric, each in metrics.items()
+        }
+        for name, metrics in compared.items()
+    }
+    for metric in {metric for metrics in found.values() for metric in metrics}:
+        p = {name: found[name][metric]["p"] for name in others if metric in found[name]}
+        if all(value is not None and math.isfinite(value) for value in p.values()):
+            for name, corrected in zip(p, holm([*p.values()]), strict=True):
+                found[name][metric]["p_holm"] = corrected
+    return found
