@@ -1,6 +1,8 @@
 """How often intervals over training seeds, and of paired differences of two methods, hold the true value: simulated runs.
 
-    python bench/coverage_seeds.py [--what pairs|seeds] [--samples 200] [--full] [--save NAME]
+    python bench/coverage_seeds.py [--what pairs|seeds|counts] [--samples 200] [--full] [--save NAME]
+
+"seeds" are intervals over seeds from the runs' predictions, "counts" those from their counts alone.
 
 Rows have a difficulty that all runs share (correlation --shared of what decides a row), seeds move the recall of each cell
 (standard deviation --seed-spread), and the truth is the mean over seeds. A pair is two shapes of bench/coverage.py.
@@ -31,6 +33,18 @@ PAIRS = (
     ("one class 30", "one class 30"),
     ("graded 0 to 30", "all 10"),
     ("all 30, halves", "all 30"),
+)
+# Of intervals over seeds: sizes, rows a cell, seeds, shapes.
+SEED_CELLS = (
+    ((2, 2), 20, 3, ("all 0",)),
+    ((2, 4), 200, 3, ("one class 30",)),
+    ((10, 4), 200, 3, ("graded 0 to 30",)),
+    ((10, 2), 1600, 3, ("all 10",)),
+    ((2, 2), 200, 8, ("all 30",)),
+    ((10, 2), 200, 8, ("all 0",)),
+    ((2, 4), 1600, 8, ("all 10",)),
+    ((10, 4), 20, 8, ("one class 30",)),
+    ((10, 4), 200, 8, ("all 30",)),
 )
 SIZES = ((2, 2), (10, 2), (3, 4), (10, 7))
 NAMES = ("accuracy", "mean_deo", "max_deo")
@@ -65,7 +79,8 @@ def runs_of(recalls, rows, seeds, shared, spread, difficulty, rng):
 def measure(cell, what, samples, seed, shared, spread):
     """One cell: rows by statistic."""
     (classes, groups), rows, seeds, shapes = cell
-    rng = np.random.default_rng([seed, zlib.crc32(repr((what, cell, shared, spread)).encode())])
+    drawn_as = "pairs" if what == "pairs" else "seeds"
+    rng = np.random.default_rng([seed, zlib.crc32(repr((drawn_as, cell, shared, spread)).encode())])
     recalls = [true_recalls(shape, classes, groups, 0.7) for shape in shapes]
     # A single seed is its own truth: nothing is said about others.
     between = spread if seeds > 1 else 0.0
@@ -82,9 +97,10 @@ def measure(cell, what, samples, seed, shared, spread):
                     p_values[name].append(each.p)
         else:
             counts = [confusion(r.labels, r.groups, r.predictions, classes, groups) for r in runs[0].values()]
-            for name, (mean, low, high, _) in two_level_intervals(counts, 500).items():
+            known = [*runs[0].values()] if what == "seeds" else []
+            for name, (mean, low, high, beyond) in two_level_intervals(counts, 500, predicted=known).items():
                 if name in found:
-                    found[name].append((low, high, mean, np.nan))
+                    found[name].append((low, high, mean, mean if beyond is None else beyond))
         seconds.append(time.process_time() - began)
     table = []
     for name, each in found.items():
@@ -98,15 +114,14 @@ def measure(cell, what, samples, seed, shared, spread):
             "gaps": " against ".join(shapes),
             "statistic": name,
         }
-        row |= {"true": round(aim, 2), "observed": round(effect.mean(), 2)}
-        if what == "pairs":
-            row |= {"beyond chance": round(beyond.mean(), 2)}
+        row |= {"true": round(aim, 2), "observed": round(effect.mean(), 2), "beyond chance": round(beyond.mean(), 2)}
         row |= {
             "coverage": round(float(np.mean((low <= aim + 1e-6) & (aim <= high + 1e-6))), 4),
             "above": round(float(np.mean(low > aim + 1e-6)), 4),
             "below": round(float(np.mean(high < aim - 1e-6)), 4),
             "width": round(float((high - low).mean()), 3),
             "3.92 sd": round(float(3.92 * effect.std(ddof=1)), 3),
+            "width / 3.92 sd": round(float((high - low).mean() / (3.92 * effect.std(ddof=1))), 2),
             "CPU ms": round(1000 * float(np.median(seconds)), 1),
         }
         given = [p for p in p_values[name] if p is not None]
@@ -120,18 +135,22 @@ def describe(row):
     said = (
         f"{row['classes']} classes, {row['groups']} groups, {row['rows']} rows, {row['seeds']} seeds, {row['gaps']}, "
         f"{row['statistic']}: true {row['true']}, observed {row['observed']}, coverage {row['coverage']:.3f} "
-        f"(above {row['above']:.3f}, below {row['below']:.3f}), width {row['width']:.2f}, {row['CPU ms']} CPU ms"
+        f"(above {row['above']:.3f}, below {row['below']:.3f}), "
+        f"width {row['width']:.2f} ({row['width / 3.92 sd']} x 3.92 sd), "
+        f"{row['CPU ms']} CPU ms"
     )
     return said + (f", p < .05 in {row['p < .05']:.3f}" if "p < .05" in row else "")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--what", choices=["pairs", "seeds"], default="pairs")
+    parser.add_argument("--what", choices=["pairs", "seeds", "counts"], default="pairs")
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--classes", type=int, nargs="*")
+    parser.add_argument("--groups", type=int, nargs="*")
     parser.add_argument("--seeds", type=int, nargs="*")
     parser.add_argument("--rows", type=int, nargs="*")
-    parser.add_argument("--only", metavar="SHAPES", help="one shape, or a pair such as 'one class 30 against all 0'")
+    parser.add_argument("--only", metavar="SHAPES", nargs="*", help="shapes, or pairs such as 'all 30 against all 0'")
     parser.add_argument("--samples", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shared", type=float, default=0.5)
@@ -140,10 +159,14 @@ def main():
     parser.add_argument("--save", metavar="NAME", help="write bench/results/NAME.json")
     args = parser.parse_args()
     sizes, rows = (SIZES, args.rows or (20, 200)) if args.full else (SIZES[:2], args.rows or (200,))
+    if args.classes:
+        sizes = tuple(itertools.product(args.classes, args.groups or (2,)))
     shapes = PAIRS if args.what == "pairs" else tuple((shape,) for shape in dict.fromkeys(sum(PAIRS, ())))
     cells = itertools.product(sizes, rows, args.seeds or ((1, 3, 8) if args.full else (8,)), shapes)
     cells = [cell for cell in cells if cell[0][1] > 2 or "halves" not in " ".join(cell[3])]
-    cells = [cell for cell in cells if args.only in (None, " against ".join(cell[3]))]
+    cells = [cell for cell in cells if not args.only or " against ".join(cell[3]) in args.only]
+    if args.what != "pairs" and not (args.full or args.classes or args.rows or args.seeds or args.only):
+        cells = list(SEED_CELLS)
     one = partial(
         measure, what=args.what, samples=args.samples, seed=args.seed, shared=args.shared, spread=args.seed_spread
     )

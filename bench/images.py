@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bird_pipelines.distilling.scoring import load_predictions
+from bird_pipelines.predictions import load_predictions
 from bird_pipelines.study.compare import differences
 
 METHODS = [

@@ -7,7 +7,7 @@ same normal numbers in every test, so that the ends of an interval do not depend
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -120,6 +120,7 @@ def _normal_quantiles(count: int) -> Floats:
     return np.array([NormalDist().inv_cdf((part + 0.5) / count) for part in range(count)])
 
 
+@lru_cache(maxsize=4)  # megabytes each; the same for all samples of a size
 def _chances(shape: tuple[int, ...], draws: int, seed: int) -> tuple[Draws, Draws, Draws]:
     """Numbers in 0..1, of each cell one in each of `draws` equal parts (Latin hypercube, McKay et al. 1979), (*, R).
 

@@ -21,7 +21,8 @@ bench/coverage_seeds.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -36,13 +37,16 @@ __all__ = [
     "Curves",
     "Gap",
     "GapStatistic",
+    "Inversion",
     "cells_of",
     "curves_of",
     "gap_interval",
     "gap_intervals",
+    "reading",
 ]
 
 GapStatistic = Literal["mean_deo", "max_deo"]
+Side = Literal["lower", "nearest", "upper"]
 GAPS: tuple[GapStatistic, ...] = ("mean_deo", "max_deo")
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -51,10 +55,13 @@ Bools = NDArray[np.bool_]
 Family = Callable[[Floats], Floats]
 
 # How far recalls are moved in the least favourable direction, in standard errors; chosen by simulation (decision 0012).
-OUTWARD = 0.6  # lower end: groups towards the ends, gaps of classes apart
+OUTWARD = 1.0  # lower end: groups towards the ends, gaps of classes apart
 INWARD = 0.25  # upper end: groups towards the middle
 TOGETHER = 1.0  # upper end: gaps of classes towards their mean
 TAIL = 0.8  # of the nominal error is what a test may err by; that the shape of the recalls is estimated takes the rest
+LOWER_TAIL = (
+    0.6  # the same for the lower end of mean-DEO: chance parts equal groups in all classes, and its mean hides that
+)
 STEPS = 14  # halvings of 0..100: to .006 points
 ROUNDING = 1e-6
 
@@ -93,49 +100,61 @@ def gap_interval(runs: Sequence[Cells], statistic: GapStatistic, *, level: float
     """
     if len(runs[0].rows) == 1:
         return Gap(0.0, 0.0, 0.0)
-    tail, error = TAIL * (1 - level) / 2, added / 100
-    observed = float(np.mean([over_classes(each.observed, statistic) for each in runs]))
-    families = [families_of(each, statistic) for each in runs]
-    lower, nearest, upper = ([each[side] for each in families] for side in range(3))
-
-    def mean_edge(family: Sequence[Family], gap: Floats, share: float) -> Floats:
-        shown = [_shown(*each, gap, statistic) for each in zip(runs, family, strict=True)]
-        return np.array([np.mean([_edge(each, share, error) for each in shown])])
-
-    def within(family: Sequence[Family], gap: Floats) -> Bools:
-        return mean_edge(family, gap, tail) <= observed + ROUNDING
-
-    def mean_gap(family: Sequence[Family], gap: Floats) -> float:
-        return float(np.mean([gap_of(each(gap), statistic) for each in family]))
-
-    def average(gap: Floats) -> Bools:
-        shown = [_shown(*each, gap, statistic).mean() for each in zip(runs, nearest, strict=True)]
-        return np.array([np.mean(shown) < observed])
-
-    too_small = _last(lambda gap: mean_edge(lower, gap, 1 - tail) < observed - ROUNDING)
-    low, beyond = mean_gap(lower, too_small), mean_gap(nearest, _last(average))
+    tests = Inversion(runs, statistic, level, added / 100)
+    low = tests.gap("lower", _last(tests.too_small))
+    beyond = tests.gap("nearest", _last(tests.below_average))
     if statistic == "mean_deo":
-        high = mean_gap(upper, _last(lambda gap: within(upper, gap)))
-        if within(nearest, np.array([high])).all():  # with one row in a cell all of the gap may hide there
-            high = max(high, mean_gap(nearest, _last(lambda gap: within(nearest, gap))))
+        high = tests.gap("upper", _last(lambda gap: tests.within("upper", gap)))
+        if tests.within("nearest", np.array([high])).all():  # with one row in a cell all of the gap may hide there
+            high = max(high, tests.gap("nearest", _last(lambda gap: tests.within("nearest", gap))))
     else:  # the largest true gap is that of some class, and that class's own upper end is above it
-        high = float(np.mean([_highest_of_class(each, tail, error) for each in runs]))
+        ends = [_last(partial(tests.within_by_class, each), len(each.observed)).max() for each in runs]
+        high = float(np.mean(ends))
     return Gap(*(round(100 * end, 6) for end in (min(low, beyond), max(high, beyond), beyond)))
 
 
-def _shown(cells: Cells, family: Family, gap: Floats, statistic: GapStatistic) -> Floats:
-    """The statistic of samples from the family's recalls with that gap, (R,)."""
-    return over_classes(cells.draw(family(gap)), statistic)
+@final
+class Inversion:
+    """The tests of one statistic (in 0..1), mean over runs; each is true up to some gap (1,) of its family of recalls.
 
+    `error` is the half-width of an error besides that of the rows.
+    """
 
-def _highest_of_class(cells: Cells, tail: float, error: float) -> float:
-    """The highest of the upper ends of the classes, each tested on its own."""
+    def __init__(self, runs: Sequence[Cells], statistic: GapStatistic, level: float = 0.95, error: float = 0.0):
+        self.runs, self.statistic, self.error = runs, statistic, error
+        self.tail = TAIL * (1 - level) / 2
+        self.lower_tail = LOWER_TAIL * (1 - level) / 2 if statistic == "mean_deo" else self.tail
+        self.observed = float(np.mean([over_classes(each.observed, statistic) for each in runs]))
+        self.families = [families_of(each, statistic) for each in runs]
 
-    def within(gaps: Floats) -> Bools:
+    def gap(self, side: Side, gap: Floats) -> float:
+        """The gap of a family's recalls: near `gap`, unless a least favourable move changes it."""
+        return float(np.mean([gap_of(getattr(each, side)(gap), self.statistic) for each in self.families]))
+
+    def too_small(self, gap: Floats) -> Bools:
+        """Whether a gap shows one as large as the observed in too few samples."""
+        return self._edge("lower", gap, 1 - self.lower_tail) < self.observed - ROUNDING
+
+    def within(self, side: Side, gap: Floats) -> Bools:
+        """Whether a gap shows one as small as the observed in enough samples."""
+        return self._edge(side, gap, self.tail) <= self.observed + ROUNDING
+
+    def within_by_class(self, cells: Cells, gaps: Floats) -> Bools:
+        """The same for the gap of each class of one run, on its own, (C,)."""
         drawn = cells.draw(cells.between(cells.ends_at(gaps), -INWARD))
-        return _edge(drawn, tail, error) <= cells.observed + ROUNDING
+        return _edge(drawn, self.tail, self.error) <= cells.observed + ROUNDING
 
-    return float(_last(within, len(cells.observed)).max())
+    def below_average(self, gap: Floats) -> Bools:
+        """Whether a gap shows less than the observed one on average."""
+        return np.array([np.mean([each.mean() for each in self._shown("nearest", gap)]) < self.observed])
+
+    def _edge(self, side: Side, gap: Floats, share: float) -> Floats:
+        return np.array([np.mean([_edge(each, share, self.error) for each in self._shown(side, gap)])])
+
+    def _shown(self, side: Side, gap: Floats) -> list[Floats]:
+        """What samples of each run show where its recalls are those of the family with that gap, (R,) each."""
+        families = (getattr(each, side)(gap) for each in self.families)
+        return [over_classes(cells.draw(each), self.statistic) for cells, each in zip(self.runs, families, strict=True)]
 
 
 def families_of(cells: Cells, statistic: GapStatistic, moved: float = 1.0) -> Families:
@@ -148,18 +167,26 @@ def families_of(cells: Cells, statistic: GapStatistic, moved: float = 1.0) -> Fa
     if statistic == "mean_deo":
         return Families(mean_family(out, out), mean_family(0, 0), mean_family(together, inward))
     nearest, error = cells.recalls[-1] - cells.recalls[0], np.hypot(cells.errors[0], cells.errors[-1])
-    own = _last(
-        lambda gaps: cells.draw(cells.between(cells.ends_at(gaps), 0)).mean(-1) < cells.observed, len(cells.observed)
-    )
-    top = np.arange(len(own)) == own.argmax()
 
-    def max_family(others: Floats, by: float) -> Family:
-        return lambda gap: cells.between(cells.ends_at(np.where(top, gap, np.clip(others, 0, gap))), by)
+    @cache  # a search, which the lower end does without
+    def own() -> Floats:
+        """The gap beyond chance of each class on its own."""
+        return _last(
+            lambda gaps: cells.draw(cells.between(cells.ends_at(gaps), 0)).mean(-1) < cells.observed,
+            len(cells.observed),
+        )
+
+    def max_family(less: float, by: float) -> Family:
+        def recalls(gap: Floats) -> Floats:
+            top = np.arange(len(own())) == own().argmax()
+            return cells.between(cells.ends_at(np.where(top, gap, np.clip(own() - less * error, 0, gap))), by)
+
+        return recalls
 
     return Families(
         lambda gap: cells.between(cells.ends_at(np.minimum(gap, nearest + out * error)), out),
-        max_family(own, 0),
-        max_family(own - out * error, inward),
+        max_family(0, 0),
+        max_family(out, inward),
     )
 
 
@@ -174,13 +201,6 @@ class Curve(NamedTuple):
         """The true gaps of which `observed` (x100) lies so many standard deviations (`errors`) below the average."""
         shown = np.maximum.accumulate(self.means - errors[:, None] * self.deviations, axis=1)
         return np.array([np.interp(observed, each, self.gaps) for each in shown])
-
-
-def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """What runs with one and the same true gap show on average."""
-    gaps = np.unique(np.concatenate([each.gaps for each in curves]))
-    means = np.mean([np.interp(gaps, each.gaps, each.means) for each in curves], axis=0)
-    return Curve(gaps, means, np.mean([np.interp(gaps, each.gaps, each.deviations) for each in curves], axis=0))
 
 
 class Curves(NamedTuple):
@@ -218,6 +238,28 @@ def curves_of(cells: Cells, statistic: GapStatistic, moved: float) -> Curves:
     lower, upper = (along(families.lower), along(families.upper)) if moved else (nearest, nearest)
     deviation = float(np.interp(gap[0], nearest.gaps, nearest.deviations))
     return Curves(lower, nearest, upper, recalls.reshape(cells.recalls.shape[::-1]), deviation)
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """What runs with one and the same true gap show on average."""
+    gaps = np.unique(np.concatenate([each.gaps for each in curves]))
+    means = np.mean([np.interp(gaps, each.gaps, each.means) for each in curves], axis=0)
+    return Curve(gaps, means, np.mean([np.interp(gaps, each.gaps, each.deviations) for each in curves], axis=0))
+
+
+def reading(curves: Sequence[Curves], observed: float) -> Callable[[Side, Floats], Floats]:
+    """A function from a side and errors (E,) to true gaps (E,), x100: those that runs of several seeds, all of one true gap,
+    need to show `observed` on average when it errs so. By the seeds' mean curves.
+
+    Not the mean of the seeds' own readings: near no gap a reading is 0 or above, so that their mean stays above 0.
+    """
+    means: dict[Side, Curve] = {
+        "lower": mean_curve([each.lower for each in curves]),
+        "nearest": mean_curve([each.nearest for each in curves]),
+        "upper": mean_curve([each.upper for each in curves]),
+    }
+    deviation = max(float(np.mean([each.deviation for each in curves])), 1e-9)
+    return lambda side, errors: means[side].read(observed, errors / deviation)
 
 
 def student(share: float, degrees: int) -> float:

@@ -7,7 +7,7 @@ import pytest
 from helpers.shell import bird, bird_json, panel, stopped
 
 from bird.errors import UsageError
-from bird_pipelines.distilling.scoring import load_predictions
+from bird_pipelines.predictions import load_predictions
 from bird_pipelines.study.recipes import load_profile, load_recipe, select
 from bird_pipelines.study.reproduce import execute, ready, reproduce
 from bird_pipelines.study.steps import build_plan, needed

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +10,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bird.errors import RunError, unknown_name
+from bird.errors import unknown_name
 from bird.measuring.metrics import Metrics, assess
-from bird.measuring.paired import Predicted
 from bird.students import Student
-from bird_cache.files import replace
 from bird_pipelines.distilling.data import RunData
+from bird_pipelines.predictions import save_predictions
 
-__all__ = ["load_predictions", "logits_of", "score"]
+__all__ = ["logits_of", "score"]
 
 BATCH = 256
 
@@ -51,7 +48,7 @@ def score(student: Student, data: RunData, split: str, device: torch.device, sav
     logits = logits_of(student, data, rows, device)
     scores = torch.softmax(logits.double(), 1).numpy()
     if save_to is not None:
-        save_predictions(save_to, split, data, rows, scores)
+        save_predictions(save_to, split, data.table, rows, scores)
     return assess(
         data.table.labels[rows],
         data.table.groups[rows],
@@ -62,38 +59,3 @@ def score(student: Student, data: RunData, split: str, device: torch.device, sav
         class_names=data.class_names,
         group_names=data.group_names,
     )
-
-
-def save_predictions(
-    folder: Path, split: str, data: RunData, rows: NDArray[np.int64], scores: Float[NDArray[np.float64], "rows classes"]
-) -> None:
-    """predictions-SPLIT.npz: `ids` (UTF-8 bytes), `labels`, `groups`, `predictions` (int16) and `scores` (float32,
-    softmax, (N, C)), a row a sample, in the order of the cache or data set. Plain arrays: read with allow_pickle=False."""
-    table, buffer = data.table, io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        ids=np.array([str(id).encode() for id in table.ids[rows]]),
-        labels=table.labels[rows].astype(np.int16),
-        groups=table.groups[rows].astype(np.int16),
-        predictions=scores.argmax(1).astype(np.int16),
-        scores=scores.astype(np.float32),
-    )
-    replace(folder / f"predictions-{split}.npz", buffer.getvalue())
-
-
-def load_predictions(folder: Path, split: str) -> Predicted | None:
-    """What `save_predictions` wrote, without the scores; None where there is nothing. Raises RunError if it is damaged."""
-    path = folder / f"predictions-{split}.npz"
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            codes = {name: held[name].astype(np.int64) for name in ("labels", "groups", "predictions")}
-            return Predicted(ids=[each.decode() for each in held["ids"].tolist()], **codes)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise RunError(
-            where=str(path),
-            found=f"a damaged file ({error})",
-            wanted="a run folder as `bird distill` writes it",
-            fix="run `bird evaluate` on the folder: it writes the file again",
-        ) from None

@@ -17,6 +17,7 @@ from bird.measuring.seeds import two_level_intervals
 from bird_cache.files import replace, storage_error
 from bird_cache.manifest import flatten
 from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS, few, lost_of_cells, reason_of, trivial_seeds, with_caveats
+from bird_pipelines.predictions import load_predictions
 from bird_pipelines.reporting import plots
 from bird_pipelines.reporting.page import page
 
@@ -44,6 +45,7 @@ COLUMNS = {
 class Run:
     """A finished run: what run.json, curve.jsonl and metrics-SPLIT.json hold; `settings` is its flat config."""
 
+    folder: Path
     name: str
     settings: dict[str, Any]
     info: dict[str, Any]
@@ -114,7 +116,7 @@ def read_run(folder: Path) -> Run | str:
             where=str(folder), found=found, wanted="a run folder as `bird distill` writes it", fix="run it again"
         )
     settings = flatten(info["config"]) | {"fingerprint": info.get("fingerprint")}
-    return Run(name, settings, info, curve, metrics)
+    return Run(folder, name, settings, info, curve, metrics)
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Configuration], list[str]]:
@@ -175,7 +177,7 @@ def _result(configuration: Configuration, split: str) -> dict[str, Any]:
     """Mean, standard deviation (ddof 1), 95 % interval, floor and gap beyond chance of each metric over the seeds, all x100;
     what does not exist is None, with `reason` for a metric; `trivial` says which seeds' gap says nothing.
 
-    Intervals are computed from the counts, which AUROC's over several seeds cannot be.
+    Intervals over several seeds are computed from predictions or counts, which do not determine AUROC's.
     """
     runs = configuration.evaluated(split)
     if not runs:
@@ -183,7 +185,8 @@ def _result(configuration: Configuration, split: str) -> dict[str, Any]:
         return {"seeds": 0, "cells": {}, "reason": reason, "trivial": None}
     metrics = [run.metrics[split] for run in runs]
     confusions = [np.asarray(each["confusion"], dtype=np.int64) for each in metrics]
-    over_seeds = two_level_intervals(confusions, REPLICATES)
+    predicted = [load_predictions(run.folder, split) for run in runs] if len(runs) > 1 else []
+    over_seeds = two_level_intervals(confusions, REPLICATES, predicted=predicted)
     intervals = {name: (each.low, each.high) for name, each in over_seeds.items()}
     if len(metrics) == 1:
         intervals["auroc"] = metrics[0]["intervals"]["auroc"]

@@ -18,8 +18,8 @@ from bird.measuring.paired import Predicted, compare, holm
 from bird_pipelines.config import RunConfig, resolve
 from bird_pipelines.distilling.data import cache_dataset
 from bird_pipelines.distilling.many import distill_many
-from bird_pipelines.distilling.scoring import load_predictions
 from bird_pipelines.marks import trivial_seeds
+from bird_pipelines.predictions import load_predictions
 from bird_pipelines.reporting.report import write_report
 
 __all__ = ["compare_methods", "differences", "scores_of"]

@@ -18,8 +18,8 @@ import numpy as np
 from bird.errors import DataError
 from bird.measuring.paired import ENOUGH_SEEDS, Predicted, compare, holm, sign_flip_p
 from bird.measuring.seeds import OverSeeds, two_level_intervals
-from bird_pipelines.distilling.scoring import load_predictions
 from bird_pipelines.marks import ONE_SEED, WHAT_TRIVIAL_MEANS, lost_of_cells, reason_of, trivial_seeds
+from bird_pipelines.predictions import load_predictions
 from bird_pipelines.reporting.report import Run, read_run
 from bird_pipelines.study import published
 from bird_pipelines.study.recipes import Profile, Recipe, Row
@@ -113,7 +113,8 @@ def _row(outcome: Outcome, recipe: Recipe, profile: Profile, ours: Mapping[str, 
     other = ours.get(row.reference) if row.reference else None
     marks = [trivial_seeds(each.metrics()) for each in (mine, other) if each is not None]
     counts = [np.asarray(each["confusion"], dtype=np.int64) for each in metrics.values()]
-    over_seeds = two_level_intervals(counts, REPLICATES) if counts else {}
+    predicted = [mine.predicted.get(seed) for seed in metrics]
+    over_seeds = two_level_intervals(counts, REPLICATES, predicted=predicted) if counts else {}
     errors = list(outcome.errors)
     try:
         paired = _paired(mine, other)

@@ -26,8 +26,8 @@ from bird_cache.manifest import flatten
 from bird_pipelines import runs
 from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.distilling.many import distill_many
-from bird_pipelines.distilling.scoring import load_predictions
 from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS
+from bird_pipelines.predictions import load_predictions
 from bird_pipelines.study.search import (
     BASELINE,
     FIELDS,
