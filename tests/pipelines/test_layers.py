@@ -10,6 +10,8 @@ from bird.teachers import load_teacher
 from bird.views import view_of
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
+from bird_pipelines.config import resolve
+from bird_pipelines.distilling.training import read as read_run
 
 
 @pytest.mark.parametrize("store", ["zarr", "webdataset"])
@@ -64,7 +66,7 @@ def test_the_student_gets_the_image_of_the_crop_whose_vector_it_is_taught(views)
     from bird_pipelines.config import resolve
 
     given = {"dataset": "digits-s", "student": "shufflenetv2", "method": "fitnet", "cache": views, "out": "unused"}
-    data = read(resolve(given))
+    data = read_run(resolve(given))
     store, dataset = open_cache(views), open_dataset("digits-s")
     rows, stored = np.array([5, 9, 200]), np.array([2, 1, 0])
     batch = data.batch(rows, torch.device("cpu"), stored=stored, moments=(torch.tensor(0.0), torch.tensor(1.0)))

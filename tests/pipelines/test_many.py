@@ -76,7 +76,9 @@ def test_what_differs_in_more_is_grouped_and_image_students_go_alone(cache, tmp_
 def test_finished_runs_are_left_alone(cache, tmp_path):
     runs = [config(cache, tmp_path / str(seed), seed=seed, **SHORT) for seed in range(3)]
     distill_many(runs[:2])
-    before = {path: path.stat().st_mtime_ns for run in runs[:2] for path in run.out.iterdir() if path.name != ".lock"}
+    before = {
+        path: path.stat().st_mtime_ns for run in runs[:2] for path in run.place.out.iterdir() if path.name != ".lock"
+    }
     infos = distill_many(runs)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     assert [info["config"]["seed"] for info in infos] == [0, 1, 2]

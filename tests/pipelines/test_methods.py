@@ -127,11 +127,12 @@ def test_settings_of_the_methods(tmp_path):
     def settings(**given):
         return resolve({"dataset": "digits-s", "student": "adapter", "method": "at", "out": tmp_path, **given})
 
-    assert (settings().at_beta, settings().mfd_weight, settings().ad_every) == (1e3, 3.0, 1)
-    assert settings(preset="paper").at_beta == 1e6
-    assert settings(preset="paper", at_beta=2.0).at_beta == 2.0
-    assert settings(dataset="celeba").mfd_weight == 7.0
-    assert settings(epochs=21).ad_every == 3
+    usual = settings().weights
+    assert (usual.at_beta, usual.mfd_weight, usual.ad_every) == (1e3, 3.0, 1)
+    assert settings(preset="paper").weights.at_beta == 1e6
+    assert settings(preset="paper", at_beta=2.0).weights.at_beta == 2.0
+    assert settings(dataset="celeba").weights.mfd_weight == 7.0
+    assert settings(epochs=21).weights.ad_every == 3
     with pytest.raises(UsageError, match="one of paper"):
         settings(preset="papre")
 

@@ -106,13 +106,13 @@ def test_the_teacher_of_a_cnn_is_its_own_architecture_with_another_seed(tmp_path
     (config,) = teacher.configs
     assert (config.student, config.method, config.training.epochs) == ("resnet18", "baseline", 100)
     runs = [config for step in plan.steps.values() if step.kind == "runs" for config in step.configs]
-    assert config.training.seed not in {run.seed for run in runs}
+    assert config.training.seed not in {run.training.seed for run in runs}
     assert {(run.alpha, run.tau, run.lambda_, run.warmup) for run in runs} == {(0.5, 10.0, 0.2, 70)}
 
 
 def test_runs_that_two_tables_share_have_one_folder(tmp_path):
     seven, two = plan_of("table7", "paper", tmp_path), plan_of("table2", "paper", tmp_path)
-    of_bird = [plan.rows["celeba/resnet18/resnet18/bird"][0].out for plan in (seven, two)]
+    of_bird = [plan.rows["celeba/resnet18/resnet18/bird"][0].place.out for plan in (seven, two)]
     assert of_bird[0] == of_bird[1]
 
 

@@ -87,8 +87,8 @@ def test_a_damaged_run_fails_alone(done, tmp_path):
     (tmp_path / "work").mkdir()
     for part in ("teachers", "caches"):
         (tmp_path / "work" / part).symlink_to(out / "work" / part)
-    broken.out.mkdir(parents=True)
-    (broken.out / "notes.txt").write_text("somebody else's")
+    broken.place.out.mkdir(parents=True)
+    (broken.place.out / "notes.txt").write_text("somebody else's")
     found = reproduce("table7", tmp_path, profile=profile, seeds=1, only=["baseline", "bird-no-meta"])
     (failure,) = found["failed"]
     assert "celeba/resnet18/resnet18/bird-no-meta" in failure
