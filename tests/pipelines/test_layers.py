@@ -63,8 +63,6 @@ def test_stored_views_are_what_the_teacher_says_of_their_crops(views, cache, tea
 
 
 def test_the_student_gets_the_image_of_the_crop_whose_vector_it_is_taught(views):
-    from bird_pipelines.config import resolve
-
     given = {"dataset": "digits-s", "student": "shufflenetv2", "method": "fitnet", "cache": views, "out": "unused"}
     data = read_run(resolve(given))
     store, dataset = open_cache(views), open_dataset("digits-s")

@@ -107,7 +107,8 @@ def test_the_teacher_of_a_cnn_is_its_own_architecture_with_another_seed(tmp_path
     assert (config.student, config.method, config.training.epochs) == ("resnet18", "baseline", 100)
     runs = [config for step in plan.steps.values() if step.kind == "runs" for config in step.configs]
     assert config.training.seed not in {run.training.seed for run in runs}
-    assert {(run.alpha, run.tau, run.lambda_, run.warmup) for run in runs} == {(0.5, 10.0, 0.2, 70)}
+    weights = {(run.weights.alpha, run.weights.tau, run.weights.lambda_, run.training.warmup) for run in runs}
+    assert weights == {(0.5, 10.0, 0.2, 70)}
 
 
 def test_runs_that_two_tables_share_have_one_folder(tmp_path):
