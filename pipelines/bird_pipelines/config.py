@@ -211,6 +211,8 @@ def _meant(error: Any, model: type[BaseModel]) -> list[str]:
         return nearest(str(error["loc"][0]), [*names, *(["preset"] if model is RunConfig else [])])
     if error["type"] == "literal_error":
         return nearest(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+    if error["type"] == "less_than_equal" and error["ctx"]["le"] == 1 and error["input"] <= 100:
+        return [f"{error['input'] / 100:g}"]  # a percentage
     return []
 
 

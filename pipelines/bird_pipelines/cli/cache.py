@@ -23,6 +23,7 @@ from bird_pipelines.cli.options import (
     Workers,
     output,
     settings_of,
+    share,
 )
 
 __all__ = ["cache_app"]
@@ -127,7 +128,7 @@ def cache_import(
     limit: Limit = None,
     setting: Annotated[list[str] | None, typer.Option(help="A setting of the data set, NAME=VALUE.")] = None,
     keep_conflicts: Annotated[bool, typer.Option(help="Keep identical images with different labels.")] = False,
-    max_failed: Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may lack a vector.")] = 0.01,
+    max_failed: Annotated[float, typer.Option(callback=share, help="Share of samples that may lack a vector.")] = 0.01,
     teacher_name: Annotated[str | None, typer.Option(help="What reports call the teacher.")] = None,
     store: Annotated[str, typer.Option(help="zarr or webdataset.")] = "zarr",
     json_: Json = False,

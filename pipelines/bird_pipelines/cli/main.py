@@ -37,6 +37,7 @@ from bird_pipelines.cli.options import (
     output,
     service,
     settings_of,
+    share,
     stored,
     training,
     unusable,
@@ -108,7 +109,7 @@ def precompute(
         int | None, stored(min=16, help="Rows per shard: what a kill may lose. Default by size.")
     ] = None,
     keep_conflicts: Annotated[bool, unusable(help="Keep identical images with different labels.")] = False,
-    max_failed: Annotated[float, unusable(min=0, max=1, help="Share of samples that may be unusable.")] = 0.01,
+    max_failed: Annotated[float, unusable(callback=share, help="Share of samples that may be unusable.")] = 0.01,
     on_error: OnError = "skip",
     max_megapixels: Annotated[float | None, unusable(min=0.01, help="Refuse larger images. Default 64.")] = None,
     update: Annotated[

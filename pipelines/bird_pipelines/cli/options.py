@@ -37,6 +37,7 @@ __all__ = [
     "seen",
     "service",
     "settings_of",
+    "share",
     "stored",
     "training",
     "unusable",
@@ -98,6 +99,14 @@ TrainLimit = Annotated[
 MemoryGb = Annotated[
     float | None, machine(min=0, help="Hold the vectors in memory up to so many GiB, else map them. Default 4.")
 ]
+
+
+def share(value: float) -> float:
+    """A share from 0 to 1, as a callback of an option. Raises BadParameter; for a percentage with the share that it is."""
+    if 0 <= value <= 1:
+        return value
+    meant = f": did you mean {value / 100:g}?" if 1 < value <= 100 else ""
+    raise typer.BadParameter(f"{value:g} is no share from 0 to 1{meant}")
 
 
 def given(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
