@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from bird.datasets.accounting import Lost, Problem, count_problems, count_rows, first_of
 from bird.datasets.drawing import carve_meta, subset
+from bird.datasets.finding import refuse_dead_link
 from bird.datasets.sides import keep_sides
 from bird.datasets.subjects import whole_subjects
 from bird.errors import DataError
@@ -231,6 +232,8 @@ def _with_digests(dataset: Dataset, found: Listing, workers: int) -> SampleTable
         try:
             return dataset.digest(id, dataset.read(id))
         except OSError as error:
+            if (path := dataset.file(id)) is not None:
+                refuse_dead_link(path, f"data set {dataset.name}")
             kind = "missing file" if isinstance(error, FileNotFoundError) else "unreadable file"
             return Problem(id, f"unreadable: {error.strerror or error}", kind=kind)
 
@@ -253,11 +256,13 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
     where = f"data set {dataset.name}"
     if len(table) == 0:
         reason = f"; first: {first_of(dataset, table.problems[:1])}" if table.problems else ""
+        fix = "check --data-root (bird list datasets tells the layout)"
+        missing = bool(table.problems) and dataset.file(table.problems[0].id) is not None
         raise DataError(
             where=where,
             found=f"no usable sample{reason}",
-            wanted="images",
-            fix="check --data-root (bird list datasets tells the layout)",
+            wanted="images where the lists say" if missing else "images",
+            fix=f"correct the paths in the lists, or {fix}" if missing else fix,
         )
     for kind, values, size in (
         ("label", table.labels, len(dataset.class_names)),

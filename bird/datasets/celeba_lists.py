@@ -6,7 +6,8 @@
 | the authors' folders | the same in Anno/ and Eval/ | Img/img_align_celeba/, Img/img_align_celeba_png/ |
 | mirrors | list_attr_celeba.csv, list_eval_partition.csv | img_align_celeba/img_align_celeba/ |
 
-Any list goes with any folder, directly below the root or in celeba/ or CelebA/.
+Any list goes with any folder, directly below the root or in celeba/ or CelebA/. CSV may be called .txt and may have
+semicolons or tabs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ IMAGES = (
     "Img/img_align_celeba/img_align_celeba",
     "Img/img_align_celeba_png",
 )
-SUFFIXES = ("", ".png", ".JPG", ".jpeg")
+SUFFIXES = ("", ".png", ".JPG", ".jpeg", ".PNG", ".JPEG")
 TRIED = 100  # images of the list that are looked for: a copy may lack some
 WANTED = "CelebA's img_align_celeba/, list_attr_celeba.txt (or .csv) and list_eval_partition.txt (or .csv)"
 
@@ -55,8 +56,9 @@ def _malformed(path: Path, line: int, found: str, wanted: str) -> DataError:
     return DataError(where=f"{path}, line {line}", found=found, wanted=wanted, fix="fetch the original file again")
 
 
-def _rows(path: Path) -> list[list[str]]:
-    """The fields of each line. Raises DataError for a file that is not there or not text."""
+def _rows(path: Path) -> tuple[list[list[str]], bool]:
+    """The fields of each line, and whether separators stand between them (CSV, under any suffix). Raises DataError for a
+    file that is not there or not text."""
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip()
     except FileNotFoundError as error:
@@ -71,9 +73,9 @@ def _rows(path: Path) -> list[list[str]]:
             where=str(path), found=f"an unreadable file ({error})", wanted=WANTED, fix="fetch the original file again"
         ) from error
     lines = text.split("\n")
-    if path.suffix == ".csv":
-        return [[field.strip() for field in row] for row in csv.reader(lines)]
-    return [line.split() for line in lines]
+    if mark := next((mark for mark in ",;\t" if mark in lines[-1]), None):
+        return [[field.strip() for field in row] for row in csv.reader(lines, delimiter=mark)], True
+    return [line.split() for line in lines], False
 
 
 def _file_name(path: Path, line: int, name: str) -> str:
@@ -85,12 +87,12 @@ def _file_name(path: Path, line: int, name: str) -> str:
 def read_attributes(path: Path, target: str, protected: str) -> dict[str, tuple[int, int]]:
     """Image name -> (target, protected) as 0 or 1. The line with the number of images may be absent. Raises DataError for a
     malformed list, UsageError for an attribute that it does not have."""
-    rows = _rows(path)
+    rows, separated = _rows(path)
     first = rows[0] if rows else []
     counted = len(first) == 1 and first[0].lstrip("-").isdigit()
     head = int(counted)  # the line with the names
     names = rows[head] if len(rows) > head else []
-    names = names[1:] if path.suffix == ".csv" else names
+    names = names[1:] if separated and len(names) == len(rows[-1]) else names  # the images' column has a name, too
     if not names or set(names) & {"1", "-1", "0"}:
         raise _malformed(path, head + 1, repr(" ".join(names)[:80]), "a line with the names of the attributes")
     _check_names(path, head + 1, names, target, protected)
@@ -98,7 +100,7 @@ def read_attributes(path: Path, target: str, protected: str) -> dict[str, tuple[
         raise _malformed(path, 1, f"{first[0]!r} before {len(rows) - 2} images", "their number")
     columns = 1 + names.index(target), 1 + names.index(protected)
     values: dict[str, tuple[int, int]] = {}
-    marks = ({"1", "-1"}, {"1", "0"}) if path.suffix == ".csv" else ({"1", "-1"},)
+    marks = ({"1", "-1"}, {"1", "0"}) if separated else ({"1", "-1"},)
     seen: set[str] = set()
     for number, fields in enumerate(rows[head + 1 :], start=head + 2):
         seen |= set(fields[1:])
@@ -130,8 +132,9 @@ def _check_names(path: Path, line: int, names: Sequence[str], target: str, prote
 def read_partition(path: Path) -> dict[str, int]:
     """Image name -> 0 (train), 1 (validation) or 2 (test). Raises DataError for a malformed list."""
     parts: dict[str, int] = {}
-    skipped = int(path.suffix == ".csv")  # the line with the columns' names
-    for number, fields in enumerate(_rows(path)[skipped:], start=1 + skipped):
+    rows, separated = _rows(path)
+    skipped = int(separated and rows[0][-1] not in ("0", "1", "2"))  # the line with the columns' names
+    for number, fields in enumerate(rows[skipped:], start=1 + skipped):
         if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
             raise _malformed(path, number, repr(" ".join(fields)[:80]), "an image name and 0, 1 or 2")
         name = _file_name(path, number, fields[0])

@@ -46,10 +46,11 @@ class _Source:
 
 @final
 class Cifar10S(Dataset):
-    """CIFAR-10S from CIFAR-10's batches (binary or Python) or from train.parquet and test.parquet, in that order.
+    """CIFAR-10S from CIFAR-10's batches (binary or Python) or from Parquet, as hubs have it, in that order.
 
     `skew` is the share of a class's training images in its majority domain; content hashes decide which.
-    Ids are `train-00003` and `test-00012-gray`; in parquet the number is the id column, without a doubled split.
+    Ids are `train-00003` and `test-00012-gray`; in Parquet the number is the id column, where there is
+    one, without a doubled split.
     """
 
     name = "cifar10s"
@@ -145,13 +146,14 @@ def _open_sources(root: Path) -> tuple[dict[str, _Source], bool]:
         parts = {split: [_binary(binary / f"{name}.bin") for name in names] for split, names in batches.items()}
     elif python.is_dir():
         parts = {split: [read_batch(python / name) for name in names] for split, names in batches.items()}
-    elif (root / "train.parquet").is_file():
-        return {split: _parquet(root / f"{split}.parquet") for split in batches}, True
+    elif tables := _tables(root):
+        return {split: _parquet(tables[split]) for split in batches}, True
     else:
         raise DataError(
             where=f"data set cifar10s, {root}",
             found="no CIFAR-10",
-            wanted="cifar-10-batches-bin/, cifar-10-batches-py/ or train.parquet and test.parquet",
+            wanted="cifar-10-batches-bin/, cifar-10-batches-py/, train.parquet and test.parquet, or the same as hubs have"
+            " them (plain_text/train-00000-of-00001.parquet)",
             fix="unpack CIFAR-10's binary version there, or correct --data-root",
         )
     return {split: _joined(each) for split, each in parts.items()}, False
@@ -181,20 +183,34 @@ def _binary(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return records[:, 1:], labels
 
 
+def _tables(root: Path) -> dict[str, Path]:
+    """train.parquet and test.parquet, or the one file of each split that hubs have; empty where there is no train."""
+    found = {}
+    for split in ("train", "test"):
+        names = (f"{split}.parquet", f"{split}-00000-of-00001.parquet")
+        places = [folder / name for folder in (root, root / "plain_text", root / "data") for name in names]
+        found[split] = next((path for path in places if path.is_file()), places[0])
+    return found if found["train"].is_file() else {}
+
+
 def _parquet(path: Path) -> _Source:
-    columns = read_parquet(path, ("id", "image", "label"))
+    columns = read_parquet(path, ("label",), ("id", "image", "img"))
+    if "image" not in columns and "img" in columns:
+        columns["image"] = columns.pop("img")
 
     def refuse(found: str) -> DataError:
         return DataError(
             where=str(path),
             found=found,
-            wanted="columns id (no nulls), image (encoded bytes) and label (integers 0..9)",
+            wanted="columns image or img (encoded bytes), label (integers 0..9) and perhaps id (no nulls)",
             fix="write the table again in this form",
         )
 
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if "image" not in columns:
+        raise refuse("no column image or img")
     image = columns["image"]
     if pa.types.is_struct(image.type):
         image = pc.struct_field(image, "bytes")
@@ -202,9 +218,10 @@ def _parquet(path: Path) -> _Source:
         raise refuse(f"images of type {image.type}")
     if not pa.types.is_integer(columns["label"].type) or columns["label"].null_count:
         raise refuse(f"labels of type {columns['label'].type} with {columns['label'].null_count} nulls")
-    if columns["id"].null_count:
+    if "id" in columns and columns["id"].null_count:
         raise refuse(f"{columns['id'].null_count} ids that are null")
     labels = np.array(columns["label"].to_pylist(), np.int64)
     if labels.size == 0 or labels.min() < 0 or labels.max() > 9:
         raise refuse(f"labels {labels.min()}..{labels.max()}" if labels.size else "no rows")
-    return _Source([str(key) for key in columns["id"].to_pylist()], labels, image.to_pylist())
+    ids = columns["id"].to_pylist() if "id" in columns else [f"{row:05d}" for row in range(len(labels))]
+    return _Source([str(key) for key in ids], labels, image.to_pylist())

@@ -13,11 +13,12 @@ from typing import Any
 from bird.datasets.base import SPLITS
 from bird.errors import DataError
 
-__all__ = ["categories", "refuse", "refuse_twins", "splits_of", "texts"]
+__all__ = ["categories", "refuse", "refuse_twins", "splits_of", "subjects_of", "texts"]
 
 _INTEGER = re.compile(r"-?[0-9]+")
 EMPTY = {"", "nan", "-nan", "<na>", "nat", "null", "none"}  # as a cast to text writes a missing value
 DOUBTFUL = {"na", "n/a", "#n/a", "?", "-", "missing", "unknown"}  # may be a name as well
+SHOWN = 5
 SPLIT_NAMES = {
     "training": "train",
     "val": "meta",
@@ -42,10 +43,24 @@ def refuse(
 
 
 def texts(file: Path, column: str, values: Sequence[Any]) -> list[str]:
-    """The values as text. Raises DataError for empty ones."""
-    empty = [f"row {row}" for row, value in enumerate(values, start=1) if value is None or value == ""]
-    refuse(file, f"no {column}", empty, f"a {column} in every row", len(values))
+    """The values as text. Raises DataError for empty and blank ones."""
+    empty = [f"row {row}" for row, value in enumerate(values, start=1) if value is None or not str(value).strip()]
+    refuse(file, f"no {column}", empty, f"a value of {column} in every row", len(values))
     return [str(value) for value in values]
+
+
+def subjects_of(file: Path, values: Sequence[Any], ids: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Who is in each image, and a sentence on names that may be one. Raises DataError, with counts, for empty values and
+    for spellings that differ only in blanks or unicode form, as `categories` does: the images of all who have no name
+    would be those of one person, and one person in two spellings could be on two sides of a split."""
+    counts = _filled(file, "subject", values, ids)
+    if alike := _alike(counts, _visible):
+        raise _several_spellings(file, "subject", alike)
+    doubts = _alike(counts, _loose)
+    more = f" and {len(doubts) - SHOWN} more" if len(doubts) > SHOWN else ""
+    shown = "; ".join(_listed(each) for each in doubts[:SHOWN])
+    remarks = [f"column subject: these are taken as different persons: {shown}{more}"] if doubts else []
+    return [str(value) for value in values], remarks
 
 
 def refuse_twins(file: Path, ids: Sequence[str]) -> None:
@@ -66,13 +81,7 @@ def categories(
     spellings that differ only in blanks or unicode form, for one integer in two spellings, and for integers that are not
     0..K-1. Names that differ only in case, or are one number, may be meant: those are told.
     """
-    empty = [repr(id) for id, value in zip(ids, values, strict=True) if _plain(value) in EMPTY]
-    if empty:
-        count = Counter(str(value) for value in values if _plain(value) in EMPTY and value not in (None, ""))
-        read = f" (read as empty: {_listed(count)})" if count else ""
-        fix = f"write the {column} of these rows, or leave them out; a {column} that is called so needs another name"
-        refuse(file, f"no {column}", empty, f"a {column} in every row{read}", len(ids), fix)
-    counts = Counter(str(value) for value in values)
+    counts = _filled(file, column, values, ids)
     if alike := _alike(counts, _visible):
         raise _several_spellings(file, column, alike)
     remarks = _doubts(column, counts)
@@ -96,6 +105,17 @@ def categories(
     return [number[value] for value in values], tuple(names), remarks
 
 
+def _filled(file: Path, column: str, values: Sequence[Any], ids: Sequence[str]) -> Counter[str]:
+    """How often each value is there. Raises DataError for empty ones."""
+    empty = [repr(id) for id, value in zip(ids, values, strict=True) if _plain(value) in EMPTY]
+    if empty:
+        count = Counter(str(value) for value in values if _plain(value) in EMPTY and value not in (None, ""))
+        read = f" (read as empty: {_listed(count)})" if count else ""
+        fix = f"write the {column} of these rows, or leave them out; a {column} that is called so needs another name"
+        refuse(file, f"no {column}", empty, f"a {column} in every row{read}", len(ids), fix)
+    return Counter(str(value) for value in values)
+
+
 def _plain(value: object) -> str:
     return "" if value is None else str(value).strip().casefold()
 
@@ -115,7 +135,7 @@ def _loose(name: str) -> str:
 def _several_spellings(file: Path, column: str, alike: Sequence[Mapping[str, int]]) -> DataError:
     return DataError(
         where=f"{file}, column {column}",
-        found="one name in several spellings: " + "; ".join(_listed(each) for each in alike[:5]),
+        found="one name in several spellings: " + "; ".join(_listed(each) for each in alike[:SHOWN]),
         wanted="one spelling of each name (also of its blanks, its unicode form and its digits)",
         fix="write each name in one way",
     )

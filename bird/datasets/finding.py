@@ -6,18 +6,29 @@ of links to it, so that circles end; a link that leads nowhere is refused. Links
 
 from __future__ import annotations
 
+import errno
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import final
 
 from bird.errors import DataError
 
-__all__ = ["Neighbours", "beside", "images_below", "link_out", "printable", "resolve"]
+__all__ = [
+    "Neighbours",
+    "beside",
+    "images_below",
+    "link_out",
+    "printable",
+    "refuse_dead_link",
+    "resolve",
+    "told_links",
+]
 
 IMAGES = (".jpg", ".jpeg", ".png")
-SHOWN = 3
+SHOWN, LINKS = 3, 10
 
 
 def printable(name: str) -> str:
@@ -41,7 +52,7 @@ def images_below(root: Path, where: str) -> tuple[list[str], tuple[str, ...]]:
         ) from error
 
     found: list[str] = []
-    remarks: list[str] = []
+    away: Counter[str] = Counter()
     seen: set[str] = set()
     waiting = [root]
     while waiting:
@@ -60,27 +71,45 @@ def images_below(root: Path, where: str) -> tuple[list[str], tuple[str, ...]]:
             links += [
                 here / name for name, target in leads.items() if not Path(os.path.realpath(root)).is_relative_to(target)
             ]
-            _refuse_dangling(here, files, where)
+            files = [name for name in files if not name.startswith(".")]
+            linked = {name for name in files if os.path.islink(here / name)}
+            for name in linked:  # a link to a folder that is not mounted looks like a file without a suffix
+                refuse_dead_link(here / name, where)
             base = here.relative_to(root)
-            images = [name for name in files if name.lower().endswith(IMAGES) and not name.startswith(".")]
+            images = [name for name in files if name.lower().endswith(IMAGES)]
             found += [(base / name).as_posix() for name in images]
-        if len(found) > before and (away := link_out(top, root)):
-            remarks.append(f"link followed out of {root}: {away}, {len(found) - before:,} images")
+            if linked and link_out(here, root) is None:
+                away.update(out for name in images if name in linked and (out := link_out(here / name, root)))
+        if len(found) > before and (out := link_out(top, root)):
+            away[out] += len(found) - before
         waiting += links  # real folders first: a link gives nothing that has been found without it
-    return sorted(found), tuple(remarks)
+    return sorted(found), tuple(told_links(root, away))
 
 
-def _refuse_dangling(folder: Path, files: Sequence[str], where: str) -> None:
-    """A link to a folder that is not mounted looks like a file without a suffix."""
-    for name in files:
-        path = folder / name
-        if not name.startswith(".") and path.is_symlink() and not os.path.exists(path):
+def told_links(root: Path, away: Mapping[str, int]) -> list[str]:
+    """Sentences on the links that lead out of the data, with the number of images behind each."""
+    links = sorted(away.items())
+    lines = [f"link followed out of {root}: {link}, {count:,} images" for link, count in links[:LINKS]]
+    if more := links[LINKS:]:
+        lines.append(f"{len(more):,} more links followed out of {root}: {sum(count for _, count in more):,} images")
+    return lines
+
+
+def refuse_dead_link(path: Path, where: str) -> None:
+    """Raise DataError, starting with `where`, if `path` is, or lies behind, a link that leads nowhere: it is often a disk
+    that is not mounted, and to pass over it would change the data set unnoticed."""
+    for here in (*reversed(path.parents), path):
+        try:
+            if here.is_symlink():
+                here.stat()
+        except OSError as error:
+            how = "which leads in a circle" if error.errno == errno.ELOOP else "which is not there"
             raise DataError(
-                where=f"{where}, {printable(str(path))}",
-                found=f"a link to {printable(os.readlink(path))}, which is not there",
+                where=f"{where}, {printable(str(here))}",
+                found=f"a link to {printable(os.readlink(here))}, {how}",
                 wanted="a link that leads to a file or folder",
                 fix="mount what it leads to, or delete the link",
-            )
+            ) from error
 
 
 def link_out(path: Path, root: Path) -> str | None:
@@ -117,7 +146,15 @@ class Neighbours:
 
 def _form(name: str) -> str:
     stem, dot, suffix = unicodedata.normalize("NFC", name).rpartition(".")
-    return f"{stem}{dot}{suffix.lower()}"
+    suffix = suffix.lower()
+    return f"{stem}{dot}{'jpg' if suffix == 'jpeg' else suffix}"
+
+
+def _in_another_case(name: str, part: str) -> str:
+    suffixes = [Path(each).suffix.lower() for each in (name, part)]
+    if suffixes[0] != suffixes[1]:
+        return "with the suffix .jpg for .jpeg, or the other way round"
+    return "with the suffix in another case" if suffixes[0] else "with a folder's name in another case"
 
 
 def resolve(root: Path, path: str, neighbours: Neighbours) -> tuple[Path, str]:
@@ -139,10 +176,15 @@ def resolve(root: Path, path: str, neighbours: Neighbours) -> tuple[Path, str]:
         if name is None:
             return plain, ""
         same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", part)
-        words = "in another unicode form" if same else "with the suffix in another case"
+        words = "in another unicode form" if same else _in_another_case(name, part)
         how += [words] if words not in how else []
         here = here / name
     return here, " and ".join(how)
+
+
+def _latin(name: str) -> str:
+    """A name that is not UTF-8, as it was probably meant; in one unicode form."""
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("latin-1")) if printable(name) != name else name
 
 
 def beside(path: Path) -> str:
@@ -156,10 +198,14 @@ def beside(path: Path) -> str:
         return f"{printable(str(folder))} cannot be read ({error.strerror})"
     if folder == path.parent:
         wanted = path.name.casefold()
-        same = [name for name in names if name.casefold() == wanted]
+        same = [name for name in names if wanted in (name.casefold(), _latin(name).casefold())]
         stem = [name for name in names if Path(name).stem.casefold() == Path(wanted).stem]
         if close := same or stem:
-            return f"{printable(close[0])} is there"
+            there = folder / close[0]
+            odd = ", which is not UTF-8: rename it" if printable(close[0]) != close[0] else ""
+            if not there.exists():
+                odd = f", a link to {printable(os.readlink(there))}, which is not there"
+            return f"{printable(close[0])} is there{odd}"
     shown = ", ".join(printable(name) for name in names[:SHOWN])
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return f"{printable(str(folder))} holds {shown or 'nothing'}{more}"

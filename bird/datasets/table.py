@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import csv
 import errno
+import os
 import stat
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, final
 
 import numpy as np
@@ -19,8 +20,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from bird.datasets.base import Dataset, Listing, SampleTable
-from bird.datasets.columns import categories, refuse, refuse_twins, splits_of, texts
-from bird.datasets.finding import Neighbours, link_out, resolve
+from bird.datasets.columns import categories, refuse, refuse_twins, splits_of, subjects_of, texts
+from bird.datasets.finding import Neighbours, link_out, resolve, told_links
 from bird.datasets.subjects import whole_subjects
 from bird.errors import DataError, UsageError, nearest
 
@@ -87,7 +88,8 @@ class TableDataset(Dataset):
         splits, renamed = splits_of(file, columns["split"], ids) if "split" in columns else ([""] * len(ids), [])
         self._draws_splits = "split" not in columns
         if "subject" in columns:
-            self.subjects = dict(zip(ids, texts(file, "subject", columns["subject"]), strict=True))
+            subjects, persons = subjects_of(file, columns["subject"], ids)
+            self.subjects, doubts = dict(zip(ids, subjects, strict=True)), doubts + persons
         if unread := columns.get("", []):
             remarks.append(f"columns that are not read: {', '.join(map(repr, unread))}")
         self.remarks = (*remarks, *told, *doubts, *renamed)
@@ -179,10 +181,11 @@ def read_parquet(path: Path, needed: Sequence[str], optional: Sequence[str] = ()
     import pyarrow.parquet as pq
 
     try:
-        names = pq.read_schema(path).names
+        source = pa.OSFile(os.fsencode(path))  # of a name that is not UTF-8 only its bytes are taken
+        names = pq.read_schema(source).names
         _need_columns(path, names, needed)
         wanted = [name for name in (*needed, *optional) if name in names]
-        table = pq.read_table(path, columns=wanted, partitioning=None)
+        table = pq.read_table(source, columns=wanted, partitioning=None)
         table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(
@@ -196,6 +199,13 @@ def read_parquet(path: Path, needed: Sequence[str], optional: Sequence[str] = ()
 
 def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str]) -> None:
     lacking = [name for name in needed if name not in names]
+    if len(names) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in names[0]]):
+        raise DataError(
+            where=str(file),
+            found=f"one column, {names[0]!r}",
+            wanted=f"columns {', '.join(needed)}, with commas between them",
+            fix=f"write the table with commas in the place of {marks[0]!r}",
+        )
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if lacking or twice:
         meant = [f"{close[0]!r} to {name}" for name in lacking if (close := nearest(name, set(names) - set(needed)))]
@@ -215,7 +225,8 @@ def _find_table(root: Path, table: str) -> Path:
     names = [table] if table else [n for n in ("samples.csv", "samples.parquet") if (root / n).is_file()]
     kinds = (".csv", ".parquet")
     if len(names) != 1 or not names[0].endswith(kinds) or not (root / names[0]).is_file():
-        others = sorted(path.name for kind in kinds for path in root.glob(f"*{kind}"))
+        places = [path for kind in kinds for depth in ("*", "*/*") for path in root.glob(depth + kind)]
+        others = sorted(path.relative_to(root).as_posix() for path in places)
         there = f"; {', '.join(others[:5])} {'is' if len(others) == 1 else 'are'} there" if others else ""
         close = nearest(table, others) if table else []
         raise DataError(
@@ -278,28 +289,49 @@ def _read_table_parquet(file: Path) -> dict[str, Any]:
 
 
 def _parquet_names(file: Path) -> list[str]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return list(pq.read_schema(file).names)
+    return list(pq.read_schema(pa.OSFile(os.fsencode(file))).names)
 
 
 def _image_column(file: Path) -> str | None:
-    """The column of encoded images, where the table has one."""
+    """The column of encoded images, where the table has one. Raises DataError for a table without paths whose images are
+    there in another form, or under another name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(file)
+        schema = pq.read_schema(pa.OSFile(os.fsencode(file)))
     except (OSError, ValueError, pa.ArrowException):
         return None  # `read_parquet` says why
-    for field in schema:
-        kind = field.type
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            kind = kind.field("bytes").type
-        binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-        if field.name in _IMAGES and binary:
-            return str(field.name)
+    holds = [field.name for field in schema if _holds_bytes(field.type)]
+    if named := [name for name in holds if name in _IMAGES]:
+        return str(named[0])
+    if "path" in schema.names:
+        return None
+    for name in (*holds, *(name for name in _IMAGES if name in schema.names)):
+        kind = schema.field(name).type
+        advice = f"rename {name!r} to image" if name in holds else "write the encoded bytes (JPEG, PNG) into the column"
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            advice = f"where these are paths of files, rename {name!r} to path; encoded images are bytes, not text"
+        raise DataError(
+            where=f"{file}, column {name}",
+            found=f"no column path, and values of type {str(kind)[:80]}",
+            wanted=f"encoded images in a column {' or '.join(_IMAGES)}, as bytes or {{bytes, path}}; or paths of files",
+            fix=advice,
+        )
     return None
+
+
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _bytes_inside(column: Any, row: int) -> bytes | None:
@@ -338,7 +370,8 @@ def _refuse_leaving(file: Path, root: Path, paths: Sequence[str]) -> None:
     bad = []
     for path in paths:
         parts = PurePosixPath(path.replace("\\", "/")).parts
-        if "\0" in path or PurePosixPath(path).is_absolute() or ".." in parts or not PurePosixPath(path).parts:
+        absolute = PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
+        if "\0" in path or absolute or ".." in parts or not PurePosixPath(path).parts:
             bad.append(repr(path))
     wanted = "relative paths of files below the folder, without .."
     fix = "write the paths relative to the folder of the table"
@@ -352,6 +385,5 @@ def _resolved(file: Path, root: Path, paths: Sequence[str]) -> tuple[list[Path],
     found = [resolve(root, path, neighbours) for path in paths]
     counts = Counter(how for _, how in found if how)
     remarks = [f"{count:,} of {len(paths):,} paths were found {how}" for how, count in sorted(counts.items())]
-    links = Counter(away for target, _ in found if (away := link_out(target, root)))
-    remarks += [f"link followed out of {root}: {away}, {count:,} images" for away, count in sorted(links.items())]
+    remarks += told_links(root, Counter(away for target, _ in found if (away := link_out(target, root))))
     return [target for target, _ in found], remarks

@@ -22,13 +22,13 @@ from bird.errors import DataError, UsageError, unknown_name
 __all__ = ["TEST_PER_CELL", "UTKFace"]
 
 TEST_PER_CELL = {"paper": 201, "mfd": 100}
-_NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+)\.jpg(\.chip\.jpg)?", re.ASCII)
+_NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+)\.(jpe?g|png)(\.chip\.jpg)?", re.ASCII | re.IGNORECASE)
 _RACE_LEFT_OUT, _OTHERS = 4, "race 4 (Others), not a group of the published set-up"
 
 
 @final
 class UTKFace(Dataset):
-    """All images below a folder, named `age_gender_race_timestamp.jpg` (or `.jpg.chip.jpg`).
+    """All images below a folder, named `age_gender_race_timestamp.jpg` (or `.jpg.chip.jpg`, `.JPG`, `.jpeg`, `.png`).
 
     `preset` sets the test samples a (race, age) cell: "paper" 201, "mfd" 100. Content hashes with `split_seed`
     decide which, so that every training seed is tested on the same images. Hidden files are not looked at; links are

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -37,8 +38,10 @@ __all__ = [
 ]
 
 TEMPORARY = ".partial-"
+FORGOTTEN_SECONDS = 86_400.0
+"""a temporary of another host that is older than this is nobody's"""
 LOCKS = (".lock", ".lock-owner")
-NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EIO}  # EIO: rclone mount
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 REMEDIES = {
@@ -135,10 +138,24 @@ def write_lock(folder: Path) -> Iterator[None]:
             if error.errno not in NO_LOCKS:
                 raise storage_error(path, error, 0) from error
             held.enter_context(_owned(folder))
-        for left in folder.rglob(f"*{TEMPORARY}*"):
-            if left.is_file():
-                left.unlink(missing_ok=True)
+        _clear(folder)
         yield
+
+
+def _clear(folder: Path) -> None:
+    """Delete the temporaries of killed writers. Those of a living one stay, for the lock may not reach it: a process of this
+    host is asked for, of other hosts nothing is known for a day."""
+    for left in folder.rglob(f"*{TEMPORARY}*"):
+        try:
+            if left.is_file() and (_is_left(left.name) or time.time() - left.stat().st_mtime > FORGOTTEN_SECONDS):
+                left.unlink()
+        except FileNotFoundError:  # its writer was quicker
+            pass
+
+
+def _is_left(name: str) -> bool:
+    host, _, number = name.rpartition(TEMPORARY)[2].rpartition("-")[0].rpartition("-")
+    return not number.isdecimal() or is_dead((host, int(number)))  # without a number: of an earlier version
 
 
 @contextlib.contextmanager
@@ -234,7 +251,8 @@ def storage_error(path: Path, error: OSError, size: int) -> StorageError:
 @contextlib.contextmanager
 def _temporary(path: Path, data: bytes) -> Iterator[Path]:
     """`data` in a uniquely named, synced file beside `path`; removed afterwards if it is still there."""
-    temporary = path.with_name(f"{path.name}{TEMPORARY}{uuid.uuid4().hex}")
+    host = socket.gethostname()
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{host}-{os.getpid()}-{uuid.uuid4().hex}")
     try:
         with open(temporary, "xb") as file:
             file.write(data)

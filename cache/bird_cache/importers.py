@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import os
 import re
 import shutil
 import tempfile
@@ -172,7 +173,7 @@ class _Table:
 
         self.path, self.failures = path, (OSError, pa.ArrowException)
         try:
-            self.file = pq.ParquetFile(path, pre_buffer=False)
+            self.file = pq.ParquetFile(pa.OSFile(os.fsencode(path)), pre_buffer=False)
             self.schema, self.metadata = self.file.schema_arrow, self.file.metadata
         except self.failures as error:
             raise self.damaged(error) from None

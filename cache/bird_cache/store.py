@@ -196,7 +196,7 @@ class FeatureStore:
         recorded = {record.path: record for record in self.manifest.files}.get(SAMPLES)
         try:
             if recorded is not None:
-                _settled(self.folder, lambda: self.folder.size(SAMPLES), lambda size: size == recorded.bytes)
+                _settled(self.folder, self._size_of_samples, lambda size: size == recorded.bytes)
             local = self.folder.local
             file = TableFile(local / SAMPLES if local is not None else self.folder.read(SAMPLES))
             if self.manifest.complete and (recorded is None or file.digest() != recorded.xxh3):
@@ -207,6 +207,10 @@ class FeatureStore:
         if samples.identity() != self.manifest.identity or len(samples) != self.manifest.plan.rows:
             raise damaged(self.folder, f"{SAMPLES} with other rows, labels or order than the manifest records")
         return samples
+
+    def _size_of_samples(self) -> int | None:
+        """Of the open file: sshfs asks the other host only when a file is opened, and else says for 20 s what it was."""
+        return self.folder.size(SAMPLES) if self.folder.local is None else len(self.folder.view(SAMPLES))
 
     def _check_size(self, record: FileRecord, receipt: Receipt) -> None:
         size = self.folder.size(record.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,7 +43,7 @@ class TableFile:
 
         self.name = str(source) if isinstance(source, Path) else "samples.parquet"
         with _reading():  # a file of Arrow's own: it reads by position, so that threads and forked workers may share it
-            self._file = pa.OSFile(self.name) if isinstance(source, Path) else pa.BufferReader(source)
+            self._file = pa.OSFile(os.fsencode(source)) if isinstance(source, Path) else pa.BufferReader(source)
             self._metadata = pq.ParquetFile(self._file).metadata
             sizes = [self._metadata.row_group(number).num_rows for number in range(self._metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

@@ -428,6 +428,18 @@ def test_cifar10s_parquet_layout(tmp_path: Path, struct_column: bool) -> None:
     assert [(p.id, p.reason) for p in table.problems] == [("train-199", "unreadable: no image bytes in the table")]
 
 
+def test_cifar10s_as_hubs_have_it(tmp_path: Path) -> None:
+    """Columns img and label, no id, in a folder of its own."""
+    write_cifar_parquet(tmp_path, True)
+    (tmp_path / "hub" / "plain_text").mkdir(parents=True)
+    for split in ("train", "test"):
+        columns = pq.read_table(tmp_path / f"{split}.parquet").drop_columns(["id"]).rename_columns(["img", "label"])
+        pq.write_table(columns, tmp_path / "hub" / "plain_text" / f"{split}-00000-of-00001.parquet")
+    dataset = open_dataset("cifar10s", tmp_path / "hub")
+    assert len(prepare(dataset, meta_at_least=1)) == 200 + 2 * 30
+    assert dataset.read("test-00007-gray") == jpeg(507, width=32, height=32)
+
+
 @pytest.mark.parametrize(
     ("column", "values", "found"),
     [

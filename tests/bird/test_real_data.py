@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,7 +63,8 @@ def sides(found: SampleTable, of: dict[str, str]) -> dict[str, set[str]]:
 # ------------------------------------------------------------------------------------------------- one subject
 
 
-def test_a_face_in_several_folders_counts_once(tmp_path: Path) -> None:
+def test_a_face_in_several_folders_counts_once(tmp_path: Path, record_property: Any) -> None:
+    record_property("25 one subject on two sides", 240)
     faces(tmp_path / "UTKFace")
     faces(tmp_path / "crop_part1", 20, quality=60)  # the same faces, encoded anew
     found = prepare(open_dataset("utkface", tmp_path, preset="mfd"), meta_at_least=1)
@@ -72,14 +74,24 @@ def test_a_face_in_several_folders_counts_once(tmp_path: Path) -> None:
     assert found.notes["copies_that_count_twice_in_train"] == 0
 
 
-def test_copies_inside_train_are_told(tmp_path: Path) -> None:
+def test_faces_with_other_suffixes_are_faces(tmp_path: Path, record_property: Any) -> None:
+    record_property("29 remedies", 3)
+    faces(tmp_path, 101)
+    for number, path in enumerate(sorted(tmp_path.iterdir())[:3]):
+        path.rename(path.with_suffix((".JPG", ".jpeg", ".png")[number]))
+    assert len(prepare(open_dataset("utkface", tmp_path, preset="mfd"), meta_at_least=1)) == 12 * 101
+
+
+def test_copies_inside_train_are_told(tmp_path: Path, record_property: Any) -> None:
+    record_property("25 one subject on two sides", 1)
     rows = images(tmp_path, 40)
     (tmp_path / "004.jpg").write_bytes((tmp_path / "000.jpg").read_bytes())
     table(tmp_path, [(*row, "test" if n > 30 else "train") for n, row in enumerate(rows)], "path,label,group,split")
     assert prepare(open_dataset("table", tmp_path), meta_at_least=1).notes["copies_that_count_twice_in_train"] == 1
 
 
-def test_a_subject_stays_in_one_split(tmp_path: Path) -> None:
+def test_a_subject_stays_in_one_split(tmp_path: Path, record_property: Any) -> None:
+    record_property("25 one subject on two sides", 20)
     rows = images(tmp_path, 240)
     subjects = {str(row[0]): f"s{number // 12}" for number, row in enumerate(rows)}
     table(tmp_path, [(*row, subjects[str(row[0])]) for row in rows], "path,label,group,subject")
@@ -92,17 +104,45 @@ def test_a_subject_stays_in_one_split(tmp_path: Path) -> None:
         assert (found.take(found.splits == split).cells(2, 2) > 0).all()
 
 
-def test_a_subject_on_two_sides_of_the_tables_own_split_is_refused(tmp_path: Path) -> None:
+def test_a_subject_on_two_sides_of_the_tables_own_split_is_refused(tmp_path: Path, record_property: Any) -> None:
+    record_property("25 one subject on two sides", 1)
     rows = [(*row, "s1", "test" if number == 0 else "train") for number, row in enumerate(images(tmp_path))]
     table(tmp_path, rows, "path,label,group,subject,split")
     with pytest.raises(DataError, match=r"1 of 1 subjects in several splits: 's1' \(test, train\)"):
         prepare(open_dataset("table", tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("subjects", "said"),
+    [
+        (("s1", "nan", "s2", "s3"), r"6 of 24 rows with no subject: '001.jpg'.* .read as empty: 'nan' .6 rows"),
+        (("s1", "s1 ", "s2", "s3"), r"one name in several spellings: 's1' .6 rows.*, 's1 ' .6 rows"),
+    ],
+)
+def test_a_subject_without_a_name_or_with_two_is_refused(
+    tmp_path: Path, subjects: tuple[str, ...], said: str, record_property: Any
+) -> None:
+    """Or all who have no name would be one person, and one person would be on two sides."""
+    record_property("25 one subject on two sides", 1)
+    rows = [(*row, subjects[number % 4]) for number, row in enumerate(images(tmp_path))]
+    table(tmp_path, rows, "path,label,group,subject")
+    with pytest.raises(DataError, match=said):
+        open_dataset("table", tmp_path)
+
+
+def test_subjects_that_differ_in_case_are_told(tmp_path: Path, record_property: Any) -> None:
+    record_property("25 one subject on two sides", 1)
+    rows = [(*row, ("s1", "S1", "s2", "s3")[number % 4]) for number, row in enumerate(images(tmp_path))]
+    table(tmp_path, rows, "path,label,group,subject")
+    told = open_dataset("table", tmp_path).remarks
+    assert told == ("column subject: these are taken as different persons: 'S1' (6 rows), 's1' (6 rows)",)
+
+
 # -------------------------------------------------------------------------------------------------------- links
 
 
-def test_links_are_followed_once_and_named(tmp_path: Path) -> None:
+def test_links_are_followed_once_and_named(tmp_path: Path, record_property: Any) -> None:
+    record_property("26 links", 5)
     root, other = tmp_path / "data", tmp_path / "disk2"
     faces(root / "part1", 50)
     faces(other, 51, first=5000)
@@ -119,7 +159,8 @@ def test_links_are_followed_once_and_named(tmp_path: Path) -> None:
         open_dataset("utkface", root)
 
 
-def test_a_table_follows_links_too(tmp_path: Path) -> None:
+def test_a_table_follows_links_too(tmp_path: Path, record_property: Any) -> None:
+    record_property("26 links", 1)
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
     rows = images(outside)
@@ -130,7 +171,36 @@ def test_a_table_follows_links_too(tmp_path: Path) -> None:
     assert len(prepare(dataset, meta_at_least=1)) == 24
 
 
-def test_celeba_follows_links_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["not mounted/0.jpg", "000.jpg"])
+@pytest.mark.parametrize("what", ["000.jpg", "img"])
+def test_a_dead_link_in_a_table_is_refused_by_name(
+    tmp_path: Path, what: str, target: str, record_property: Any
+) -> None:
+    record_property("26 links", 1)
+    rows = images(tmp_path)
+    (tmp_path / "000.jpg").unlink()
+    (tmp_path / what).symlink_to(target if what != "img" else "not mounted")
+    table(tmp_path, [(f"img/{row[0]}", *row[1:]) for row in rows] if what == "img" else rows)
+    how = "in a circle" if target == what else "not there"
+    with pytest.raises(DataError, match=rf"{what}: found a link to .*, which .*{how}"):
+        prepare(open_dataset("table", tmp_path), max_problem_share=0.5)
+
+
+def test_links_to_single_images_outside_are_named(tmp_path: Path, record_property: Any) -> None:
+    record_property("26 links", 12)
+    root, other = tmp_path / "data", tmp_path / "disk2"
+    faces(root)
+    faces(other, 1, first=5000)
+    for path in other.iterdir():
+        (root / path.name).symlink_to(path)
+    told = open_dataset("utkface", root, preset="mfd").remarks
+    assert len(told) == 11
+    assert re.fullmatch(r"link followed out of .*: \S+\.jpg -> \S+/disk2/\S+\.jpg, 1 images", told[0])
+    assert told[-1] == f"2 more links followed out of {root}: 2 images"
+
+
+def test_celeba_follows_links_too(tmp_path: Path, record_property: Any) -> None:
+    record_property("26 links", 1)
     write_celeba(tmp_path / "data", attributes=".", partition=".", folder="../disk2")
     (tmp_path / "data" / "img_align_celeba").symlink_to(tmp_path / "disk2")
     assert len(prepare(open_dataset("celeba", tmp_path / "data"))) == 160
@@ -139,7 +209,8 @@ def test_celeba_follows_links_too(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- names and encodings
 
 
-def test_a_folder_that_is_not_utf8_is_named_and_counted(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_utf8_is_named_and_counted(tmp_path: Path, record_property: Any) -> None:
+    record_property("28 names, encodings and refusing systems", 1)
     faces(tmp_path / "UTKFace")
     folder = os.fsencode(tmp_path) + "/Münster".encode("latin-1")
     try:
@@ -153,7 +224,22 @@ def test_a_folder_that_is_not_utf8_is_named_and_counted(tmp_path: Path) -> None:
     assert "not UTF-8: rename it" in found.problems[0].reason
 
 
-def test_paths_of_other_systems_are_found_and_told(tmp_path: Path) -> None:
+def test_a_table_in_a_folder_that_is_not_utf8(tmp_path: Path, record_property: Any) -> None:
+    record_property("28 names, encodings and refusing systems", 1)
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcnster"))
+    try:
+        root.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    rows = images(root)
+    columns = zip(("path", "label", "group"), zip(*rows, strict=True), strict=True)
+    with (root / "samples.parquet").open("wb") as file:
+        pq.write_table(pa.table(dict(columns)), file)
+    assert len(prepare(open_dataset("table", root), meta_at_least=1)) == 24
+
+
+def test_paths_of_other_systems_are_found_and_told(tmp_path: Path, record_property: Any) -> None:
+    record_property("29 remedies", 3)
     composed = [unicodedata.normalize("NFC", f"img/café {n}.jpg") for n in range(24)]
     rows = images(tmp_path, name=unicodedata.normalize("NFD", "img/café {}.jpg"))
     for name, told in (
@@ -171,7 +257,55 @@ def test_paths_of_other_systems_are_found_and_told(tmp_path: Path) -> None:
         assert re.search(f"24 of 24 paths were found {told}", dataset.remarks[0])
 
 
-def test_a_missing_file_is_named_with_what_lies_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("there", "listed", "told"),
+    [
+        ("img/{}.jpeg", "img/{}.jpg", "with the suffix .jpg for .jpeg"),
+        ("img/{}.JPEG", "img/{}.jpg", "with the suffix .jpg for .jpeg"),
+        ("Img/{}.jpg", "img/{}.jpg", "with a folder's name in another case"),
+    ],
+)
+def test_other_spellings_of_a_suffix_or_folder_are_found_and_told(
+    tmp_path: Path, there: str, listed: str, told: str, record_property: Any
+) -> None:
+    record_property("29 remedies", 1)
+    rows = images(tmp_path, name=there)
+    table(tmp_path, [(listed.format(number), *row[1:]) for number, row in enumerate(rows)])
+    dataset = open_dataset("table", tmp_path)
+    assert len(prepare(dataset, meta_at_least=1)) == 24
+    assert f"24 of 24 paths were found {told}" in dataset.remarks[0]
+
+
+def test_other_separators_and_drives_are_named(tmp_path: Path, record_property: Any) -> None:
+    record_property("29 remedies", 3)
+    rows = images(tmp_path)
+    for mark in (";", "\t"):
+        lines = [mark.join(map(str, row)) for row in [("path", "label", "group"), *rows]]
+        (tmp_path / "samples.csv").write_text("\n".join(lines))
+        with pytest.raises(DataError, match=r"one column.* with commas in the place of") as caught:
+            open_dataset("table", tmp_path)
+        assert repr(mark) in caught.value.fix
+    table(tmp_path, [(rf"C:\faces\{row[0]}", *row[1:]) for row in rows])
+    with pytest.raises(DataError, match=r"24 of 24 rows with a path that leaves .*write the paths relative"):
+        open_dataset("table", tmp_path)
+
+
+def test_a_file_whose_name_is_not_utf8_is_named_where_the_table_looks_for_it(
+    tmp_path: Path, record_property: Any
+) -> None:
+    record_property("28 names, encodings and refusing systems", 1)
+    rows = images(tmp_path)
+    try:
+        os.rename(tmp_path / "000.jpg", os.fsencode(tmp_path) + b"/M\xfcnster.jpg")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    table(tmp_path, [("Münster.jpg", *rows[0][1:]), *rows[1:]])
+    with pytest.raises(DataError, match=r"M\\xfcnster\.jpg is there, which is not UTF-8: rename it"):
+        prepare(open_dataset("table", tmp_path))
+
+
+def test_a_missing_file_is_named_with_what_lies_there(tmp_path: Path, record_property: Any) -> None:
+    record_property("29 remedies", 2)
     rows = images(tmp_path, name="img/{:03d}.png")
     table(tmp_path, [(str(path).replace(".png", ".jpg"), *rest) for path, *rest in rows])
     with pytest.raises(DataError, match=r"/img/000\.jpg is not there; 000\.png is there"):
@@ -219,7 +353,8 @@ def write_celeba(
     ],
     ids=lambda layout: " ".join(map(str, layout.values())),
 )  # fmt: skip
-def test_celeba_as_mirrors_have_it(tmp_path: Path, layout: dict[str, str]) -> None:
+def test_celeba_as_mirrors_have_it(tmp_path: Path, layout: dict[str, str], record_property: Any) -> None:
+    record_property("29 remedies", 1)
     usual, mirror = tmp_path / "usual", tmp_path / "mirror"
     write_celeba(usual, ".", ".", "img_align_celeba")
     write_celeba(mirror, **layout)  # type: ignore[arg-type]
@@ -232,7 +367,39 @@ def test_celeba_as_mirrors_have_it(tmp_path: Path, layout: dict[str, str]) -> No
     assert dataset.image(str(found.ids[0])).shape == (8, 8, 3)
 
 
-def test_celeba_without_its_lists_names_what_is_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["txt", "csv"])
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("named", [True, False], ids=["with a line of names", "without"])
+def test_celebas_lists_are_read_by_what_they_hold(
+    tmp_path: Path, suffix: str, mark: str, named: bool, record_property: Any
+) -> None:
+    """CSV under the name .txt, with other separators, the partition without its first line, and *.PNG on the disk."""
+    record_property("29 remedies", 1)
+    write_celeba(tmp_path, ".", ".", "img_align_celeba", suffix="csv")
+    for name in ("list_attr_celeba", "list_eval_partition"):
+        text = (tmp_path / f"{name}.csv").read_text().replace(",", mark)
+        (tmp_path / f"{name}.csv").unlink()
+        if name == "list_eval_partition" and not named:
+            text = text.split("\n", 1)[1]
+        (tmp_path / f"{name}.{suffix}").write_text(text)
+    for path in (tmp_path / "img_align_celeba").iterdir():
+        path.rename(path.with_suffix(".PNG"))
+    found = prepare(open_dataset("celeba", tmp_path))
+    assert len(found) == 160
+    assert found.cells(2, 2).tolist() == [[40, 40], [40, 40]]
+
+
+def test_a_list_of_celeba_that_is_a_dead_link_is_named(tmp_path: Path, record_property: Any) -> None:
+    record_property("26 links", 1)
+    write_celeba(tmp_path, ".", ".", "img_align_celeba")
+    (tmp_path / "list_attr_celeba.txt").unlink()
+    (tmp_path / "list_attr_celeba.txt").symlink_to("not mounted")
+    with pytest.raises(DataError, match=r"list_attr_celeba\.txt is there, a link to not mounted, which is not there"):
+        open_dataset("celeba", tmp_path)
+
+
+def test_celeba_without_its_lists_names_what_is_there(tmp_path: Path, record_property: Any) -> None:
+    record_property("29 remedies", 1)
     write_celeba(tmp_path, ".", ".", "img_align_celeba")
     (tmp_path / "list_attr_celeba.txt").rename(tmp_path / "list_attr_celeba.xls")
     with pytest.raises(DataError, match=r"list_attr_celeba\.txt: found no such file; list_attr_celeba\.xls is there"):
@@ -242,7 +409,8 @@ def test_celeba_without_its_lists_names_what_is_there(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ columns of a table
 
 
-def test_other_names_of_splits_are_taken_and_told(tmp_path: Path) -> None:
+def test_other_names_of_splits_are_taken_and_told(tmp_path: Path, record_property: Any) -> None:
+    record_property("27 dirty categories", 3)
     words = ("train", "Training", "val", "TEST")
     rows = [(*row, words[number // 4 % 4]) for number, row in enumerate(images(tmp_path, 32))]
     table(tmp_path, rows, "path,label,group,split")
@@ -251,7 +419,10 @@ def test_other_names_of_splits_are_taken_and_told(tmp_path: Path) -> None:
     assert "split 'val' is taken as meta: 8 rows" in dataset.remarks
 
 
-def test_names_that_may_be_the_same_and_columns_that_are_not_read_are_told(tmp_path: Path) -> None:
+def test_names_that_may_be_the_same_and_columns_that_are_not_read_are_told(
+    tmp_path: Path, record_property: Any
+) -> None:
+    record_property("27 dirty categories", 3)
     kinds = ("yes", "Yes", "no", "N/A")
     table(
         tmp_path, [(row[0], kinds[n % 4], row[2], n) for n, row in enumerate(images(tmp_path))], "path,label,group,age"
@@ -266,7 +437,8 @@ def test_names_that_may_be_the_same_and_columns_that_are_not_read_are_told(tmp_p
 
 
 @pytest.mark.parametrize("form", ["struct", "bytes", "bytes and ids"])
-def test_images_inside_a_parquet_table(tmp_path: Path, form: str) -> None:
+def test_images_inside_a_parquet_table(tmp_path: Path, form: str, record_property: Any) -> None:
+    record_property("31 images in Parquet", 1)
     data = [jpeg(number) for number in range(24)]
     columns: dict[str, object] = {
         "label": [number // 2 % 2 == 1 for number in range(24)],
@@ -284,10 +456,44 @@ def test_images_inside_a_parquet_table(tmp_path: Path, form: str) -> None:
     assert dataset.image(first).shape == (8, 8, 3)
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "fix"),
+    [
+        ("jpg", [jpeg(n) for n in range(24)], "rename 'jpg' to image"),
+        ("image", [[*jpeg(n)] for n in range(24)], "write the encoded bytes"),
+        ("image", [[{"bytes": jpeg(n), "path": None}] for n in range(24)], "write the encoded bytes"),
+        ("img", [f"{n}.jpg" for n in range(24)], "rename 'img' to path"),
+    ],
+)
+def test_images_in_parquet_in_another_form_are_named(
+    tmp_path: Path, column: str, values: list[Any], fix: str, record_property: Any
+) -> None:
+    """ "Add path" would be no help: a path to what?"""
+    record_property("31 images in Parquet", 1)
+    cells = {"label": [n // 2 % 2 for n in range(24)], "group": [n % 2 for n in range(24)]}
+    pq.write_table(pa.table({**cells, column: values}), tmp_path / "samples.parquet")
+    with pytest.raises(DataError, match=f"column {column}: found no column path, and values of type") as caught:
+        open_dataset("table", tmp_path)
+    assert fix in caught.value.fix
+
+
+def test_images_in_a_dictionary_and_tables_in_a_folder(tmp_path: Path, record_property: Any) -> None:
+    record_property("31 images in Parquet", 2)
+    (tmp_path / "data").mkdir()
+    cells = {"label": [n // 2 % 2 for n in range(24)], "group": [n % 2 for n in range(24)]}
+    images_ = pa.array([jpeg(n) for n in range(24)]).dictionary_encode()
+    pq.write_table(pa.table({**cells, "image": images_}), tmp_path / "data" / "train.parquet")
+    with pytest.raises(DataError, match=r"no table; data/train\.parquet is there"):
+        open_dataset("table", tmp_path)
+    dataset = open_dataset("table", tmp_path, table="data/train.parquet")
+    assert dataset.image("row-05").shape == (8, 8, 3)
+
+
 # -------------------------------------------------------------------------------------- pictures that carry nothing
 
 
-def test_white_level_and_pictures_that_carry_little(tmp_path: Path) -> None:
+def test_white_level_and_pictures_that_carry_little(tmp_path: Path, record_property: Any) -> None:
+    record_property("30 pictures that carry nothing", 3)
     rng = np.random.default_rng(0)
     for number in range(24):
         Image.fromarray(rng.integers(0, 4096, (8, 8)).astype(np.uint16)).save(tmp_path / f"{number}.png")
@@ -302,7 +508,8 @@ def test_white_level_and_pictures_that_carry_little(tmp_path: Path) -> None:
     assert carries_little(np.broadcast_to(np.array([200, 20, 20], np.uint8), (8, 8, 3))) == "nearly constant"
 
 
-def test_no_white_level_for_colours_of_16_bits() -> None:
+def test_no_white_level_for_colours_of_16_bits(record_property: Any) -> None:
+    record_property("30 pictures that carry nothing", 1)
     import struct
     import zlib
 
@@ -329,7 +536,8 @@ def everything_is_accounted_for(root: Path, name: str, listed: int, **how: objec
     return reasons
 
 
-def test_every_listed_row_of_a_table_is_accounted_for_by_cell(tmp_path: Path) -> None:
+def test_every_listed_row_of_a_table_is_accounted_for_by_cell(tmp_path: Path, record_property: Any) -> None:
+    record_property("32 rows left out", 1)
     table(tmp_path, images(tmp_path, 120))
     (tmp_path / "000.jpg").write_bytes((tmp_path / "001.jpg").read_bytes())
     for number in range(4, 84, 4):
@@ -340,7 +548,8 @@ def test_every_listed_row_of_a_table_is_accounted_for_by_cell(tmp_path: Path) ->
     assert reasons == {"missing file": 20, "conflicting copy": 2, "not in --limit": 38}
 
 
-def test_every_listed_image_of_celeba_is_accounted_for(tmp_path: Path) -> None:
+def test_every_listed_image_of_celeba_is_accounted_for(tmp_path: Path, record_property: Any) -> None:
+    record_property("32 rows left out", 1)
     write_celeba(tmp_path, ".", ".", "img_align_celeba")
     list_ = tmp_path / "list_eval_partition.txt"
     list_.write_text(re.sub(r"(00000\d.jpg) 0", r"\1 1", list_.read_text()))
@@ -349,7 +558,8 @@ def test_every_listed_image_of_celeba_is_accounted_for(tmp_path: Path) -> None:
     assert reasons == {"validation part, unused": 9, "missing file": 1, "cut to equal test cells": 3}
 
 
-def test_every_listed_face_of_utkface_is_accounted_for(tmp_path: Path) -> None:
+def test_every_listed_face_of_utkface_is_accounted_for(tmp_path: Path, record_property: Any) -> None:
+    record_property("32 rows left out", 1)
     faces(tmp_path / "a", 203)
     faces(tmp_path / "b", 2)
     (tmp_path / "a" / "25_0_4_3.jpg").write_bytes(jpeg(77777))
@@ -364,13 +574,15 @@ def test_every_listed_face_of_utkface_is_accounted_for(tmp_path: Path) -> None:
     }
 
 
-def test_every_image_of_digits_s_is_accounted_for(tmp_path: Path) -> None:
+def test_every_image_of_digits_s_is_accounted_for(tmp_path: Path, record_property: Any) -> None:
+    record_property("32 rows left out", 1)
     dataset = open_dataset("digits-s")
     found = prepare(dataset, limit=500)
     assert len(found) + sum(found.left_out.values()) == len(dataset.listing().ids)
 
 
-def test_every_image_of_cifar_10s_is_accounted_for(tmp_path: Path) -> None:
+def test_every_image_of_cifar_10s_is_accounted_for(tmp_path: Path, record_property: Any) -> None:
+    record_property("32 rows left out", 1)
     root = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
     if not root.exists():
         pytest.skip("CIFAR-10 is not beside the checkout")

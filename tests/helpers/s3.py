@@ -54,12 +54,12 @@ def careless_bucket(careless_server, monkeypatch):
     return new_bucket(careless_server, monkeypatch)
 
 
-def new_bucket(server, monkeypatch):
+def new_bucket(server, monkeypatch, key="key"):
     """An empty bucket, and the environment in which s3://NAME means it."""
     environment = {
         "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": key,
         "AWS_REGION": "us-east-1",
         "AWS_ALLOW_HTTP": "true",
     }

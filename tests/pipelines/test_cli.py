@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.shell import ENVIRONMENT, bird, bird_json, panel
 
+import bird_pipelines
 from bird.errors import BirdError, DataError, EmptyCellError, ImageError, RunError, TeacherError, UsageError
 from bird_cache import errors as cache_errors
 
@@ -199,3 +200,11 @@ def test_exit_codes_are_those_of_the_readme():
     assert TeacherError.exit_code == cache_errors.FeatureError.exit_code == 4
     stale = (cache_errors.StaleCacheError, cache_errors.DamagedCacheError, cache_errors.IncompleteCacheError)
     assert {kind.exit_code for kind in stale} == {3}
+
+
+def test_a_share_that_is_a_percentage_is_told_as_a_share(tmp_path):
+    flags = ("--teacher", "onnx:none", "--dataset", "digits-s", "--out", tmp_path / "cache", "--max-failed")
+    assert "75 is no share from 0 to 1: did you mean 0.75?" in panel(bird("precompute", *flags, 75, code=2))
+    assert "did you mean" not in panel(bird("precompute", *flags, 200, code=2))
+    with pytest.raises(UsageError, match=r"did you mean 0\.75"):
+        bird_pipelines.precompute(teacher="onnx:none", dataset="digits-s", out=tmp_path / "cache", max_failed=75)

@@ -9,6 +9,7 @@ import pickle
 import pkgutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -32,9 +33,10 @@ def ours() -> Iterator[type[Exception]]:
                     yield value
 
 
-def test_every_error_of_ours_survives_pickling() -> None:
+def test_every_error_of_ours_survives_pickling(record_property: Any) -> None:
     classes = list(ours())
     assert {StorageError, MissingWeightsError} < {*classes}
+    record_property("34 errors between processes", 2 * len(classes))
     for kind in classes:
         error = kind(**SAID) if issubclass(kind, (BirdError, CacheError)) else kind("a reason")
         error.add_note("and a note")

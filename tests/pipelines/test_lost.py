@@ -20,13 +20,15 @@ INFO = {
 }
 
 
-def test_the_share_of_each_cell_that_was_lost():
+def test_the_share_of_each_cell_that_was_lost(record_property):
+    record_property("32 rows left out", 1)
     assert lost_of_cells(INFO) == ["c0, g1: 30 of 40 (75 %)", "c1, g0: 1 of 10 (10 %)"]
     assert lost_of_cells({**INFO, "cells": None}) == []  # an older record
     assert lost_of_cells({**INFO, "failed": {}, "accounted": {"left_out": []}}) == []
 
 
-def test_the_report_says_it_beside_the_gaps(cache, tmp_path):
+def test_the_report_says_it_beside_the_gaps(cache, tmp_path, record_property):
+    record_property("32 rows left out", 1)
     out = tmp_path / "run"
     settings = {"cache": str(cache), "dataset": "digits-s", "student": "adapter", "method": "baseline", "epochs": 1}
     info = distill(resolve({**settings, "out": out}))

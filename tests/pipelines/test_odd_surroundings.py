@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,10 @@ from bird_pipelines.cli import show
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_a_terminal_without_arrows_gets_question_marks_and_exit_0(cache: Path, tmp_path: Path, encoding: str) -> None:
+def test_a_terminal_without_arrows_gets_question_marks_and_exit_0(
+    cache: Path, tmp_path: Path, encoding: str, record_property: Any
+) -> None:
+    record_property("28 names, encodings and refusing systems", 1)
     environment = {**ENVIRONMENT, "PYTHONIOENCODING": encoding}
     command = [*BIRD, "distill", "--cache", str(cache), "--epochs", "1", "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, env=environment, timeout=300, check=False)
@@ -27,14 +32,16 @@ def test_a_terminal_without_arrows_gets_question_marks_and_exit_0(cache: Path, t
     assert b"auroc ?" in done.stdout
 
 
-def test_what_the_file_system_refuses_has_a_path_and_a_remedy() -> None:
+def test_what_the_file_system_refuses_has_a_path_and_a_remedy(record_property: Any) -> None:
+    record_property("28 names, encodings and refusing systems", 1)
     lines = show.surprise(OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/data/x.jpg"))
     assert lines["where"] == "/data/x.jpg"
     assert "ulimit" in lines["what to do"]
     assert "unexpected" in show.surprise(ValueError("a fault of ours"))
 
 
-def test_a_path_that_is_not_utf8_is_named(cache: Path, tmp_path: Path) -> None:
+def test_a_path_that_is_not_utf8_is_named(cache: Path, tmp_path: Path, record_property: Any) -> None:
+    record_property("28 names, encodings and refusing systems", 1)
     out = os.fsencode(tmp_path) + "/Läufe".encode("latin-1")
     try:
         os.mkdir(out)
@@ -48,8 +55,20 @@ def test_a_path_that_is_not_utf8_is_named(cache: Path, tmp_path: Path) -> None:
     assert r"L\udce4ufe" in show.surprise(caught.value)["where"]
 
 
-def test_images_that_carry_little_are_counted_by_group(teacher: Path, tmp_path: Path) -> None:
+def test_a_locale_without_utf8_is_named(monkeypatch: pytest.MonkeyPatch, record_property: Any) -> None:
+    """Python has UTF-8 in the locale C, unless PYTHONUTF8=0, and not in those of other code pages."""
+    record_property("28 names, encodings and refusing systems", 1)
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(UnicodeEncodeError) as caught:
+        "/data/é.png".encode("ascii")
+    lines = show.surprise(caught.value)
+    assert lines["where"] == r"'/data/\xe9.png'"
+    assert "PYTHONUTF8=1" in lines["what to do"]
+
+
+def test_images_that_carry_little_are_counted_by_group(teacher: Path, tmp_path: Path, record_property: Any) -> None:
     """Gray images of 16 bits that use 12, as many sensors write them; in a second cache with the white level they have."""
+    record_property("30 pictures that carry nothing", 40)
     rng, lines = np.random.default_rng(0), ["path,label,group"]
     for number in range(80):
         pixels = rng.integers(0, 4096, (24, 24)).astype(np.uint16)
@@ -87,7 +106,8 @@ def test_what_was_read_otherwise_is_told_before_the_teacher_runs(teacher: Path, 
     assert "note: split 'val' is taken as meta: 12 rows" in done.stderr
 
 
-def test_student_json_says_what_the_student_reads_and_answers() -> None:
+def test_student_json_says_what_the_student_reads_and_answers(record_property: Any) -> None:
+    record_property("33 a student elsewhere", 1)
     student = build_student("resnet18", classes=2, image_size=32)
     about = json.loads(student_files(student, None, ["no", "yes"], ["a", "b"])["student.json"])
     assert about["class_names"] == ["no", "yes"]

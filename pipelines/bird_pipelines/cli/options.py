@@ -83,14 +83,15 @@ def _parameter(option: Declared, usual: str | None, *, needed: bool) -> inspect.
     default = usual or told.default or _said(option.default)
     text = told.help if needed or not default else f"{told.help.removesuffix('.')}. Default {default}."
     names = [told.flag or f"--{option.name.replace('_', '-')}"] if told.flag or option.name != option.field else []
-    number = kind in (int, float)
+    number, is_share = kind in (int, float), (told.ge, told.le) == (0, 1)
     info: Any = typer.Option(
         *names,
         help=text,
         rich_help_panel=None if needed else option.panel,
         show_default=False,
-        min=told.ge if number and told.ge is not None and told.ge >= 0 else None,  # below 0: "as usual"
-        max=told.le if number else None,
+        min=told.ge if number and not is_share and (told.ge or 0) >= 0 else None,  # below 0: "as usual"
+        max=told.le if number and not is_share else None,
+        callback=share if is_share else None,
     )
     return inspect.Parameter(
         option.field,
@@ -107,6 +108,14 @@ def _said(default: object) -> str:
     if isinstance(default, bool):
         return "yes" if default else ""
     return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def share(value: float | None) -> float | None:
+    """A share from 0 to 1, as a callback of an option. Raises BadParameter; for a percentage with the share that it is."""
+    if value is None or 0 <= value <= 1:
+        return value
+    meant = f": did you mean {value / 100:g}?" if 1 < value <= 100 else ""
+    raise typer.BadParameter(f"{value:g} is no share from 0 to 1{meant}")
 
 
 def settings_of(pairs: list[str] | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import sys
 from typing import Any
@@ -53,6 +54,13 @@ def surprise(error: Exception) -> dict[str, str]:
             "found": "a name that is not UTF-8",
             "wanted": "paths of files and folders in UTF-8",
             "what to do": "rename it (convmv does it for whole folders)",
+        }
+    if isinstance(error, UnicodeEncodeError) and error.encoding == codecs.lookup(sys.getfilesystemencoding()).name:
+        return {
+            "where": ascii(error.object[:200]),
+            "found": f"a name that file names here cannot hold: the locale's encoding is {error.encoding}",
+            "wanted": "file names in UTF-8",
+            "what to do": "set PYTHONUTF8=1, or a UTF-8 locale (LANG=C.UTF-8), and run the same command again",
         }
     if isinstance(error, OSError) and error.filename is not None:
         names = [

@@ -143,6 +143,8 @@ def _fault(error: Mapping[str, Any], names: Mapping[str, str]) -> _Fault:
     meant = []
     if error["type"] == "literal_error":
         meant = nearest(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+    elif error["type"] == "less_than_equal" and error["ctx"]["le"] == 1 and float(error["input"]) <= 100:
+        meant = [f"{float(error['input']) / 100:g}"]  # a percentage
     return _Fault(name, repr(error.get("input")), error["msg"], meant)
 
 
