@@ -1,83 +1,22 @@
-"""Where a cache lives: a folder on this machine, or a prefix in object storage. Paths inside are relative, with "/".
-
-Folder
-├── LocalFolder      a path, or file://...     temporary file, fsync, exclusive link; one writer, by lock
-└── ObjectFolder     s3:// gs:// az://         put-if-absent (bird_cache.object_folder); writers cooperate
-"""
+"""Where a cache lives: a folder of this machine, or a prefix in object storage (bird_cache.object_folder)."""
 
 from __future__ import annotations
 
 import contextlib
 import mmap
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 from urllib.parse import unquote, urlsplit
 
 from bird_cache.errors import NotACacheError
-from bird_cache.files import LOCKS, TEMPORARY, digest, file_digest, publish, replace, storage_error, write_lock
+from bird_cache.files import LOCKS, TEMPORARY, file_digest, publish, replace, storage_error, write_lock
+from bird_cache.object_folder import ObjectFolder
+from bird_cache.storage import Folder
 
-__all__ = ["Folder", "LocalFolder", "open_folder"]
+__all__ = ["LocalFolder", "open_folder"]
 
 OBJECT_SCHEMES = {"s3", "s3a", "gs", "az", "abfs", "abfss"}
-
-
-class Folder(ABC):
-    """Named bytes that are there whole or not at all."""
-
-    name: str
-    """what messages call it, and what `open_folder` opens again"""
-    local: Path | None = None
-    """the path, where there is one"""
-
-    @abstractmethod
-    def exists(self) -> bool:
-        """Whether anything is there."""
-
-    @abstractmethod
-    def read(self, path: str) -> bytes:
-        """A file's bytes. Raises FileNotFoundError, OSError."""
-
-    @abstractmethod
-    def view(self, path: str) -> memoryview:
-        """A file's bytes without a copy where that is possible. Raises FileNotFoundError, OSError."""
-
-    @abstractmethod
-    def size(self, path: str) -> int | None:
-        """A file's size in bytes; None where there is no such file."""
-
-    @abstractmethod
-    def digest(self, path: str) -> str:
-        """xxh3-128 of a file's bytes. Raises FileNotFoundError, OSError."""
-
-    @abstractmethod
-    def publish(self, path: str, data: bytes) -> None:
-        """Write a file that is not there yet: the first writer wins. Raises FileExistsError, StorageError."""
-
-    @abstractmethod
-    def replace(self, path: str, data: bytes) -> None:
-        """Write a file over what is there: a reader sees the old bytes or the new ones. Raises StorageError."""
-
-    @abstractmethod
-    def remove(self, path: str) -> None:
-        """Delete a file, if it is there."""
-
-    @abstractmethod
-    def files(self) -> list[str]:
-        """The paths of all files, sorted. Temporaries of interrupted writers and the lock are not among them."""
-
-    @abstractmethod
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the folder for writing, making it if need be. In object storage nobody is kept out, and writers of the same
-        plan share the work. Raises BusyCacheError, StorageError."""
-
-    @abstractmethod
-    def free(self) -> int | None:
-        """Bytes that still fit; None where nobody knows."""
-
-    def __str__(self) -> str:
-        return self.name
 
 
 @final
@@ -165,8 +104,6 @@ def open_folder(where: str | Path) -> Folder:
     path that cannot be one."""
     scheme = urlsplit(str(where)).scheme if "://" in str(where) else ""
     if scheme in OBJECT_SCHEMES:
-        from bird_cache.object_folder import ObjectFolder
-
         return ObjectFolder(str(where))
     if scheme == "file":
         return _local(Path(unquote(urlsplit(str(where)).path)))
@@ -189,18 +126,3 @@ def _local(path: Path) -> LocalFolder:
         found = getattr(error, "strerror", None) or str(error)
         raise NotACacheError(where=repr(str(path)), found=found, wanted="a path", fix="choose another") from None
     return LocalFolder(path)
-
-
-def same_bytes(folder: Folder, path: str, size: int, xxh3: str) -> bool:
-    """Whether a file is there with the recorded size and digest."""
-    return folder.size(path) == size and folder.digest(path) == xxh3
-
-
-def settle(folder: Folder, path: str, data: bytes) -> None:
-    """Publish `data`, or accept that the same bytes are there already. Raises FileExistsError where other bytes are there,
-    which stay as they are; StorageError."""
-    try:
-        folder.publish(path, data)
-    except FileExistsError:
-        if folder.digest(path) != digest(data):
-            raise

@@ -12,7 +12,7 @@ from typing import Any, final
 
 from bird_cache.errors import StorageError
 from bird_cache.files import LOCKS, TEMPORARY, busy, digest, is_dead, owned, owner_of, tell, writer_name
-from bird_cache.folders import Folder
+from bird_cache.storage import Folder
 
 __all__ = ["ObjectFolder"]
 

@@ -6,10 +6,10 @@ import contextlib
 
 from bird_cache.errors import NotACacheError
 from bird_cache.files import digest
-from bird_cache.folders import Folder, settle
 from bird_cache.layout import COMMITS, SAMPLES
 from bird_cache.manifest import FileRecord, Manifest, Plan
 from bird_cache.samples import Samples
+from bird_cache.storage import Folder, settle
 from bird_cache.store import find_layout, layout_of
 
 __all__ = ["record_of", "refuse_foreign", "start_cache"]

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from bird_cache.errors import DamagedCacheError, IncompleteCacheError, NotACacheError
 from bird_cache.files import digest
-from bird_cache.folders import Folder, open_folder
+from bird_cache.folders import open_folder
 from bird_cache.layout import SAMPLES, Layout, receipt_name
 from bird_cache.manifest import FileRecord, Manifest, Plan, Receipt, open_sealed
 from bird_cache.numbers import from_storage
 from bird_cache.samples import OK, Samples
+from bird_cache.storage import Folder
+from bird_cache.summary import describe
 from bird_cache.table import TableFile
 
 __all__ = [
@@ -177,9 +179,7 @@ class FeatureStore:
 
     def info(self) -> dict[str, Any]:
         """What the cache holds, as JSON values."""
-        from bird_cache.summary import describe
-
-        return describe(self)
+        return describe(self.path, self.fingerprint, self.manifest, self.part_receipts, self.samples)
 
     def _decode(self, layer: str, shard: int, rows: slice | NDArray[np.int64]) -> NDArray[np.generic]:
         part = self.manifest.part_of(layer)

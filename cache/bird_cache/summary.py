@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bird_cache.manifest import CellAudit, LeftOut, Summary
+from bird_cache.manifest import CellAudit, LeftOut, Manifest, Plan, Receipt, Summary
 from bird_cache.numbers import BLOCK_ROWS, Dtype, from_storage
 from bird_cache.samples import OK, PENDING, Samples
-
-if TYPE_CHECKING:
-    from bird_cache.store import FeatureStore
 
 __all__ = [
     "accounted",
@@ -29,39 +26,45 @@ __all__ = [
 SPLITS = ("train", "meta", "test")
 
 
-def describe(store: FeatureStore) -> dict[str, Any]:
-    """`FeatureStore.info`: what the cache holds, as JSON values."""
-    plan, summary = store.manifest.plan, store.manifest.summary
-    written = sum(receipt.stop - receipt.start - len(receipt.failed) for receipt in store.receipts.values())
-    failed = sum(len(receipt.failed) for receipt in store.receipts.values())
-    cells = summary.cells if summary else add_cells(receipt.audit for receipt in store.receipts.values())
-    splits = store.samples.counts("split")
+def describe(
+    path: str,
+    fingerprint: str,
+    manifest: Manifest,
+    receipts: Mapping[str, Mapping[int, Receipt]],
+    samples: Samples,
+) -> dict[str, Any]:
+    """What a cache holds, as JSON values. `receipts` are those of each part, "" for the vectors that it began with."""
+    plan, summary, own = manifest.plan, manifest.summary, receipts[""]
+    written = sum(receipt.stop - receipt.start - len(receipt.failed) for receipt in own.values())
+    failed = sum(len(receipt.failed) for receipt in own.values())
+    cells = summary.cells if summary else add_cells(receipt.audit for receipt in own.values())
+    splits = samples.counts("split")
     named = {name_of_cell(plan.class_names, plan.group_names, key): cell for key, cell in sorted(cells.items())}
     return {
-        "path": store.path,
+        "path": path,
         "store": plan.store,
         "compress": plan.compress,
-        "fingerprint": store.fingerprint,
-        "complete": store.manifest.complete,
+        "fingerprint": fingerprint,
+        "complete": manifest.complete,
         "rows": plan.rows,
         "written": written,
         "failed": failed,
-        "doubtful": doubtful_by_cell(store),
+        "doubtful": doubtful_by_cell(plan, own, samples),
         "accounted": accounted(plan.rows, plan.left_out, plan.class_names, plan.group_names),
         "groups": {name: {"rows": cell.rows, "failed": cell.failed} for name, cell in named.items()},
         "layers": {
             name: {"shape": [plan.rows, plan.views, *layer.shape], "dtype": layer.dtype, "kind": layer.kind}
-            for name, layer in store.manifest.layers().items()
+            for name, layer in manifest.layers().items()
         },
         "parts": {
             name: {"layers": [*part.layers], "fingerprint": part.fingerprint, "complete": part.complete}
-            for name, part in store.manifest.parts.items()
+            for name, part in manifest.parts.items()
         },
         "norms": {name: _norms(cell) for name, cell in named.items()},
         "splits": {split: splits.get(split, 0) for split in SPLITS},
-        "cells": cells_by_split(store.samples, plan.class_names, plan.group_names),
-        "shards": {"committed": len(store.receipts), "planned": plan.shards, "rows": plan.shard_rows},
-        "bytes": sum(f.bytes for rs in store.part_receipts.values() for r in rs.values() for f in r.files.values()),
+        "cells": cells_by_split(samples, plan.class_names, plan.group_names),
+        "shards": {"committed": len(own), "planned": plan.shards, "rows": plan.shard_rows},
+        "bytes": sum(f.bytes for rs in receipts.values() for r in rs.values() for f in r.files.values()),
         "causes": plan.causes,
         "notes": plan.notes,
     }
@@ -90,16 +93,13 @@ def _name(names: tuple[str, ...], number: int) -> str:
     return names[number] if number >= 0 else "unknown"
 
 
-def doubtful_by_cell(store: FeatureStore) -> dict[str, dict[str, int]]:
+def doubtful_by_cell(plan: Plan, receipts: Mapping[int, Receipt], samples: Samples) -> dict[str, dict[str, int]]:
     """How many images carry little, by what they are and by (class, group)."""
-    plan, found = (
-        store.manifest.plan,
-        {row: what for each in store.receipts.values() for row, what in each.doubtful.items()},
-    )
+    found = {row: what for each in receipts.values() for row, what in each.doubtful.items()}
     counts: dict[str, dict[str, int]] = {}
     if found:
         rows = np.array(sorted(found))
-        labels, groups = store.samples.labels[rows].tolist(), store.samples.groups[rows].tolist()
+        labels, groups = samples.labels[rows].tolist(), samples.groups[rows].tolist()
         for row, label, group in zip(rows.tolist(), labels, groups, strict=True):
             cell = name_of_cell(plan.class_names, plan.group_names, f"{label},{group}")
             mine = counts.setdefault(found[row], {})

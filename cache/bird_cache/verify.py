@@ -11,10 +11,11 @@ import numpy as np
 
 from bird_cache.errors import CacheError, DamagedCacheError, NotACacheError
 from bird_cache.files import digest
-from bird_cache.folders import open_folder, same_bytes
+from bird_cache.folders import open_folder
 from bird_cache.layout import SAMPLES, receipt_name
 from bird_cache.manifest import CellAudit, Receipt
 from bird_cache.numbers import absent
+from bird_cache.storage import same_bytes
 from bird_cache.store import FeatureStore, descriptions, write_manifest
 from bird_cache.summary import audit_cells, norms_of, summarise
 from bird_cache.writer import drop, render

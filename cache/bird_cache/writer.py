@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from bird_cache.errors import StaleCacheError
 from bird_cache.files import canonical_json, digest
-from bird_cache.folders import Folder, open_folder, same_bytes, settle
+from bird_cache.folders import open_folder
 from bird_cache.layout import SAMPLES, Layout, Source, receipt_name
 from bird_cache.manifest import CellAudit, FileRecord, Layer, Manifest, Part, Plan, Receipt, seal
 from bird_cache.numbers import alike, from_storage, refuse_flat, to_storage
 from bird_cache.samples import Samples
 from bird_cache.start import record_of, refuse_foreign, start_cache
+from bird_cache.storage import Folder, same_bytes, settle
 from bird_cache.store import (
     FeatureStore,
     damaged,

@@ -24,10 +24,11 @@ from bird.devices import enough_memory
 from bird.errors import DataError, TeacherError
 from bird.teachers import Service, Teacher, expand_layers
 from bird_cache.errors import StorageError
-from bird_cache.folders import Folder, open_folder
+from bird_cache.folders import open_folder
 from bird_cache.manifest import Manifest, Plan, Receipt
 from bird_cache.numbers import storage_dtype
 from bird_cache.samples import OK, Samples
+from bird_cache.storage import Folder
 from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer

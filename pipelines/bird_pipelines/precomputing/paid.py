@@ -17,8 +17,8 @@ from PIL import Image
 from bird.errors import ImageError, UsageError
 from bird.images import decode_image, reads_alike
 from bird.teachers import Service
-from bird_cache.folders import Folder
 from bird_cache.manifest import Receipt
+from bird_cache.storage import Folder
 from bird_cache.writer import FeatureWriter
 
 __all__ = ["Job", "Paid", "adopt_canaries", "payload", "refuse_views", "save_canaries"]
