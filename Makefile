@@ -18,7 +18,7 @@ INFINITY ?= $(PEERS)/infinity/bin/infinity_emb
 MLSERVER ?= $(PEERS)/mlserver/bin/mlserver
 READERS  ?= $(PEERS)/readers/bin/python
 
-.PHONY: $(TABLES) reproduce-figures help demo test quick peers check torture bench wheel wheels-gpu clean
+.PHONY: $(TABLES) reproduce-figures help demo test quick peers check docs torture bench wheel wheels-gpu clean
 help:
 	@echo "make demo     the main job on the embedded data set, offline: teacher -> cache -> distil -> report"
 	@echo "make reproduce-table1 ... reproduce-table7, reproduce-figures"
@@ -27,6 +27,7 @@ help:
 	@echo "make quick    the quick half of them; with another Python: make quick PYTHON=python3.13 VENV=.venv-3.13"
 	@echo "make peers    the tests against Infinity, MLServer and other readers of caches, installed for them in $(PEERS) (about 8 GB)"
 	@echo "make check    what CI checks beside the tests: ruff, mypy --strict, import contracts"
+	@echo "make docs     these pages as a site in docs/_build, offline, with warnings as errors"
 	@echo "make torture  the fault tests with their full counts (long)"
 	@echo "make bench    the benchmarks (long)"
 	@echo "make wheels-gpu  what a GPU machine without a network lacks, for WHEELS=wheels-gpu bench/gpu.sh"
@@ -72,6 +73,14 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@touch $@
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build
+	@echo docs/_build/index.html
 
 torture: $(VENV)/.installed
 	$(BIN)/python -m pytest -m torture

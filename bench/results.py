@@ -1,8 +1,8 @@
-"""What the benchmarks found: one JSON a benchmark in bench/results, shown as tables in docs/performance.md.
+"""What the benchmarks found: one JSON a benchmark in bench/results, shown as tables in docs/measurements.
 
-    python bench/results.py            # writes the tables between the markers of docs/performance.md anew
+    python bench/results.py            # writes the tables between the markers of those pages anew
 
-A benchmark calls `save`; the page holds `<!-- result: NAME -->` and `<!-- end -->` where its table goes.
+A benchmark calls `save`; a page holds `<!-- result: NAME -->` and `<!-- end -->` where its table goes.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(os.environ.get("BIRD_RESULTS", Path(__file__).parent / "results"))
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PAGES = Path(__file__).parents[1] / "docs" / "measurements"
 
 
 def save(name, title, columns, rows, notes=()):
@@ -84,7 +84,7 @@ def table(found):
 
 
 def main():
-    """Fill in the page."""
+    """Fill in the pages."""
 
     def filled(match):
         path = FOLDER / f"{match[1]}.json"
@@ -92,7 +92,8 @@ def main():
         return "\n".join([f"<!-- result: {match[1]} -->", *lines, "<!-- end -->"])
 
     pattern = re.compile(r"<!-- result: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
-    PAGE.write_text(pattern.sub(filled, PAGE.read_text()))
+    for page in sorted(PAGES.glob("*.md")):
+        page.write_text(pattern.sub(filled, page.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Rough costs for a plan: seconds on one CPU core, bytes on disk. Orders of magnitude, from a few measured points.
 
 Measured on an AMD EPYC core: adapters 7,700 samples/s, ShuffleNet V2 at 32 px 72 samples/s in training, a BIRD step 3.6
-plain ones (docs/LOG.md). The other networks are scaled by their multiplications; a GPU is 50 to 200 times faster.
+plain ones (docs/measurements). The other networks are scaled by their multiplications; a GPU is 50 to 200 times faster.
 """
 
 from __future__ import annotations
