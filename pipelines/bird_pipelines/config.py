@@ -136,10 +136,16 @@ class RunConfig(BaseModel):
     )
     balance: float = Field(default=0.0, ge=0, le=1)
     offsets_from: Literal["prior", "zero"] = "prior"
+    shrink: float = Field(default=0.0, ge=0, description="bird-offsets: n / shrink nats for a cell of n meta rows")
+    soft_max: float = Field(default=0.0, ge=0, description="T of the soft maximum in L_o, in nats; 0: the maximum")
     feedback_every: int = Field(default=1, ge=1)
+    feedback_through: Literal["all", "last"] = "all"
     meta_per_cell: int = Field(default=8, ge=1, description="meta samples of each (class, group) cell a step")
     groups_known: Literal["all", "meta"] = "all"
     head_epochs: int = Field(default=10, ge=1, description="bkd: epochs of the teacher's head")
+    head: Literal["plain", "balanced"] = Field(
+        default="plain", description="bkd: the teacher's head learns with CE, or with all (class, group) cells alike"
+    )
     limit: int | None = Field(default=None, ge=1)
     choose: int | None = Field(
         default=None, ge=0, description="the seed by which half of meta is held out to choose on; no test split then"

@@ -192,12 +192,30 @@ def distill(
     offsets_from: Annotated[
         str | None, weight(help="bird-offsets: phi starts at log p(class given group) (prior, default) or at 0 (zero).")
     ] = None,
+    shrink: Annotated[
+        float | None,
+        weight(
+            help="bird-offsets: hold phi back where meta rows are few: at most n / SHRINK nats from its start for n rows. "
+            "Default 0: freely."
+        ),
+    ] = None,
+    soft_max: Annotated[
+        float | None, weight(help="T of a soft maximum over the groups in L_o, in nats. Default 0: the maximum.")
+    ] = None,
     feedback_every: Annotated[
         int | None, weight(help="bird and its kin: one step of so many has feedback. Default 1.")
+    ] = None,
+    feedback_through: Annotated[
+        str | None,
+        weight(help="last: the look-ahead moves the student from its last stage on, no more: cheaper. Default all."),
     ] = None,
     groups_known: Annotated[
         str | None,
         weight(help="meta: no group of train is looked at; a probe reads them off the features. Default all."),
+    ] = None,
+    head: Annotated[
+        str | None,
+        weight(help="bkd: balanced has the teacher's head learn with all (class, group) cells alike. Default plain."),
     ] = None,
     preset: Annotated[str | None, weight(help="paper: values of the paper that are not the defaults.")] = None,
     batch_size: Annotated[int | None, training(min=2, help="Default 128.")] = None,

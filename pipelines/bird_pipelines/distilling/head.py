@@ -42,11 +42,12 @@ def teacher_logits(data: RunData, config: RunConfig, device: torch.device) -> Te
 
 def fit_teacher_head(data: RunData, config: RunConfig, device: torch.device) -> Student:
     """A head for a teacher that has none: adapter and linear layer, trained with CE on the cached train features (the
-    Baseline row of the foundation models). The same for every student seed."""
+    Baseline row of the foundation models); a `balanced` one with inverse frequencies of the cells as weights. The same for
+    every student seed."""
     head_config = config.model_copy(
         update={
             "student": "adapter",
-            "method": "baseline",
+            "method": "reweight" if config.head == "balanced" else "baseline",
             "seed": 0,
             "lr": 1e-3,
             "batch_size": 128,
@@ -55,12 +56,13 @@ def fit_teacher_head(data: RunData, config: RunConfig, device: torch.device) -> 
     )
     data = features_only(data)
     method, rows = make_method(head_config, data), data.rows("train")
+    method.prepare(data.cell_counts("train"))
     learner = make_learner(head_config, data, device, method)
     with progress("teacher head", "samples", config.head_epochs * len(rows)) as advance:
         for epoch in range(config.head_epochs):
             for picked in batches(shuffled(rows, 0, epoch), head_config.batch_size):
                 batch = data.batch(picked, device)
-                method.step(learner, batch, lambda: batch, warm=False)  # noqa: B023  (baseline draws no meta batch)
+                method.step(learner, batch, lambda: batch, warm=False)  # noqa: B023  (neither draws a meta batch)
                 advance(len(picked))
     return learner.model.student
 

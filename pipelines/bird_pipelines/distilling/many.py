@@ -186,7 +186,7 @@ class Stack:
         self.clock.watch(self.learner)
         hyper = hyper_of([trainer.config for trainer in trainers], source.device)
         self.method = build_method(self.first.config.method, hyper, len(self.first.data.group_names))
-        self.method.prepare(self.first.data.cell_counts("train"))
+        self.method.prepare(self.first.data.cell_counts("train"), self.first.data.cell_counts("meta"))
 
     def run(self) -> None:
         """All epochs that are left."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bird.errors import EmptyCellError, UsageError
 from bird.methods import METHODS, Hyperparameters, Method, build_method
-from bird.students import STUDENTS, require_stages
+from bird.students import STUDENTS, last_stage, require_stages
 from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.marks import few
@@ -31,7 +31,10 @@ def hyperparameters(config: RunConfig) -> Hyperparameters:
         average=None if config.average < 0 else config.average,
         balance=config.balance,
         offsets_from=config.offsets_from,
+        shrink=config.shrink,
+        soft_max=config.soft_max,
         feedback_every=config.feedback_every,
+        feedback_through=config.feedback_through,
     )
 
 
@@ -41,6 +44,15 @@ def make_method(config: RunConfig, data: RunData) -> Method:
     method.recompute = config.recompute
     if method.stages and config.student in STUDENTS:
         require_stages(config.student)
+    if method.meta and config.feedback_through == "last":
+        last_stage(config.student)
+    if method.logits and config.head != "plain" and data.logits is not None:
+        raise UsageError(
+            where=f"--head {config.head}",
+            found="a cache with the teacher's logits",
+            wanted="one without: a head is trained where there are none",
+            fix="leave --head out, or use a cache without the layer `logits`",
+        )
     if data.features is None and (method.features or method.logits or method.stages):
         raise UsageError(
             where=f"--method {config.method}",

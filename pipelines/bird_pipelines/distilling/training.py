@@ -105,7 +105,7 @@ class Trainer:
         require_samples(config, self.method, data)
         self.moments = data.moments() if self.method.features else None
         channels = data.stages.open(self.method.stages) if self.method.stages and data.stages is not None else []
-        self.method.prepare(data.cell_counts("train"))
+        self.method.prepare(data.cell_counts("train"), data.cell_counts("meta"))
         self.learner = make_learner(config, data, self.device, self.method, channels)
         self.train_rows, meta, table = data.rows("train"), data.rows("meta"), data.table
         self.meta_rows = StratifiedRows(
@@ -331,6 +331,7 @@ class Trainer:
             "cells": data.cells(),
             "failed": dict(data.failed),
             "accounted": data.accounted,
+            "estimated_groups": data.estimated,
             "probe_accuracy": data.probe,
             "models_at_once": self.beside,
             "view_policy": data.view_policy(self.config.augment, staged=self.method.stages is not None),
