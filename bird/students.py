@@ -255,6 +255,19 @@ def require_stages(architecture: str) -> tuple[str, ...]:
     return STUDENTS[architecture].stages
 
 
+def last_stage(architecture: str) -> str:
+    """Where in the backbone its last residual stage is. Raises UsageError for a student without stages."""
+    stages = STUDENTS[architecture].stages
+    if not stages:
+        raise UsageError(
+            where="--feedback-through last",
+            found=f"--student {architecture}, which has no stages",
+            wanted=f"one with residual stages ({', '.join(name for name, kind in STUDENTS.items() if kind.stages)})",
+            fix="leave it out: the feedback of so small a student is cheap, and --feedback-every makes it cheaper",
+        )
+    return stages[-1]
+
+
 def student_files(
     student: Student,
     cache_fingerprint: str | None = None,

@@ -109,8 +109,9 @@ class SampleTable:
         return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
     def cells(self, classes: int, groups: int) -> Ints:
-        """Samples per (class, group), shape (classes, groups)."""
-        return np.bincount(self.labels * groups + self.groups, minlength=classes * groups).reshape(classes, groups)
+        """Samples per (class, group), shape (classes, groups), of those whose group is known."""
+        codes = (self.labels * groups + self.groups)[self.groups >= 0]
+        return np.bincount(codes, minlength=classes * groups).reshape(classes, groups)
 
 
 class Dataset(ABC):
@@ -135,6 +136,8 @@ class Dataset(ABC):
     """why `assign_splits` leaves rows out"""
     subjects: Mapping[str, str] | None = None
     """id -> who is in the image, where the data set knows: a subject is never in two splits"""
+    unknown_groups = False
+    """whether train rows may be of group -1, which nobody knows"""
 
     @abstractmethod
     def listing(self) -> Listing:
@@ -212,6 +215,7 @@ def prepare(
     if sides is not None:
         splits, notes["kept_on_their_side"] = keep_sides(table, listed, sides, dataset.subjects)
         table = dataclasses.replace(table, splits=splits)
+    _require_groups(dataset, table)
     keep = _one_side_only(table)
     lost += count_rows(table, ~keep, "copy across splits")
     table, notes["copies_dropped_across_splits"] = table.take(keep), int((~keep).sum())
@@ -268,7 +272,8 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
         ("label", table.labels, len(dataset.class_names)),
         ("group", table.groups, len(dataset.group_names)),
     ):
-        if values.min() < 0 or values.max() >= size:
+        low = -1 if kind == "group" and dataset.unknown_groups else 0
+        if values.min() < low or values.max() >= size:
             raise DataError(
                 where=where,
                 found=f"{kind}s {values.min()}..{values.max()}",
@@ -288,6 +293,19 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
             wanted=f"at most {max_problem_share:.1%}",
             fix=f"complete the data set, or allow more with --max-failed {share:g}",
         )
+
+
+def _require_groups(dataset: Dataset, table: SampleTable) -> None:
+    """Raise DataError for meta and test rows of an unknown group: feedback and gaps are of groups."""
+    for split in ("meta", "test"):
+        unknown = table.ids[(table.splits == split) & (table.groups < 0)].tolist()
+        if unknown:
+            raise DataError(
+                where=f"data set {dataset.name}",
+                found=f"{len(unknown)} {split} rows without a group: {', '.join(map(repr, unknown[:10]))}",
+                wanted="a group in every meta and test row: train rows alone may be without",
+                fix="write the groups of these rows, or put them into train",
+            )
 
 
 def require_test_cells(dataset: Dataset, table: SampleTable) -> None:

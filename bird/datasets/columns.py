@@ -13,7 +13,7 @@ from typing import Any
 from bird.datasets.base import SPLITS
 from bird.errors import DataError
 
-__all__ = ["categories", "refuse", "refuse_twins", "splits_of", "subjects_of", "texts"]
+__all__ = ["categories", "categories_or_unknown", "refuse", "refuse_twins", "splits_of", "subjects_of", "texts"]
 
 _INTEGER = re.compile(r"-?[0-9]+")
 EMPTY = {"", "nan", "-nan", "<na>", "nat", "null", "none"}  # as a cast to text writes a missing value
@@ -112,8 +112,23 @@ def _filled(file: Path, column: str, values: Sequence[Any], ids: Sequence[str]) 
         count = Counter(str(value) for value in values if _plain(value) in EMPTY and value not in (None, ""))
         read = f" (read as empty: {_listed(count)})" if count else ""
         fix = f"write the {column} of these rows, or leave them out; a {column} that is called so needs another name"
+        fix += "; --setting unknown_groups=true has such rows train" if column == "group" else ""
         refuse(file, f"no {column}", empty, f"a {column} in every row{read}", len(ids), fix)
     return Counter(str(value) for value in values)
+
+
+def categories_or_unknown(
+    file: Path, column: str, values: Sequence[Any], ids: Sequence[str]
+) -> tuple[list[int], tuple[str, ...], list[str]]:
+    """`categories`, with -1 for an empty value: what stands there is not known."""
+    known = [row for row, value in enumerate(values) if _plain(value) not in EMPTY]
+    numbers, names, remarks = categories(file, column, [values[row] for row in known], [ids[row] for row in known])
+    out = [-1] * len(values)
+    for row, number in zip(known, numbers, strict=True):
+        out[row] = number
+    if left := len(values) - len(known):
+        remarks = [*remarks, f"column {column}: not known in {left:,} of {len(values):,} rows"]
+    return out, names, remarks
 
 
 def _plain(value: object) -> str:

@@ -72,7 +72,7 @@ def carve_meta(table: SampleTable, fraction: float, at_least: int, seed: int) ->
     samples, but never more than half a cell (a cell emptied of training samples would be a bias of our making)."""
     splits = table.splits.copy()
     cells: dict[tuple[int, int], list[int]] = {}
-    for row in np.flatnonzero(table.splits == "train").tolist():
+    for row in np.flatnonzero((table.splits == "train") & (table.groups >= 0)).tolist():
         cells.setdefault((int(table.labels[row]), int(table.groups[row])), []).append(row)
     for rows in cells.values():
         count = min(max(math.ceil(fraction * len(rows)), at_least), len(rows) // 2)

@@ -31,7 +31,8 @@ def whole_subjects(
     rows: dict[str, list[int]] = {}
     for row in np.flatnonzero((splits == split) | (splits == "train")).tolist():
         rows.setdefault(subjects[table.ids[row]], []).append(row)
-    order = sorted(rows, key=lambda subject: xxhash.xxh3_64_intdigest(subject.encode()))
+    known = [subject for subject, mine in rows.items() if (table.groups[mine] >= 0).all()]  # others stay in train
+    order = sorted(known, key=lambda subject: xxhash.xxh3_64_intdigest(subject.encode()))
     out, empty = splits.copy(), set(need)
     for mine in rows.values():
         out[mine] = "train"

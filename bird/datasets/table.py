@@ -20,7 +20,15 @@ import xxhash
 from numpy.typing import NDArray
 
 from bird.datasets.base import Dataset, Listing, SampleTable
-from bird.datasets.columns import categories, refuse, refuse_twins, splits_of, subjects_of, texts
+from bird.datasets.columns import (
+    categories,
+    categories_or_unknown,
+    refuse,
+    refuse_twins,
+    splits_of,
+    subjects_of,
+    texts,
+)
 from bird.datasets.finding import Neighbours, link_out, resolve, told_links
 from bird.datasets.subjects import whole_subjects
 from bird.errors import DataError, UsageError, nearest
@@ -45,7 +53,8 @@ class TableDataset(Dataset):
     look like integers are integers. Without an id column the path is the id. Without a split column (train, meta,
     test), `test_fraction` of each (class, group) cell is test, chosen by content hash. With a subject column all images
     of a subject stay in one split. `white_level` is the value of a 16-bit gray pixel that is shown as white: 65535, or
-    4095 for images of 12 bits.
+    4095 for images of 12 bits. With `unknown_groups` an empty cell of the column group says that nobody knows it: such a row
+    trains, and is never in meta or test.
     """
 
     name = "table"
@@ -59,6 +68,7 @@ class TableDataset(Dataset):
         image_size: int = 64,
         flip: bool = True,
         white_level: int = WHITE,
+        unknown_groups: bool = False,
     ) -> None:
         _check_settings(test_fraction, image_size, white_level)
         file = _find_table(root, table)
@@ -73,6 +83,9 @@ class TableDataset(Dataset):
         }
         if white_level != WHITE:  # caches that are older than the setting do not name it
             self.settings |= {"white_level": white_level}
+        self.unknown_groups = unknown_groups
+        if unknown_groups:
+            self.settings |= {"unknown_groups": True}
         self._inside = columns.pop("image", None)
         ids, remarks = _ids(file, columns, self._inside)
         self._rows = {id: row for row, id in enumerate(ids)}
@@ -84,7 +97,8 @@ class TableDataset(Dataset):
             files = [root / name if name else None for name in _names_inside(self._inside, len(ids))]
         self._files = dict(zip(ids, files, strict=True))
         labels, self.class_names, told = categories(file, "label", columns["label"], ids)
-        groups, self.group_names, doubts = categories(file, "group", columns["group"], ids)
+        read = categories_or_unknown if unknown_groups else categories
+        groups, self.group_names, doubts = read(file, "group", columns["group"], ids)
         splits, renamed = splits_of(file, columns["split"], ids) if "split" in columns else ([""] * len(ids), [])
         self._draws_splits = "split" not in columns
         if "subject" in columns:
@@ -130,7 +144,8 @@ class TableDataset(Dataset):
         splits = np.full(len(table), "train", dtype=object)
         cells: dict[tuple[int, int], list[int]] = {}
         for row, cell in enumerate(zip(table.labels.tolist(), table.groups.tolist(), strict=True)):
-            cells.setdefault(cell, []).append(row)
+            if cell[1] >= 0:
+                cells.setdefault(cell, []).append(row)
         for rows in cells.values():
             rows.sort(key=lambda row: (xxhash.xxh3_64_intdigest(str(table.digests[row]).encode()), table.ids[row]))
             splits[rows[: min(max(1, round(self._test_fraction * len(rows))), len(rows) - 1)]] = "test"

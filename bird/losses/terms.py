@@ -48,12 +48,15 @@ def bias_loss(
     labels: Int[Tensor, "*models batch"],
     protected: Int[Tensor, "*models batch"],
     groups: int,
+    soft_max: float = 0.0,
 ) -> Float[Tensor, "*models"]:
     """L_o = sum_i max_j | CE(class i, group j) - CE(class i) | (Java et al. 2023, section 3), in nats.
 
     CE(class i, group j) is the mean cross-entropy of that cell's samples, CE(class i) the mean over the class. A cell
     absent from the batch is left out of the max; a class with fewer than two groups present contributes 0.
-    `protected` holds the group 0..groups-1 of each sample.
+    `protected` holds the group 0..groups-1 of each sample. The gradient of a maximum goes to one group of each class. With
+    `soft_max` T > 0 (nats) T log mean_j exp(gap_j / T) stands in its place, and each group has a share: between the mean
+    of the gaps (large T) and their maximum (small T).
     """
     classes = logits.shape[-1]
     table = (*logits.shape[:-2], classes, groups)
@@ -64,5 +67,11 @@ def bias_loss(
     ce_cell = sums / counts.clamp(min=1)
     ce_class = sums.sum(-1) / counts.sum(-1).clamp(min=1)
     present = counts > 0
-    gaps = torch.where(present, (ce_cell - ce_class[..., None]).abs(), 0.0).amax(-1)
-    return torch.where(present.sum(-1) >= 2, gaps, 0.0).sum(-1)
+    gaps = (ce_cell - ce_class[..., None]).abs()
+    if soft_max > 0:
+        some = present.sum(-1, keepdim=True)
+        scaled = torch.where(present | (some == 0), gaps / soft_max, -torch.inf)  # all -inf would have no gradient
+        largest = soft_max * (scaled.logsumexp(-1) - some[..., 0].clamp(min=1).to(gaps.dtype).log())
+    else:
+        largest = torch.where(present, gaps, 0.0).amax(-1)
+    return torch.where(present.sum(-1) >= 2, largest, 0.0).sum(-1)

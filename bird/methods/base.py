@@ -15,8 +15,8 @@ from bird.step.averaging import running_mean
 from bird.step.gate import Gate, StageGates
 from bird.step.guard import Guard
 from bird.step.meta import Weight
-from bird.step.offsets import Offsets
-from bird.students import StagedOutput, Student, StudentOutput, require_stages
+from bird.step.offsets import Offsets, move
+from bird.students import StagedOutput, Student, StudentOutput, last_stage, require_stages
 
 __all__ = ["Batch", "Hyperparameters", "Learner", "Losses", "Method", "Regressed", "SingleLearner"]
 
@@ -64,7 +64,10 @@ class Hyperparameters:
     | average | decay of the running mean of the weights, which ships; 0: none | .999 for bird-plus, bird-offsets; else 0 |
     | balance | bird-offsets: the weight of the balanced CE in what its feedback is of, the rest is L_o's | 0 |
     | offsets_from | bird-offsets: phi starts at log p(class given group) ("prior") or at 0 ("zero") | "prior" |
+    | shrink | bird-offsets: the offset of a cell of n meta rows goes n / shrink nats from its start at most; 0: freely | 0 |
+    | soft_max | bird and its kin: T of the soft maximum in L_o, in nats; 0: the maximum | 0 |
     | feedback_every | bird and its kin: of so many steps one has feedback | 1 |
+    | feedback_through | bird and its kin: what the look-ahead moves: all, or what is from the last stage on (last) | "all" |
     """
 
     alpha: Weight = 0.9
@@ -82,7 +85,10 @@ class Hyperparameters:
     average: float | None = None
     balance: float = 0.0
     offsets_from: Literal["prior", "zero"] = "prior"
+    shrink: float = 0.0
+    soft_max: float = 0.0
     feedback_every: int = 1
+    feedback_through: Literal["all", "last"] = "all"
 
 
 class Regressed(nn.Module):
@@ -104,6 +110,12 @@ class Regressed(nn.Module):
         features, logits, *stages = self.student.staged(inputs) if self.staged else self.student(inputs)
         features = self.regressor(features)
         return StagedOutput(features, logits, *stages) if self.staged else StudentOutput(features, logits)
+
+    def last_part(self) -> frozenset[str]:
+        """The names of the parameters from the student's last residual stage on. Raises UsageError where it has none."""
+        names = [name for name, _ in self.named_parameters()]
+        first = f"student.backbone.{last_stage(self.student.architecture)}."
+        return frozenset(names[next(place for place, name in enumerate(names) if name.startswith(first)) :])
 
 
 class Learner(ABC):
@@ -188,9 +200,7 @@ class SingleLearner(Learner):
         """One Adam step of the gate against the given gradients of its parameters."""
         assert self.gate is not None
         assert self.gate_optimizer is not None
-        for parameter, gradient in zip(self.gate.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        self.gate_optimizer.step()
+        move(self.gate, self.gate_optimizer, gradients)
 
 
 class Method(ABC):
@@ -259,8 +269,10 @@ class Method(ABC):
         """What is trained or kept beside the student, fresh; None for most methods. It is part of every checkpoint."""
         return None
 
-    def prepare(self, counts: Int[Tensor, "classes groups"]) -> None:  # noqa: B027  (most methods need not know)
-        """Told once, before the first step: how many training samples each cell has."""
+    def prepare(  # noqa: B027  (most methods need not know)
+        self, counts: Int[Tensor, "classes groups"], meta: Int[Tensor, "classes groups"] | None = None
+    ) -> None:
+        """Told once, before the first step: how many training samples each cell has, and how many meta samples."""
 
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027
         """Told at the start of each epoch, also of one that is resumed; epochs count from 0."""

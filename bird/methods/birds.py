@@ -12,10 +12,11 @@ from torch import Tensor
 
 from bird.losses.terms import bias_loss, cross_entropy
 from bird.losses.weighting import adjusted_cross_entropy, log_prior
-from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method
+from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method, Regressed
 from bird.methods.baselines import MMD_CELLS
 from bird.methods.distances import Distance, attention_distance, feature_distance, mmd_distance
 from bird.methods.step import bird_loss, task_loss
+from bird.step.meta import Through
 from bird.step.offsets import Offsets, mixed_bias
 
 __all__ = ["Bird", "BirdOffsets", "BirdPlus", "bird_at", "bird_mfd"]
@@ -62,9 +63,17 @@ class Bird(Method):
             outer=self.outer,
             recompute=self.recompute,
             guard=learner.guard,
+            through=self.through(learner),
         )
         learner.descend(loss)
         return losses
+
+    def through(self, learner: Learner) -> Through | None:
+        """What the look-ahead moves; None for all that learns."""
+        if self.hyper.feedback_through == "all":
+            return None
+        assert isinstance(learner.model, Regressed)
+        return learner.model.last_part().__contains__
 
     def task(self, learner: Learner, logits: Tensor, batch: Batch) -> Tensor:
         """CE."""
@@ -72,7 +81,7 @@ class Bird(Method):
 
     def outer(self, logits: Tensor, batch: Batch) -> Tensor:
         """L_o."""
-        return bias_loss(logits, batch.labels, batch.groups, self.groups)
+        return bias_loss(logits, batch.labels, batch.groups, self.groups, self.hyper.soft_max)
 
 
 class BirdPlus(Bird):
@@ -91,7 +100,7 @@ class BirdPlus(Bird):
         super().__init__(replace(hyper, lambda_=0.0), groups, learn_gate=learn_gate)
         self.cells = {**self.cells, "train": "CE is adjusted by p(class | group), which an empty cell does not have"}
 
-    def prepare(self, counts: Int[Tensor, "classes groups"]) -> None:
+    def prepare(self, counts: Int[Tensor, "classes groups"], meta: Int[Tensor, "classes groups"] | None = None) -> None:
         """The prior from the cells' sizes."""
         self.prior = log_prior(counts)
 
@@ -108,7 +117,7 @@ class BirdOffsets(Bird):
 
     - L_j = alpha D + (1 - alpha) CE(z + phi[:, a], y), with the gate as it was drawn and without lambda L_o.
     - phi starts at log p(class | group) of the training split, or at 0, and follows the feedback of L_o, of the CE balanced
-      over the cells, or of a mixture (`balance`).
+      over the cells, or of a mixture (`balance`). `shrink` holds it back where a meta cell is small.
     - The student that ships has the running mean of the weights.
 
     With `learn_gate=False` phi stays where it starts: from log p that is the fixed adjustment of Menon et al. (2021).
@@ -116,6 +125,7 @@ class BirdOffsets(Bird):
 
     averages = True
     starts: Float[Tensor, "classes groups"] | None = None
+    meta_rows: Int[Tensor, "classes groups"] | None = None
 
     def __init__(self, hyper: Hyperparameters, groups: int, *, learn_gate: bool = True) -> None:
         super().__init__(replace(hyper, lambda_=0.0), groups, learn_gate=learn_gate)
@@ -123,8 +133,9 @@ class BirdOffsets(Bird):
             why = "phi starts at log p(class | group), which an empty cell does not have"
             self.cells = {**self.cells, "train": why}
 
-    def prepare(self, counts: Int[Tensor, "classes groups"]) -> None:
-        """Where phi starts, from the cells' sizes."""
+    def prepare(self, counts: Int[Tensor, "classes groups"], meta: Int[Tensor, "classes groups"] | None = None) -> None:
+        """Where phi starts, and how strongly it is pulled back, from the cells' sizes."""
+        self.meta_rows = meta
         self.starts = log_prior(counts) if self.hyper.offsets_from == "prior" else torch.zeros(counts.shape)
 
     def gate(self, teacher_dim: int | None, stage_channels: Sequence[int], seed: int) -> Offsets:
@@ -133,7 +144,7 @@ class BirdOffsets(Bird):
             raise ValueError("BirdOffsets.prepare(counts) comes before its learner, which has a teacher")
         classes, groups = self.starts.shape
         offsets = Offsets(classes, groups, teacher_dim, seed)
-        offsets.start(self.starts)
+        offsets.start(self.starts, self.meta_rows, self.hyper.shrink)
         return offsets
 
     def task(self, learner: Learner, logits: Tensor, batch: Batch) -> Tensor:
@@ -143,7 +154,7 @@ class BirdOffsets(Bird):
 
     def outer(self, logits: Tensor, batch: Batch) -> Tensor:
         """The mixture of L_o and the balanced CE."""
-        return mixed_bias(logits, batch.labels, batch.groups, self.groups, self.hyper.balance)
+        return mixed_bias(logits, batch.labels, batch.groups, self.groups, self.hyper.balance, self.hyper.soft_max)
 
 
 def bird_at(hyper: Hyperparameters, groups: int) -> Bird:

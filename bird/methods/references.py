@@ -29,7 +29,7 @@ class Reweight(Method):
     cells: Mapping[str, str] = {"train": "its weights make all cells count the same, and nothing weighs an empty one"}
     weights: Float[Tensor, "classes groups"] | None = None
 
-    def prepare(self, counts: Int[Tensor, "classes groups"]) -> None:
+    def prepare(self, counts: Int[Tensor, "classes groups"], meta: Int[Tensor, "classes groups"] | None = None) -> None:
         """Weights from the cells' sizes."""
         self.weights = inverse_frequencies(counts)
 

@@ -15,8 +15,8 @@ from bird.methods.base import Batch, Hyperparameters, Losses
 from bird.methods.distances import Distance, feature_distance
 from bird.step.gate import Gate, StageGates
 from bird.step.guard import HALF, Guard, refuse_wrapped
-from bird.step.meta import Sensitive, feedback
-from bird.step.offsets import Offsets
+from bird.step.meta import Sensitive, Through, feedback
+from bird.step.offsets import Offsets, move
 from bird.step.tangents import Tape
 from bird.students import StudentOutput
 
@@ -52,14 +52,15 @@ def bird_loss(
     outer: Outer | None = None,
     recompute: bool = False,
     guard: Guard | None = None,
+    through: Through | None = None,
 ) -> tuple[Tensor, Losses]:
     """L_j = alpha D + (1 - alpha) CE + lambda L_o(batch), with its graph, at the student's present parameters and the gate's
     NEW phi: with `warm` and a `meta_batch`, phi was moved against the student's feedback first (Java et al. 2023,
     section 3). Before the warmup is over lambda is 0 and phi stays. All share one forward pass of `batch`; `task` is CE
     or what stands in its place, `outer` L_o. The second result holds the parts, detached: ce, distance, loss; with `warm`
     bias (L_o of the batch), and where phi moved meta_bias (`outer` at theta', of the meta batch). `recompute`: no two graphs
-    at once. `guard` checks the feedback (bird.step.guard); it is the student's own. Raises StudentError where the
-    feedback is not exact.
+    at once. `guard` checks the feedback (bird.step.guard); it is the student's own; `through` as in `feedback`. Raises
+    StudentError where the feedback is not exact.
     """
     alpha, given = hyper.alpha, distance.given(batch)
     recompute = recompute and not isinstance(model, Sensitive)  # which keeps no graph of a meta batch
@@ -69,7 +70,7 @@ def bird_loss(
         return distance.loss(h, gated, batch)
 
     def equality(logits: Tensor, batch: Batch) -> Tensor:
-        return bias_loss(logits, batch.labels, batch.groups, groups)
+        return bias_loss(logits, batch.labels, batch.groups, groups, hyper.soft_max)
 
     meta = meta_batch() if warm and meta_batch is not None else None
     tape = None if meta is None else Tape(model, keep=not recompute)
@@ -88,6 +89,7 @@ def bird_loss(
             tape=tape,
             keep=not recompute,
             guard=guard,
+            through=through,
         )
         move_gate(gradients)
         losses["meta_bias"] = bias
@@ -131,14 +133,16 @@ class BirdStep:
       teacher's width; if yours have not, put a linear layer behind them, into the student and its optimiser. It may be
       compiled (`torch.compile`), may checkpoint its activations, and may compute under autocast within its own `forward`.
     - `gate`: `Gate(d)`, or what `distance.new_gate(batch)` gives; `Offsets(classes, groups, d)` with a task that adds
-      them (`cross_entropy(offsets.adjust(logits, batch.groups), batch.labels)`); any module of the teacher's features whose
-      parameters the losses read. `step.optimizer` moves it (Adam with learning rate mu2,
-      unless you give one; leave the gate out of yours).
+      them (`cross_entropy(offsets.adjust(logits, batch.groups), batch.labels)`; `offsets.start` says where they begin and
+      how strongly they are held back); any module of the teacher's features whose parameters the losses read.
+      `step.optimizer` moves it (Adam with learning rate mu2, unless you give one; leave the gate out of yours).
     - `distance`: a `Distance`, or a function (h, gated, batch) -> scalar; default: mean squared error of features.
     - `task`: a function (logits, batch) -> scalar in the place of cross-entropy, such as `bird.losses.weighting`'s.
     - `outer`: a function (logits, meta batch) -> scalar that the feedback is of; default: L_o.
     - `groups`: the number M of protected groups, 0..M-1 in `batch.groups`.
-    - `alpha`, `lambda_`, `mu1`, `mu2`: as in `Hyperparameters`.
+    - `alpha`, `lambda_`, `mu1`, `mu2`, `soft_max`: as in `Hyperparameters`.
+    - `through`: a function of the name of a parameter: whether the look-ahead moves it. One that says yes for the last
+      layers alone makes the feedback cheaper, and an approximation (docs/when-does-feedback-help.md).
     - `recompute`: two more forward passes a step, for a seventh to a half less memory; the same numbers.
     - `check`: of so many steps with a meta batch the first eight compare the feedback's derivative with the student's
       gradient (bird.step.guard; 0: none). No number depends on it.
@@ -166,6 +170,8 @@ class BirdStep:
         lambda_: float = 0.1,
         mu1: float = 1e-3,
         mu2: float = 1e-3,
+        soft_max: float = 0.0,
+        through: Through | None = None,
         recompute: bool = False,
         check: int = 1000,
     ) -> None:
@@ -174,7 +180,10 @@ class BirdStep:
         self.task, self.outer = task, outer
         given = feature_distance() if distance is None else distance
         self.distance = given if isinstance(given, Distance) else Distance(given)
-        self.hyper, self.recompute = Hyperparameters(alpha=alpha, lambda_=lambda_, mu1=mu1, mu2=mu2), recompute
+        self.hyper = Hyperparameters(alpha=alpha, lambda_=lambda_, mu1=mu1, mu2=mu2, soft_max=soft_max)
+        self.recompute = recompute
+        # Parameters are those of the student as it was given, not of what answers for it here.
+        self.through = None if through is None else lambda name: through(name.removeprefix("student."))
         # The feedback is of the size 1e-5 mu1: Adam's usual eps of 1e-8 would swallow it.
         self.optimizer = optimizer or torch.optim.Adam(gate.parameters(), lr=mu2, eps=1e-16)
         self.guard = Guard(check)
@@ -202,12 +211,11 @@ class BirdStep:
             outer=self.outer,
             recompute=self.recompute,
             guard=self.guard,
+            through=self.through,
         )
 
     def _move_gate(self, gradients: Sequence[Tensor]) -> None:
-        for parameter, gradient in zip(self.gate.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        self.optimizer.step()
+        move(self.gate, self.optimizer, gradients)
 
 
 class _Answering(nn.Module):

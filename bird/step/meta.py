@@ -37,12 +37,14 @@ from bird.step.guard import Guard, Sides
 from bird.step.passes import Output, Parameters, dense, within
 from bird.step.tangents import Tape
 
-__all__ = ["Ahead", "Loss", "Sensitive", "Weight", "feedback", "look_ahead", "weigh"]
+__all__ = ["Ahead", "Loss", "Sensitive", "Through", "Weight", "feedback", "look_ahead", "weigh"]
 
 Loss = Callable[[Output], Tensor]
 """A loss of a student's answer -> one value a model."""
 Weight = float | Tensor
 """A hyperparameter: a number, or (S,), one for each of S models side by side."""
+Through = Callable[[str], bool]
+"""Which of the student's parameters the look-ahead moves, by name."""
 
 
 def feedback(
@@ -58,13 +60,15 @@ def feedback(
     tape: Tape | None = None,
     keep: bool = True,
     guard: Guard | None = None,
+    through: Through | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """L_o(theta') and its gradient with respect to the gate's parameters phi, in their order.
 
     `output` is `student(inputs)`; `inner_loss` maps a student's answer on `inputs` to L_in, through the gate; `meta_loss`
     maps its answer on `meta_inputs` to L_o. With `keep` the graph of `output` stays, so that the caller's own backward pass
     can follow; otherwise it is freed before the meta batch has one. With the `tape` of `student(inputs)` Jv costs a forward
-    pass less. `guard` is the student's own, kept from step to step (None: Jv is not checked).
+    pass less. `guard` is the student's own, kept from step to step (None: Jv is not checked). With `through` theta' differs
+    from theta in some parameters alone: exact for a look-ahead of these, an approximation of the whole one's.
     No buffer of the student changes and no `.grad` is touched. Raises StudentError where Jv cannot be had exactly.
     """
     guard, tape = guard or Guard(every=0), tape or Tape(student, keep=False)
@@ -76,13 +80,13 @@ def feedback(
     u, due = inner_slope(graph=keep), guard.due()
     at = [each.detach() for each in u]
     given = {"output": output, "u": at, "meta_inputs": meta_inputs, "meta_loss": meta_loss, "mu1": mu1}
-    if isinstance(student, Sensitive):
+    if isinstance(student, Sensitive) and through is None:
         bias, jv = student.sensitivity(inputs=inputs, **given)
         if due:
             _, v, gradient = look_ahead(student, **given, tape=tape, tell=True)
             guard.require(student, Sides(at, gradient, v, bias.ndim), jv, tape)
     else:
-        bias, v, gradient = look_ahead(student, **given, tape=tape, keep=keep, tell=due)
+        bias, v, gradient = look_ahead(student, **given, tape=tape, keep=keep, tell=due, through=through)
         sides = Sides(at, gradient, v, bias.ndim) if due else None
         jv = guard.tangent(student, v, inputs, output, tape, sides)
     if not keep:
@@ -112,10 +116,13 @@ def look_ahead(
     tape: Tape,
     keep: bool = True,
     tell: bool = False,
+    through: Through | None = None,
 ) -> Ahead:
     """One plain gradient step of the inner loss (no momentum), and what L_o is there. With `keep` the graph of `output`
-    stays; with `tell` the step's gradient is told."""
-    theta = {name: value for name, value in student.named_parameters() if value.requires_grad}
+    stays; with `tell` the step's gradient is told. `through` as in `feedback`."""
+    learned = {name: value for name, value in student.named_parameters() if value.requires_grad}
+    theta = {name: value for name, value in learned.items() if through is None or through(name)}
+    still = {name: value.detach() for name, value in learned.items() if name not in theta}
     told, weights = zip(*((h, w) for h, w in zip(output, u, strict=True) if h.requires_grad), strict=True)
 
     def inner_gradient(_: nn.Module) -> tuple[Tensor, ...]:
@@ -129,7 +136,7 @@ def look_ahead(
     ahead = {name: (value.detach() - weigh(mu1, gradient[name])).requires_grad_() for name, value in theta.items()}
     if not tell:
         gradient = {}  # memory
-    bias, slope = within(student, ahead, None, outer_gradient)
+    bias, slope = within(student, still | ahead, None, outer_gradient)
     return Ahead(bias, dict(zip(theta, map(dense, slope), strict=True)), gradient)
 
 

@@ -12,6 +12,7 @@ additive and multiplicative adjustments by a bilevel loss is AutoBalance (Li et 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -22,7 +23,7 @@ from bird.losses.terms import bias_loss
 from bird.losses.weighting import cell_cross_entropy
 from bird.step.gate import Gate
 
-__all__ = ["Offsets", "mixed_bias"]
+__all__ = ["Offsets", "mixed_bias", "move"]
 
 
 @final
@@ -34,16 +35,40 @@ class Offsets(nn.Module):
 
     phi: Float[Tensor, "*models classes groups"]
     gate: Float[Tensor, "*models dim"]
+    begin: Float[Tensor, "*models classes groups"]
+    pull: Float[Tensor, "*models classes groups"]
 
     def __init__(self, classes: int, groups: int, dim: int, seed: int = 0) -> None:
         super().__init__()
         self.phi = nn.Parameter(torch.zeros(classes, groups))
         self.register_buffer("gate", torch.sigmoid(Gate(dim, seed).phi.detach()))
+        self.pulled = False
+        for name in ("begin", "pull"):  # follow from `start`: no checkpoint holds them
+            self.register_buffer(name, torch.zeros(classes, groups), persistent=False)
 
-    def start(self, phi: Float[Tensor, "classes groups"]) -> None:
-        """Begin at these offsets."""
+    def start(
+        self,
+        phi: Float[Tensor, "classes groups"],
+        rows: Int[Tensor, "classes groups"] | None = None,
+        shrink: float = 0.0,
+    ) -> None:
+        """Begin at these offsets. With `shrink` they are pulled back to where they began, by shrink / n for a cell of n meta
+        `rows`: see `hold_back`."""
         with torch.no_grad():
             self.phi.copy_(phi)
+            self.begin.copy_(phi)
+            self.pulled = rows is not None and shrink > 0
+            if rows is not None and self.pulled:
+                self.pull.copy_(shrink / rows)  # a cell without rows stays where it begins
+
+    def hold_back(self, rate: float) -> None:
+        """One proximal step of `rate` on pull / 2 (phi - begin)^2, after a step of Adam of the same rate. Adam divides a
+        gradient by its usual size: to weigh the gradient of a small cell less would do nothing. The two steps are at
+        balance where |phi - begin| = m n / shrink. m in 0..1 is the mean of Adam's steps, in units of the rate: 1 where
+        all gradients have one sign. So phi goes less far by what few rows say, and by what meta batches do not agree on.
+        It is a decoupled decay (Loshchilov and Hutter 2019), towards the start and not to 0."""
+        with torch.no_grad():
+            self.phi.sub_(self.begin).div_(1 + rate * self.pull).add_(self.begin)
 
     def forward(self, teacher: Float[Tensor, "*models batch dim"]) -> Float[Tensor, "*models batch dim"]:
         """The gated teacher features."""
@@ -62,18 +87,29 @@ class Offsets(nn.Module):
         return logits + self.phi.mT.gather(-2, index)
 
 
+def move(gate: nn.Module, optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> None:
+    """One step of the gate's optimiser against the given gradients of its parameters, and the pull on offsets."""
+    for parameter, gradient in zip(gate.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    if isinstance(gate, Offsets) and gate.pulled:
+        gate.hold_back(optimizer.param_groups[0]["lr"])
+
+
 def mixed_bias(
     logits: Float[Tensor, "*models batch classes"],
     labels: Int[Tensor, "*models batch"],
     protected: Int[Tensor, "*models batch"],
     groups: int,
     balance: float,
+    soft_max: float = 0.0,
 ) -> Float[Tensor, "*models"]:
     """(1 - balance) L_o + balance CE, the latter with all cells of the batch weighing the same, in nats. L_o asks for groups
-    alike, the balanced CE for each cell well served: it pays for equality that costs every group its accuracy."""
+    alike, the balanced CE for each cell well served: it pays for equality that costs every group its accuracy. `soft_max`
+    as in `bias_loss`."""
     parts = []
     if balance < 1:
-        parts.append((1 - balance) * bias_loss(logits, labels, protected, groups))
+        parts.append((1 - balance) * bias_loss(logits, labels, protected, groups, soft_max))
     if balance > 0:
         cells = cell_cross_entropy(logits, labels, protected, groups)  # 0 where a cell is absent
         present = torch.zeros_like(cells).flatten(-2).scatter(-1, labels * groups + protected, 1.0)

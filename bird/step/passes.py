@@ -49,8 +49,9 @@ Found = TypeVar("Found")
 def in_forward_mode(student: nn.Module, v: Parameters, inputs: Tensor, tape: Tape) -> Output:
     """Jv in one forward-mode pass. Raises NotImplementedError where an operator has no forward rule."""
     with _again(tape), forward_ad.dual_level(), FastTangents(tape):
-        duals = {name: dual(value.detach(), v[name]) for name, value in student.named_parameters() if name in v}
-        output = probe(student, duals, inputs, tape.buffers)
+        theta = {name: value.detach() for name, value in student.named_parameters()}
+        duals = {name: dual(theta[name], along) for name, along in v.items()}
+        output = probe(student, theta | duals, inputs, tape.buffers)
         tangents = [parts(each)[1] for each in output]
         # a part of the answer that theta does not reach has no tangent
         return type(output)(*(torch.zeros_like(o) if t is None else t for o, t in zip(output, tangents, strict=True)))

@@ -123,6 +123,8 @@ def cells_by_split(
         counts[split] = {
             name_of_cell(class_names, group_names, f"{c},{g}"): size for (c, g), size in zip(cells, sizes, strict=True)
         }
+        unknown = np.bincount(labels[(labels >= 0) & (groups < 0)], minlength=len(class_names)).tolist()
+        counts[split] |= {name_of_cell(class_names, group_names, f"{c},-1"): n for c, n in enumerate(unknown) if n}
     return counts
 
 
@@ -194,6 +196,6 @@ def norms_of(stored: NDArray[np.generic], dtype: Dtype) -> NDArray[np.float64]:
 
 
 def name_of_cell(class_names: tuple[str, ...], group_names: tuple[str, ...], key: str) -> str:
-    """ "3,1" -> "cat, gray"."""
+    """ "3,1" -> "cat, gray"; "3,-1" -> "cat, unknown"."""
     label, group = (int(part) for part in key.split(","))
-    return f"{class_names[label]}, {group_names[group]}"
+    return f"{class_names[label]}, {_name(group_names, group)}"

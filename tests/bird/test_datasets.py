@@ -663,6 +663,62 @@ def test_table_names_ids_and_splits_from_parquet(tmp_path: Path) -> None:
     assert Counter(table.splits) == {"train": 4, "test": 2, "meta": 2}
 
 
+def table_with_unknown_groups(root: Path, kind: str) -> Dataset:
+    """60 images of two classes and two groups; of every third nobody knows the group."""
+    rows = table_of_images(root)
+    rows = [(path, label, "" if n % 3 == 0 else "fm"[n // 2 % 2]) for n, (path, label, *_) in enumerate(rows)]
+    if kind == "csv":
+        write_table(root, rows)
+    else:
+        path, label, group = zip(*rows, strict=True)
+        columns = {"path": path, "label": label, "group": [each or None for each in group]}
+        pq.write_table(pa.table(columns), root / "samples.parquet")
+    return open_dataset("table", root, unknown_groups=True)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_rows_without_a_group_train_and_are_nowhere_else(tmp_path: Path, kind: str) -> None:
+    dataset = table_with_unknown_groups(tmp_path, kind)
+    assert dataset.group_names == ("f", "m")
+    assert "column group: not known in 20 of 60 rows" in dataset.remarks
+    table = prepare(dataset)
+    unknown = table.groups < 0
+    assert unknown.sum() == 20
+    assert {*table.splits[unknown]} == {"train"}
+    assert {*table.splits[~unknown]} == {"train", "meta", "test"}
+    assert table.cells(2, 2).sum() == 40
+    assert [*dataset.settings][-1] == "unknown_groups"  # it is part of a cache's fingerprint, where it is set
+    limited = prepare(dataset, limit=30)
+    assert {*limited.splits[limited.groups < 0]} == {"train"}
+    with pytest.raises(DataError, match=r"20 of 60 rows with no group: .*unknown_groups=true"):
+        open_dataset("table", tmp_path)
+
+
+def test_subjects_with_an_unknown_group_stay_in_train(tmp_path: Path) -> None:
+    rows = [(path, n % 2, "fm"[n // 2 % 2], f"s{n // 4}") for n, (path, *_) in enumerate(table_of_images(tmp_path))]
+    rows[0] = (*rows[0][:2], "", rows[0][3])
+    write_table(tmp_path, rows, "path,label,group,subject")
+    table = prepare(open_dataset("table", tmp_path, unknown_groups=True))
+    of_first = [row for row, id in enumerate(table.ids.tolist()) if id in {each[0] for each in rows[:4]}]
+    assert len(of_first) == 4
+    assert {*table.splits[of_first]} == {"train"}
+    assert (table.splits == "test").any()
+
+
+@pytest.mark.parametrize("split", ["meta", "test"])
+def test_meta_and_test_need_groups(tmp_path: Path, split: str) -> None:
+    splits = ("train", "meta", "test")
+    rows = [
+        (path, n % 2, "fm"[n // 2 % 2], splits[n // 4 % 3]) for n, (path, *_) in enumerate(table_of_images(tmp_path))
+    ]
+    wrong = next(n for n, row in enumerate(rows) if row[3] == split)
+    rows[wrong] = (*rows[wrong][:2], "", split)
+    write_table(tmp_path, rows, "path,label,group,split")
+    dataset = open_dataset("table", tmp_path, unknown_groups=True)
+    with pytest.raises(DataError, match=f"1 {split} rows without a group: '{rows[wrong][0]}'"):
+        prepare(dataset)
+
+
 BAD_TABLES: dict[str, tuple[str, list[tuple[object, ...]], str]] = {
     "null label": ("path,label,group", [("0.jpg", "", 0), ("1.jpg", " ", 0), ("2.jpg", 1, 0)], "2 of 3 .* no label: '0"),
     "null group": ("path,label,group", [("0.jpg", 0, "")], "1 of 1 rows with no group"),

@@ -10,7 +10,7 @@ from bird.losses.terms import bias_loss, distillation_kl, feature_mse
 from bird.step.gate import Gate
 
 
-def bias_from_definition(logits, labels, protected, groups):
+def bias_from_definition(logits, labels, protected, groups, largest=torch.max):
     """sum_i max_j |CE(i, j) - CE(i)| with loops; absent cells left out, classes with fewer than two groups give 0."""
     ce = F.cross_entropy(logits, labels, reduction="none")
     total = torch.zeros((), dtype=logits.dtype)
@@ -19,24 +19,42 @@ def bias_from_definition(logits, labels, protected, groups):
         present = [j for j in range(groups) if (of_class & (protected == j)).any()]
         if len(present) >= 2:
             gaps = [(ce[of_class & (protected == j)].mean() - ce[of_class].mean()).abs() for j in present]
-            total = total + torch.stack(gaps).max()
+            total = total + largest(torch.stack(gaps))
     return total
 
 
+@pytest.mark.parametrize("soft_max", [0.0, 0.3])
 @given(st.integers(1, 40), st.integers(2, 5), st.integers(1, 4), st.integers(0, 10_000))
-def test_bias_loss_and_its_gradient_equal_the_definition(count, classes, groups, seed):
+def test_bias_loss_and_its_gradient_equal_the_definition(soft_max, count, classes, groups, seed):
+    def largest(gaps):
+        return soft_max * (gaps / soft_max).exp().mean().log() if soft_max else gaps.max()
+
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, classes, dtype=torch.float64, generator=generator).requires_grad_()
     labels = torch.randint(classes, (count,), generator=generator)
     protected = torch.randint(groups, (count,), generator=generator)
     got, expected = (
-        bias_loss(logits, labels, protected, groups),
-        bias_from_definition(logits, labels, protected, groups),
+        bias_loss(logits, labels, protected, groups, soft_max),
+        bias_from_definition(logits, labels, protected, groups, largest),
     )
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     if expected.requires_grad:
         one, two = (torch.autograd.grad(value, logits)[0] for value in (got, expected))
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+
+
+def test_a_soft_maximum_lies_between_mean_and_maximum_and_moves_every_group():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(64, 2, dtype=torch.float64, generator=generator).requires_grad_()
+    labels, groups = torch.arange(64) % 2, torch.arange(64) // 2 % 8
+    values = [bias_loss(logits, labels, groups, 8, each) for each in (0.0, 1e-3, 1.0, 1e3)]
+    ce = F.cross_entropy(logits, labels, reduction="none").view(-1, 8, 2).mean(0)
+    mean = (ce - ce.mean(0)).abs().mean(0).sum()
+    assert mean < values[2] < values[0]
+    assert values[1].item() == pytest.approx(values[0].item(), abs=5e-3)
+    assert values[3].item() == pytest.approx(mean.item(), abs=1e-3)
+    moved = [torch.autograd.grad(each, logits, retain_graph=True)[0].norm(dim=1).view(-1, 8, 2) for each in values]
+    assert (moved[2] > 0.01 * moved[2].max()).any(0).all()  # every cell
 
 
 def test_bias_loss_is_zero_for_one_group_and_for_equal_groups():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from bird.errors import UsageError
 from bird.losses.terms import bias_loss, cross_entropy, feature_mse
 from bird.methods import Batch, Regressed
 from bird.methods.distances import attention_distance, feature_distance, mmd_distance, reheaded_distance
@@ -15,9 +16,9 @@ ALPHA, MU1 = 0.9, 1e-3
 CLASSES, GROUPS, WIDTH = 3, 2, 24
 
 
-def double_backward(model, gate, x, teacher, y, distance, x_meta, meta_loss):
+def double_backward(model, gate, x, teacher, y, distance, x_meta, meta_loss, through=None):
     """The feedback as the formula reads: differentiate L_o(theta - mu1 dL_in/dtheta) through the student, twice."""
-    theta = dict(model.named_parameters())
+    theta = {name: value for name, value in model.named_parameters() if through is None or through(name)}
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     h = functional_call(model, (theta, buffers), (x,))
     inner = ALPHA * distance(h, gate(teacher)) + (1 - ALPHA) * cross_entropy(h.logits, y)
@@ -60,15 +61,16 @@ def problem(architecture, dtype, distance=DISTANCES["mse"], size=16, batch=6):
     return model, gate, train, x_meta, lambda h: bias_loss(h.logits, y_meta, a_meta, GROUPS)
 
 
-def both(architecture, distance, dtype, **kwargs):
+def both(architecture, distance, dtype, last=False, **kwargs):
     model, gate, train, x_meta, meta_loss = problem(architecture, dtype, distance, **kwargs)
+    through = model.last_part().__contains__ if last else None
     given = distance.given(train)
 
     def between(h, gated):
         return distance.loss(h, gated, train)
 
     expected_bias, expected = double_backward(
-        model, gate, train.inputs, given, train.labels, between, x_meta, meta_loss
+        model, gate, train.inputs, given, train.labels, between, x_meta, meta_loss, through
     )
     before = {name: value.clone() for name, value in model.named_buffers()}
     output = functional_call(model, ({}, {k: v.clone() for k, v in model.named_buffers()}), (train.inputs,))
@@ -85,6 +87,7 @@ def both(architecture, distance, dtype, **kwargs):
         meta_inputs=x_meta,
         meta_loss=meta_loss,
         mu1=MU1,
+        through=through,
     )
     inner(output).backward()  # the caller's own backward pass still works
     after = dict(model.named_buffers())
@@ -106,6 +109,33 @@ def test_equals_double_backward_in_fp64(architecture, name):
     got, expected = both(architecture, DISTANCES[name], torch.float64)
     assert expected.norm() > 0
     assert ((got - expected).norm() / expected.norm()).item() < 1e-10
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "shufflenetv2", "tiny-convnet"])
+def test_through_the_last_stage_equals_double_backward_of_a_look_ahead_of_it_alone(architecture):
+    got, expected = both(architecture, DISTANCES["mse"], torch.float64, last=True)
+    whole, _ = both(architecture, DISTANCES["mse"], torch.float64)
+    assert ((got - expected).norm() / expected.norm()).item() < 1e-10
+    assert ((got - whole).norm() / whole.norm()).item() > 1e-3
+    assert torch.nn.functional.cosine_similarity(got, whole, dim=0) > 0  # an approximation
+
+
+@pytest.mark.parametrize(
+    ("architecture", "first"), [("resnet18", "layer4.0.conv1.weight"), ("shufflenetv2", "stage4.0.branch1.0.weight")]
+)
+def test_the_last_part_is_the_last_stage_and_all_behind_it(architecture, first):
+    model = Regressed(build_student(architecture, classes=CLASSES, image_size=16), WIDTH)
+    names = [name for name, _ in model.named_parameters()]
+    last = model.last_part()
+    assert [name for name in names if name in last] == names[names.index(f"student.backbone.{first}") :]
+    assert {"student.head.weight", "student.head.bias", "regressor.weight"} < last
+
+
+def test_a_student_without_stages_has_no_last_one():
+    mean, std = torch.zeros(WIDTH), torch.ones(WIDTH)
+    adapter = build_student("adapter", classes=CLASSES, feature_mean=mean, feature_std=std)
+    with pytest.raises(UsageError, match="--student adapter, which has no stages"):
+        Regressed(adapter, WIDTH).last_part()
 
 
 def test_equals_double_backward_in_fp32_to_rounding():

@@ -1,5 +1,6 @@
 """phi in other places than the gate: the feedback is double backward for offsets, cell weights, temperatures, their sum."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -82,6 +83,7 @@ def student():
 OUTERS = {
     "L_o": lambda h, meta: bias_loss(h.logits, meta.labels, meta.groups, GROUPS),
     "mixed": lambda h, meta: mixed_bias(h.logits, meta.labels, meta.groups, GROUPS, 0.3),
+    "soft": lambda h, meta: mixed_bias(h.logits, meta.labels, meta.groups, GROUPS, 0.3, soft_max=0.2),
 }
 
 
@@ -129,8 +131,11 @@ def test_the_balanced_loss_weighs_cells_alike_and_leaves_out_absent_ones():
     assert both == pytest.approx(0.75 * equality + 0.25 * expected.item())
 
 
+META_ROWS = torch.tensor([[40, 2], [4, 20], [10, 10]])
+
+
 def learners(method, seeds):
-    method.prepare(torch.tensor([[90, 5], [10, 60], [30, 30]]))
+    method.prepare(torch.tensor([[90, 5], [10, 60], [30, 30]]), META_ROWS)
     mean, std = torch.zeros(DIM), torch.ones(DIM)
     for seed in seeds:
         given = {"classes": CLASSES, "image_size": 0, "feature_mean": mean, "feature_std": std}
@@ -154,6 +159,64 @@ def test_where_phi_starts_and_that_it_moves(start):
     assert learner.gate.phi.requires_grad
 
 
+@pytest.mark.parametrize("start", ["prior", "zero"])
+def test_shrink_is_how_far_a_cell_of_n_rows_may_go(start):
+    """Whatever the feedback says, and however large mu2 is: n / shrink nats from where phi starts."""
+    method = build_method("bird-offsets", Hyperparameters(offsets_from=start, shrink=8.0), GROUPS)
+    (learner,) = learners(method, [0])
+    begun, towards = learner.gate.phi.detach().clone(), torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
+    for _ in range(4000):
+        learner.move_gate([-1e-9 * towards])  # all gradients have one sign
+    assert torch.allclose(learner.gate.phi - begun, towards * META_ROWS / 8, rtol=1e-3)
+
+
+def test_shrink_holds_back_what_meta_batches_do_not_agree_on():
+    method = build_method("bird-offsets", Hyperparameters(offsets_from="zero", shrink=8.0), GROUPS)
+    (learner,) = learners(method, [0])
+    for number in range(4000):
+        learner.move_gate([torch.full((CLASSES, GROUPS), 1e-9 if number % 2 else -1e-9)])
+    assert (learner.gate.phi.abs() < 0.05 * META_ROWS / 8).all()
+
+
+def test_what_was_saved_goes_on_to_the_bit():
+    """A checkpoint holds phi; where it started, and the pull, follow from the run's settings."""
+    method = build_method("bird-offsets", Hyperparameters(mu1=0.05, shrink=8.0), GROUPS)
+    whole, resumed = next(learners(method, [0])), next(learners(method, [0]))
+
+    def steps(learner, numbers):
+        for number in numbers:
+            meta = batch_of(100 + number, torch.float32)
+            method.step(learner, batch_of(number, torch.float32), lambda meta=meta: meta, warm=True)
+
+    steps(whole, range(4))
+    for name in ("model", "optimizer", "gate", "gate_optimizer"):
+        getattr(resumed, name).load_state_dict(copy.deepcopy(getattr(whole, name).state_dict()))
+    steps(whole, range(4, 8))
+    steps(resumed, range(4, 8))
+    assert torch.equal(whole.gate.phi, resumed.gate.phi)
+
+
+def test_a_cell_without_meta_rows_stays_where_it_starts():
+    offsets = Offsets(CLASSES, GROUPS, DIM)
+    offsets.start(torch.ones(CLASSES, GROUPS), torch.tensor([[0, 1], [1, 1], [1, 1]]), 1.0)
+    with torch.no_grad():
+        offsets.phi.add_(1.0)
+    offsets.hold_back(0.1)
+    assert offsets.phi[0, 0] == 1
+    assert offsets.phi[1, 1].item() == pytest.approx(1 + 1 / 1.1)
+
+
+def test_without_shrink_no_bit_is_different():
+    methods = [build_method("bird-offsets", Hyperparameters(mu1=0.05, shrink=each), GROUPS) for each in (0.0, 1.0)]
+    pair = [next(learners(method, [0])) for method in methods]
+    for learner, method in zip(pair, methods, strict=True):
+        method.step(learner, batch_of(0, torch.float32), lambda: batch_of(1, torch.float32), warm=True)
+    free, held_back = (learner.gate.phi.detach() - learner.gate.begin for learner in pair)
+    assert torch.allclose(held_back, free / (1 + 0.03 / META_ROWS), atol=1e-6)
+    assert not pair[0].gate.pulled
+    assert {*pair[1].gate.state_dict()} == {"phi", "gate"}  # checkpoints are as they were
+
+
 def test_the_twin_without_feedback_never_moves():
     method = build_method("bird-offsets-no-meta", Hyperparameters(), GROUPS)
     (learner,) = learners(method, [0])
@@ -173,8 +236,9 @@ def test_of_so_many_steps_one_has_feedback():
     assert moved == [True, False, False, True, False, False]
 
 
-def test_a_stack_does_what_its_models_do_alone():
-    method = build_method("bird-offsets", Hyperparameters(mu1=0.05, alpha=0.5, balance=0.5), GROUPS)
+@pytest.mark.parametrize("more", [{}, {"shrink": 20.0}, {"soft_max": 0.5}], ids=["plain", "shrink", "soft"])
+def test_a_stack_does_what_its_models_do_alone(more):
+    method = build_method("bird-offsets", Hyperparameters(mu1=0.05, alpha=0.5, balance=0.5, **more), GROUPS)
     alone, together = [*learners(method, [0, 1])], [*learners(method, [0, 1])]
     stack = StackedLearner(together)
 
@@ -203,7 +267,9 @@ def test_a_held_gate_is_a_constant():
 
 def test_a_step_of_ones_own_does_what_the_method_does():
     method = build_method(
-        "bird-offsets", Hyperparameters(mu1=0.05, mu2=0.03, alpha=0.5, balance=0.5, average=0.0), GROUPS
+        "bird-offsets",
+        Hyperparameters(mu1=0.05, mu2=0.03, alpha=0.5, balance=0.5, average=0.0, shrink=9.0, soft_max=0.1),
+        GROUPS,
     )
     (learner,), (twin,) = learners(method, [0]), learners(method, [0])
     step = BirdStep(
@@ -211,7 +277,8 @@ def test_a_step_of_ones_own_does_what_the_method_does():
         twin.gate,
         groups=GROUPS,
         task=lambda logits, batch: cross_entropy(twin.gate.adjust(logits, batch.groups), batch.labels),
-        outer=lambda logits, meta: mixed_bias(logits, meta.labels, meta.groups, GROUPS, 0.5),
+        outer=lambda logits, meta: mixed_bias(logits, meta.labels, meta.groups, GROUPS, 0.5, 0.1),
+        soft_max=0.1,
         alpha=0.5,
         lambda_=0.0,
         mu1=0.05,

@@ -53,6 +53,21 @@ def test_it_is_the_step_of_the_method():
         torch.testing.assert_close(one, two)
 
 
+def test_through_names_the_parameters_of_the_student_that_was_given():
+    ours, theirs = learner_of("adapter"), learner_of("adapter")
+    step, whole = (
+        BirdStep(each.model, each.gate, groups=GROUPS, mu1=0.1, mu2=1e-2, through=through)
+        for each, through in ((ours, lambda name: name.startswith("student.backbone.")), (theirs, None))
+    )
+    seen = []
+    step.optimizer.register_step_pre_hook(lambda *_: seen.append(ours.gate.phi.grad.clone()))
+    whole.optimizer.register_step_pre_hook(lambda *_: seen.append(theirs.gate.phi.grad.clone()))
+    for each in (step, whole):
+        each(batch_of("adapter", seed=0), batch_of("adapter", seed=10))
+    assert seen[0].norm() > 0
+    assert not torch.allclose(*seen, rtol=1e-3, atol=0)  # the head moves, too
+
+
 def test_the_example_distils_and_moves_the_gate():
     history = runpy.run_path(str(ROOT / "examples" / "own_distance.py"))["main"]()
     assert history[-1]["loss"] < history[0]["loss"]

@@ -6,13 +6,19 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.shell import bird, bird_json, distilled
+from PIL import Image
 from typer.testing import CliRunner
 
 from bird.datasets.base import SampleTable
 from bird.errors import UsageError
 from bird_pipelines.cli.main import app
+from bird_pipelines.config import resolve
 from bird_pipelines.distilling.data import RunData
+from bird_pipelines.distilling.evaluate import evaluate
 from bird_pipelines.distilling.groups import estimated_groups, with_known_groups
+from bird_pipelines.distilling.many import distill_many
+from bird_pipelines.distilling.training import distill
 
 CLASSES, GROUPS, DIM = 3, 2, 12
 
@@ -124,3 +130,64 @@ def test_a_cell_that_no_row_is_most_probably_in_is_not_called_empty(tmp_path):
     assert len(train)
     assert found.empty_cells() == {}
     assert (found.cell_counts("train") > 0).all()
+
+
+def test_of_unknown_groups_the_probe_says_what_they_probably_are(tmp_path):
+    data = data_of()
+    train = data.rows("train")
+    groups = data.table.groups.copy()
+    unknown = train[::3]
+    groups[unknown] = -1
+    partly = dataclasses.replace(data, table=dataclasses.replace(data.table, groups=groups))
+    assert partly.cell_counts("train").sum() == len(train) - len(unknown)
+    assert sum(partly.cells()["train"].values()) == len(train) - len(unknown)
+    found = with_known_groups(partly, "all", "bird-offsets")
+    assert found.estimated == len(unknown)
+    assert (found.table.groups[unknown] == data.table.groups[unknown]).mean() > 0.9
+    known = np.setdiff1d(np.arange(len(data.table)), unknown)
+    assert (found.table.groups[known] == data.table.groups[known]).all()
+    assert torch.equal(found.posterior[known].argmax(1), torch.from_numpy(data.table.groups[known]))
+    assert torch.equal(found.posterior[known].amax(1), torch.ones(len(known)))
+    assert found.cell_counts("train").sum() == pytest.approx(len(train), abs=3)
+    assert with_known_groups(data, "all", "bird-offsets") is data
+
+
+def test_unknown_groups_without_a_cache_are_for_the_baseline_alone(tmp_path):
+    data = data_of()
+    groups = np.where(data.table.splits == "train", -1, data.table.groups)
+    blind = dataclasses.replace(data, features=None, table=dataclasses.replace(data.table, groups=groups))
+    assert with_known_groups(blind, "all", "baseline") is blind
+    with pytest.raises(UsageError, match="300 train rows without a group: found no cache"):
+        with_known_groups(blind, "all", "reweight")
+
+
+def test_rows_without_a_group_from_the_table_to_the_student(teacher, tmp_path):
+    """A third of the train rows has no group: every method trains, and what was done is recorded."""
+    rng, lines = np.random.default_rng(0), ["path,label,group,split"]
+    for number in range(240):
+        label, group, split = number % 2, number // 2 % 2, ("train", "train", "meta", "test")[number // 4 % 4]
+        pixels = rng.integers(0, 120, (32, 32, 3), dtype=np.uint8)
+        pixels[..., label] += 60
+        pixels[..., 2] += 70 * group
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        unknown = split == "train" and number % 3 == 0
+        lines.append(f"{number}.png,{['no', 'yes'][label]},{'' if unknown else 'ab'[group]},{split}")
+    (tmp_path / "samples.csv").write_text("\n".join(lines))
+    data = ("--dataset", "table", "--data-root", tmp_path, "--setting", "unknown_groups=true")
+    info = bird_json("precompute", "--teacher", f"run:{teacher}", *data, "--out", tmp_path / "cache")
+    assert info["cells"]["train"]["no, unknown"] + info["cells"]["train"]["yes, unknown"] == 40
+    assert "unknown" in bird("cache", "info", tmp_path / "cache").stdout
+    for method in ("bird-offsets", "reweight", "bird"):
+        told = distilled(tmp_path / "cache", tmp_path / method, dataset="table", method=method, epochs=2, warmup=1)
+        assert told["estimated_groups"] == 40
+        assert told["probe_accuracy"] > 0.7
+        assert told["rows"]["train"] == 120
+    assert evaluate(tmp_path / "reweight", "train")["n"] == 80
+    flags = {"dataset": "table", "student": "adapter", "cache": tmp_path / "cache", "epochs": 1}
+    many = [
+        resolve({**flags, "method": method, "out": tmp_path / f"{method}-0"}) for method in ("baseline", "group-dro")
+    ]
+    assert {info["estimated_groups"] for info in distill_many(many)} == {40}
+    flags = {"dataset": "table", "data_root": tmp_path, "dataset_settings": {"unknown_groups": True}, "epochs": 1}
+    plain = distill(resolve({**flags, "student": "tiny-convnet", "method": "baseline", "out": tmp_path / "plain"}))
+    assert plain["estimated_groups"] == 0

@@ -1,6 +1,7 @@
 """Every method from the cache to a student, and what the methods keep beside it through a kill."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -48,6 +49,56 @@ def test_attention_needs_maps_on_both_sides(cache, tmp_path, method):
     assert "a student of vectors, without spatial maps" in panel(done)
     with pytest.raises(UsageError, match="--layers penultimate,"):
         distilled(cache, tmp_path / "other", method=method, **IMAGES)
+
+
+def test_feedback_through_the_last_stage_needs_stages(cache, tmp_path):
+    done = bird("distill", "--cache", cache, "--feedback-through", "last", "--out", tmp_path / "run", code=2)
+    assert "which has no stages" in panel(done)
+    assert not (tmp_path / "run").exists()
+    info = distilled(
+        cache, tmp_path / "other", feedback_through="last", method="bird-offsets", **IMAGES | {"student": "tiny-resnet"}
+    )
+    assert info["config"]["feedback_through"] == "last"
+    assert info["complete"]
+
+
+def test_a_balanced_head_serves_small_cells_better(cache, tmp_path):
+    """The teacher that bkd hears: on train rows of the smallest cells it is right at least as often as the plain one."""
+    from bird.devices import choose_device
+    from bird_pipelines.distilling.data import load_data
+    from bird_pipelines.distilling.head import teacher_logits
+
+    right = {}
+    for head in ("plain", "balanced"):
+        flags = {"dataset": "digits-s", "student": "adapter", "method": "bkd", "cache": cache, "out": tmp_path / "x"}
+        config = resolve({**flags, "head": head, "head_epochs": 3})
+        data = load_data(config)
+        rows = data.rows("train")
+        answers = teacher_logits(data, config, choose_device("cpu"))[rows].argmax(1).numpy()
+        labels, groups = data.table.labels[rows], data.table.groups[rows]
+        counts = data.cell_counts("train").numpy()
+        small = counts[labels, groups] < counts.mean() / 2
+        right[head] = (answers == labels)[small].mean()
+    assert right["balanced"] > right["plain"]
+
+
+def test_a_cache_with_logits_has_no_head_to_train(flags, cache, tmp_path):
+    shutil.copytree(cache, tmp_path / "cache")
+    bird("cache", "fit-head", tmp_path / "cache", "--epochs", 1)
+    done = bird(
+        "distill",
+        "--cache",
+        tmp_path / "cache",
+        "--method",
+        "bkd",
+        "--head",
+        "balanced",
+        "--out",
+        tmp_path / "r",
+        code=2,
+    )
+    assert "a cache with the teacher's logits" in panel(done)
+    assert not (tmp_path / "r").exists()
 
 
 class Killed(Exception):

@@ -135,9 +135,9 @@ def cells_of(info: dict[str, Any]) -> dict[str, str]:
     """A line a (class, group) cell: its usable samples by split, and what failed; an empty one stands out."""
     lines = {}
     for name in next(iter(info["cells"].values())):
-        sizes = [
-            f"{split} {rows[name]:>7,}" if rows[name] else f"{split}    NONE" for split, rows in info["cells"].items()
-        ]
+        # Rows of an unknown group are in train alone.
+        found = {split: rows[name] for split, rows in info["cells"].items() if name in rows}
+        sizes = [f"{split} {rows:>7,}" if rows else f"{split}    NONE" for split, rows in found.items()]
         failed = info["groups"].get(name, {"failed": 0})["failed"]
         norm = info["norms"].get(name, {"mean": None})["mean"]
         lines[name] = f"{'  '.join(sizes)}  {failed:,} failed, mean norm {number(norm)}"

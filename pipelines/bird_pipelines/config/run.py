@@ -102,7 +102,25 @@ class Weights:
         Literal["prior", "zero"],
         Option("bird-offsets: phi starts at log p(class given group) (prior) or at 0 (zero)."),
     ] = "prior"
+    shrink: Annotated[
+        float,
+        Option(
+            "bird-offsets: hold phi back where a meta cell has few rows: n rows move it by at most n / SHRINK nats.",
+            default="0: freely",
+            ge=0,
+        ),
+    ] = 0.0
+    soft_max: Annotated[
+        float,
+        Option("L_o: temperature of a soft maximum over the groups, in nats.", default="0: the maximum", ge=0),
+    ] = 0.0
     feedback_every: Annotated[int, Option("Methods with feedback: compute it in every Nth step.", ge=1)] = 1
+    feedback_through: Annotated[
+        Literal["all", "last"],
+        Option(
+            "last: the look-ahead moves only the student's last stage and head. It is cheaper, and an approximation."
+        ),
+    ] = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +139,12 @@ class Training:
         int, Option("Samples drawn from each (class, group) cell of the meta split per step.", ge=1)
     ] = 8
     head_epochs: Annotated[int, Option("bkd: epochs of the teacher's head.", ge=1, hidden=True)] = 10
+    head: Annotated[
+        Literal["plain", "balanced"],
+        Option(
+            "bkd: how the teacher's head is trained where the cache has no logits. balanced: all cells weigh the same."
+        ),
+    ] = "plain"
     augment: Annotated[bool, Option("Crop and flip the student's images at random.")] = True
     precision: Annotated[Literal["fp32", "bf16"], Option("Precision of the student's forward pass: fp32 or bf16.")] = (
         "fp32"

@@ -30,7 +30,7 @@ from bird_cache.files import digest
 from bird_cache.manifest import LeftOut
 from bird_cache.samples import OK
 from bird_cache.store import FeatureStore, open_cache
-from bird_cache.summary import accounted
+from bird_cache.summary import accounted, name_of_cell
 from bird_pipelines.config import CHOOSE, Source
 from bird_pipelines.distilling.stages import Stages
 from bird_pipelines.distilling.vectors import Features, features_of, moments_of, pick
@@ -151,6 +151,8 @@ class RunData:
     """what was listed, and what of it got no row (`bird_cache.summary.accounted`); None where the cache does not say"""
     posterior: Float[Tensor, "rows groups"] | None = None
     """the probabilities of the groups, where those of train rows are not known (bird_pipelines.distilling.groups)"""
+    estimated: int = 0
+    """train rows whose group is the probe's"""
     probe: float | None = None
     """how often the most probable group is right, on meta rows that the probe has not seen"""
 
@@ -159,16 +161,12 @@ class RunData:
         return np.flatnonzero(self.table.splits == split)
 
     def cell_counts(self, split: str) -> Int[Tensor, "classes groups"]:
-        """How many samples of a split each (class, group) cell has."""
-        rows, table = self.rows(split), self.table
-        counts = torch.zeros(len(self.class_names), len(self.group_names), dtype=torch.int64)
-        if self.posterior is not None:  # expected ones
-            expected = counts.float().index_add(0, torch.from_numpy(table.labels[rows]).long(), self.posterior[rows])
-            return expected.round().long()
-        labels, groups = torch.from_numpy(table.labels[rows]), torch.from_numpy(table.groups[rows])
-        return counts.index_put(
-            (labels.long(), groups.long()), torch.ones(len(rows), dtype=torch.int64), accumulate=True
-        )
+        """How many samples of a split each (class, group) cell has, of those whose group is known or estimated."""
+        rows, classes = self.rows(split), len(self.class_names)
+        if self.posterior is None:
+            return torch.from_numpy(self.table.take(rows).cells(classes, len(self.group_names)))
+        zero = torch.zeros(classes, len(self.group_names))
+        return zero.index_add(0, torch.from_numpy(self.table.labels[rows]), self.posterior[rows]).round().long()
 
     def empty_cells(self) -> dict[str, list[str]]:
         """The (class, group) cells without a sample by name, for each split that has samples and such a cell. Of train rows
@@ -177,10 +175,11 @@ class RunData:
         return empty_cells(self.table, self.class_names, self.group_names, splits)
 
     def cells(self) -> dict[str, dict[str, int]]:
-        """Rows by split and "class, group", of the cells that have any; without train where its groups are not known."""
+        """Rows by split and "class, group", of the cells that have any; without train where groups of it are not known."""
         found: dict[str, dict[str, int]] = {}
         for split in (*SPLITS, CHOOSE):
             rows = self.rows(split)
+            rows = rows[self.table.groups[rows] >= 0]
             if not len(rows) or (split == "train" and self.posterior is not None):
                 continue
             codes = self.table.labels[rows] * len(self.group_names) + self.table.groups[rows]
@@ -392,8 +391,8 @@ def hold_out(table: SampleTable, seed: int) -> SampleTable:
 
 
 def _count(table: SampleTable, rows: list[int], classes: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, int]:
-    cells = Counter(f"{classes[table.labels[row]]}, {groups[table.groups[row]]}" for row in rows)
-    return dict(sorted(cells.items()))
+    cells = Counter(f"{table.labels[row]},{table.groups[row]}" for row in rows)
+    return dict(sorted((name_of_cell(classes, groups, key), count) for key, count in cells.items()))
 
 
 def cache_dataset(cache: str | Path) -> str:

@@ -3,6 +3,7 @@
 Labels of protected groups are scarce, and often may not be kept. `--groups-known meta` never looks at those of train. A
 probe learns the group from the cached features of the meta rows, class by class, and its probabilities stand in for the
 labels: methods that ask for a train row's group get the most probable one, `bird-offsets` the probabilities themselves.
+Where groups of some train rows are unknown (-1: an empty cell of a table), the probe stands in for these alone.
 """
 
 from __future__ import annotations
@@ -26,37 +27,46 @@ STRENGTH = 0.01
 """scikit-learn's C of the probe, whose inputs are standardised: some hundred rows, some hundred features"""
 
 
-def with_known_groups(data: RunData, known: Literal["all", "meta"]) -> RunData:
-    """The data as a run may see them: where groups are `known` for "meta" alone, those of train rows are the probe's. Raises
-    UsageError without a cache, or where meta has too few rows of a group."""
-    if known == "all":
+def with_known_groups(data: RunData, known: Literal["all", "meta"], method: str = "") -> RunData:
+    """The data as a run of that method may see them: unknown groups of train rows are the probe's, and where groups are
+    `known` for "meta" alone, those of all train rows. Raises UsageError where there are some and no cache (but for the
+    baseline, which asks for none), or where meta has too few rows of a group."""
+    meta, train = data.rows("meta"), data.rows("train")
+    asked = train if known == "meta" else train[data.table.groups[train] < 0]
+    if not len(asked) or (data.features is None and known == "all" and method == "baseline"):
         return data
+    what = "--groups-known meta" if known == "meta" else f"{len(asked)} train rows without a group"
     if data.features is None:
         raise UsageError(
-            where="--groups-known meta",
+            where=what,
             found="no cache",
             wanted="a teacher's features, which the groups are read from",
             fix="use `bird distill --cache CACHE`",
         )
-    meta, train = data.rows("meta"), data.rows("train")
     counts = np.bincount(data.table.groups[meta], minlength=len(data.group_names))
     if counts.min() < 2 * FOLDS:
         lacking = data.group_names[int(counts.argmin())]
         raise UsageError(
-            where="--groups-known meta",
+            where=what,
             found=f"{counts.min()} meta rows of the group {lacking}",
             wanted=f"at least {2 * FOLDS} of each group, for the probe to learn from",
-            fix="put more such rows into the meta split, or use --groups-known all",
+            fix="put more such rows into the meta split, or "
+            + ("use --groups-known all" if known == "meta" else "leave out the rows without a group"),
         )
     vectors = _vectors(data)
     posterior = np.eye(len(data.group_names), dtype=np.float32)[data.table.groups]
-    posterior[train], accuracy = estimated_groups(
-        vectors(meta), data.table.labels[meta], data.table.groups[meta], vectors(train), data.table.labels[train]
+    posterior[asked], accuracy = estimated_groups(
+        vectors(meta), data.table.labels[meta], data.table.groups[meta], vectors(asked), data.table.labels[asked]
     )
     groups = data.table.groups.copy()
-    groups[train] = posterior[train].argmax(1)
-    table = dataclasses.replace(data.table, groups=groups)
-    return dataclasses.replace(data, table=table, posterior=torch.from_numpy(posterior), probe=accuracy)
+    groups[asked] = posterior[asked].argmax(1)
+    return dataclasses.replace(
+        data,
+        table=dataclasses.replace(data.table, groups=groups),
+        posterior=torch.from_numpy(posterior),
+        estimated=len(asked),
+        probe=accuracy,
+    )
 
 
 def estimated_groups(

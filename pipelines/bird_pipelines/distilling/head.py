@@ -32,25 +32,27 @@ PART = "head"
 HEAD = Training(lr=1e-3, batch_size=128)
 
 
-def teacher_logits(data: RunData, epochs: int, device: torch.device) -> Tensor:
-    """The teacher's logits of all rows: the cache's, or those of a head fitted here in so many epochs."""
+def teacher_logits(data: RunData, training: Training, device: torch.device) -> Tensor:
+    """The teacher's logits of all rows: the cache's, or those of a head that is fitted here as `training` says."""
     if data.logits is not None:
         return data.logits
-    head = fit_teacher_head(data, epochs, device)
+    head = fit_teacher_head(data, training.head_epochs, device, balanced=training.head == "balanced")
     return logits_of(head, features_only(data), np.arange(len(data.table)), device)
 
 
-def fit_teacher_head(data: RunData, epochs: int, device: torch.device) -> Student:
+def fit_teacher_head(data: RunData, epochs: int, device: torch.device, *, balanced: bool = False) -> Student:
     """A head for a teacher that has none: adapter and linear layer, trained with CE on the cached train features (the
-    Baseline row of the foundation models). The same for every student seed."""
+    Baseline row of the foundation models); a `balanced` one with inverse frequencies of the cells as weights. The same for
+    every student seed."""
     data = features_only(data)
-    method, rows = make_method("baseline", Weights(average=0.0), data), data.rows("train")
-    learner = make_learner("adapter", HEAD, data, device, method)
+    method = make_method("reweight" if balanced else "baseline", Weights(average=0.0), data)
+    method.prepare(data.cell_counts("train"))
+    learner, rows = make_learner("adapter", HEAD, data, device, method), data.rows("train")
     with progress("teacher head", "samples", epochs * len(rows)) as advance:
         for epoch in range(epochs):
             for picked in batches(shuffled(rows, 0, epoch), HEAD.batch_size):
                 batch = data.batch(picked, device)
-                method.step(learner, batch, lambda: batch, warm=False)  # noqa: B023  (baseline draws no meta batch)
+                method.step(learner, batch, lambda: batch, warm=False)  # noqa: B023  (neither draws a meta batch)
                 advance(len(picked))
     return learner.model.student
 

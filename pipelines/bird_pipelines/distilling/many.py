@@ -146,11 +146,7 @@ class Source:
             torch.from_numpy(each).to(self.device) for each in (data.table.labels, data.table.groups)
         )
         self.posterior = None if data.posterior is None else data.posterior.to(self.device)
-        self.logits = (
-            teacher_logits(data, config.training.head_epochs, self.device).to(self.device)
-            if self.method.logits
-            else None
-        )
+        self.logits = teacher_logits(data, config.training, self.device).to(self.device) if self.method.logits else None
 
     def batch(self, rows: NDArray[np.int64], stored: NDArray[np.int64] | None = None) -> Batch:
         """The batches of S models, of rows (S, B); `stored` says which stored view of each (default: the first)."""
@@ -186,7 +182,7 @@ class Stack:
         self.clock.watch(self.learner)
         hyper = hyper_of([trainer.config for trainer in trainers], source.device)
         self.method = build_method(self.first.config.method, hyper, len(self.first.data.group_names))
-        self.method.prepare(self.first.data.cell_counts("train"))
+        self.method.prepare(self.first.data.cell_counts("train"), self.first.data.cell_counts("meta"))
 
     def run(self) -> None:
         """All epochs that are left."""

@@ -6,7 +6,7 @@ import dataclasses
 
 from bird.errors import EmptyCellError, UsageError
 from bird.methods import METHODS, Hyperparameters, Method, build_method
-from bird.students import STUDENTS, require_stages
+from bird.students import STUDENTS, last_stage, require_stages
 from bird_pipelines.config import Weights
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.marks import few
@@ -23,13 +23,29 @@ def hyperparameters(weights: Weights) -> Hyperparameters:
 
 
 def make_method(
-    name: str, weights: Weights, data: RunData, student: str = "adapter", *, recompute: bool = False
+    name: str,
+    weights: Weights,
+    data: RunData,
+    student: str = "adapter",
+    *,
+    head: str = "plain",
+    recompute: bool = False,
 ) -> Method:
-    """The method of that name. Raises UsageError if it needs a teacher and there is no cache."""
+    """The method of that name. `head` is how the teacher's head is trained where it has none. Raises UsageError if it needs
+    a teacher and there is no cache, or for a head where there are logits."""
     method = build_method(name, hyperparameters(weights), len(data.group_names))
     method.recompute = recompute
     if method.stages and student in STUDENTS:
         require_stages(student)
+    if method.meta and weights.feedback_through == "last":
+        last_stage(student)
+    if method.logits and head != "plain" and data.logits is not None:
+        raise UsageError(
+            where=f"--head {head}",
+            found="a cache with the teacher's logits",
+            wanted="one without: a head is trained where there are none",
+            fix="leave --head out, or use a cache without the layer `logits`",
+        )
     if data.features is None and (method.features or method.logits or method.stages):
         raise UsageError(
             where=f"--method {name}",

@@ -45,6 +45,7 @@ def score(student: Student, data: RunData, split: str, device: torch.device, sav
     rows = data.rows(split)
     if len(rows) == 0:
         raise unknown_name("--split", split, sorted({*data.table.splits}), "choose another split")
+    rows = rows[data.table.groups[rows] >= 0]  # train rows may be without a group, and then are in no gap
     logits = logits_of(student, data, rows, device)
     scores = torch.softmax(logits.double(), 1).numpy()
     if save_to is not None:

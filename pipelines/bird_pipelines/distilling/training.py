@@ -68,7 +68,7 @@ def distill(config: RunConfig) -> dict[str, Any]:
 def read(config: RunConfig) -> RunData:
     """What the run may see."""
     data = load_data(config.source, config.student, config.place.workers)
-    return with_known_groups(data, config.source.groups_known)
+    return with_known_groups(data, config.source.groups_known, config.method)
 
 
 def finish(config: RunConfig, data: RunData) -> None:
@@ -109,11 +109,18 @@ class Trainer:
         self.training, self.place = config.training, config.place
         self.seed = self.training.seed
         self.device = choose_device(self.place.device)
-        self.method = make_method(config.method, config.weights, data, config.student, recompute=self.place.recompute)
+        self.method = make_method(
+            config.method,
+            config.weights,
+            data,
+            config.student,
+            head=self.training.head,
+            recompute=self.place.recompute,
+        )
         require_samples(config.method, self.method, data, config.source.limit)
         self.moments = data.moments() if self.method.features else None
         channels = data.stages.open(self.method.stages) if self.method.stages and data.stages is not None else []
-        self.method.prepare(data.cell_counts("train"))
+        self.method.prepare(data.cell_counts("train"), data.cell_counts("meta"))
         if self.training.start_from is not None:
             runs.begin_from(config, data.fingerprint)  # refused before the folder is claimed
         self.learner = make_learner(config.student, self.training, data, self.device, self.method, channels)
@@ -136,7 +143,7 @@ class Trainer:
         self.restore()
         self.clock.watch(self.learner)
         if self.method.logits and self.epoch < self.training.epochs:
-            self.teacher_logits = teacher_logits(self.data, self.training.head_epochs, self.device)
+            self.teacher_logits = teacher_logits(self.data, self.training, self.device)
         total = self.training.epochs * len(self.train_rows)
         done = self.epoch * len(self.train_rows) + self.consumed
         what = f"{self.config.method} -> {self.config.student}"
@@ -346,6 +353,7 @@ class Trainer:
             "cells": data.cells(),
             "failed": dict(data.failed),
             "accounted": data.accounted,
+            "estimated_groups": data.estimated,
             "probe_accuracy": data.probe,
             "models_at_once": self.beside,
             "view_policy": data.view_policy(self.training.augment, staged=self.method.stages is not None),
