@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bird.datasets.finding import beside
+from bird.datasets.samples import Lost, Problem, SampleTable
 
-if TYPE_CHECKING:
-    from bird.datasets.base import Dataset, SampleTable
-
-__all__ = ["Lost", "Problem", "count_problems", "count_rows", "first_of"]
-
-Lost = tuple[str, int, int, str]
-"""reason, label and group (-1: unknown), split ("": none yet)"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One sample that was left out: which, why, and, where known, of which class, group (-1: unknown) and split. `kind` is
-    the reason without what is of this sample alone."""
-
-    id: str
-    reason: str
-    label: int = -1
-    group: int = -1
-    split: str = ""
-    kind: str = "unusable"
+__all__ = ["count_problems", "count_rows", "first_of"]
 
 
 def count_problems(problems: Iterable[Problem]) -> Counter[Lost]:
@@ -47,10 +28,10 @@ def count_rows(table: SampleTable, gone: NDArray[np.bool_], reason: str) -> Coun
     return Counter((reason, int(table.labels[row]), int(table.groups[row]), str(table.splits[row])) for row in rows)
 
 
-def first_of(dataset: Dataset, problems: Sequence[Problem]) -> str:
-    """The problems in words; of the first missing file also the full path, and what lies there instead."""
+def first_of(problems: Sequence[Problem], file: Callable[[str], Path | None]) -> str:
+    """The problems in words. `file` maps an id to its path: of the first missing file, the path and what lies there instead."""
     lines = [f"{problem.id}: {problem.reason}" for problem in problems]
     missing = [problem for problem in problems if problem.reason == f"unreadable: {os.strerror(errno.ENOENT)}"]
-    if missing and (path := dataset.file(missing[0].id)) is not None:
+    if missing and (path := file(missing[0].id)) is not None:
         lines.append(f"{path} is not there; {beside(path)}")
     return "; ".join(lines)

@@ -13,7 +13,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,9 +21,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from bird.datasets.accounting import Lost, Problem, count_problems, count_rows, first_of
+from bird.datasets.accounting import count_problems, count_rows, first_of
 from bird.datasets.drawing import carve_meta, subset
 from bird.datasets.finding import refuse_dead_link
+from bird.datasets.samples import Ints, Listing, Problem, SampleTable, strings
 from bird.datasets.sides import keep_sides
 from bird.datasets.subjects import whole_subjects
 from bird.errors import DataError
@@ -43,75 +44,6 @@ __all__ = [
 
 SPLITS = ("train", "meta", "test")
 COPY_BY_NAME = "copy by its file name"
-Strings = NDArray[np.object_]
-Ints = NDArray[np.int64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Listing:
-    """What a data set finds on disk before a single image is read. `splits` holds "" where the data set draws them later."""
-
-    ids: Strings
-    labels: Ints
-    groups: Ints
-    splits: Strings
-    problems: tuple[Problem, ...] = ()
-    left_out: tuple[Problem, ...] = ()
-    """samples that are left out for no fault of their files: a further file of the same face, a part that is not used"""
-    compared: tuple[str, ...] = ()
-    """ids of left-out samples whose byte-identical copies carry no usable label"""
-
-    @staticmethod
-    def of(
-        rows: Iterable[tuple[str, int, int, str]],
-        problems: Sequence[Problem] = (),
-        left_out: Sequence[Problem] = (),
-        compared: Sequence[str] = (),
-    ) -> Listing:
-        """From (id, label, group, split) rows. Raises DataError for a repeated id."""
-        rows = list(rows)
-        ids, labels, groups, splits = ([*column] for column in zip(*rows, strict=True)) if rows else ([], [], [], [])
-        twice = [name for name, count in Counter(ids).items() if count > 1]
-        if twice:
-            raise DataError(
-                where="data set listing",
-                found=f"{len(twice)} ids more than once: {', '.join(map(repr, twice[:10]))}",
-                wanted="every id once",
-                fix="rename or remove the copies",
-            )
-        numbers = np.array(labels, np.int64), np.array(groups, np.int64)
-        return Listing(_strings(ids), *numbers, _strings(splits), tuple(problems), tuple(left_out), tuple(compared))
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleTable:
-    """The samples in their final order: row i is sample i, for the cache, the stream and the report alike.
-
-    `digests` are xxh3-128 of each sample's encoded source; `notes` count what `prepare` found and did.
-    """
-
-    ids: Strings
-    labels: Ints
-    groups: Ints
-    splits: Strings
-    digests: Strings
-    problems: tuple[Problem, ...] = ()
-    notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    left_out: Mapping[Lost, int] = dataclasses.field(default_factory=dict)
-    """everything that was listed and is not in the table"""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> SampleTable:
-        """The given rows, in the given order."""
-        columns = ("ids", "labels", "groups", "splits", "digests")
-        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in columns})
-
-    def cells(self, classes: int, groups: int) -> Ints:
-        """Samples per (class, group), shape (classes, groups), of those whose group is known."""
-        codes = (self.labels * groups + self.groups)[self.groups >= 0]
-        return np.bincount(codes, minlength=classes * groups).reshape(classes, groups)
 
 
 class Dataset(ABC):
@@ -251,7 +183,7 @@ def _with_digests(dataset: Dataset, found: Listing, workers: int) -> SampleTable
         for row, result in enumerate(results)
         if isinstance(result, Problem)
     ]
-    everything = SampleTable(found.ids, found.labels, found.groups, found.splits, _strings(results))
+    everything = SampleTable(found.ids, found.labels, found.groups, found.splits, strings(results))
     return dataclasses.replace(everything.take(good), problems=found.problems + tuple(problems))
 
 
@@ -259,7 +191,7 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
     total = len(table) + len(table.problems)
     where = f"data set {dataset.name}"
     if len(table) == 0:
-        reason = f"; first: {first_of(dataset, table.problems[:1])}" if table.problems else ""
+        reason = f"; first: {first_of(table.problems[:1], dataset.file)}" if table.problems else ""
         fix = "check --data-root (bird list datasets tells the layout)"
         missing = bool(table.problems) and dataset.file(table.problems[0].id) is not None
         raise DataError(
@@ -289,7 +221,7 @@ def _check(dataset: Dataset, found: Listing, table: SampleTable, max_problem_sha
         raise DataError(
             where=where,
             found=f"{len(table.problems)} of {total} samples unusable ({per_cell}); first: "
-            + first_of(dataset, table.problems[:3]),
+            + first_of(table.problems[:3], dataset.file),
             wanted=f"at most {max_problem_share:.1%}",
             fix=f"complete the data set, or allow more with --max-failed {share:g}",
         )
@@ -393,10 +325,3 @@ def _one_side_only(table: SampleTable) -> NDArray[np.bool_]:
     return np.array(
         [side[digest] == split for digest, split in zip(table.digests, table.splits, strict=True)], dtype=bool
     )
-
-
-def _strings(values: Iterable[object]) -> Strings:
-    items = list(values)
-    out = np.empty(len(items), dtype=object)
-    out[:] = items
-    return out

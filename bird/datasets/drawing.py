@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from bird.datasets.base import Ints, SampleTable, Strings
+from bird.datasets.samples import Ints, SampleTable, Strings
 
 __all__ = ["carve_meta", "subset"]
 

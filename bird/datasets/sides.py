@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from bird.datasets.base import SampleTable
+from bird.datasets.samples import SampleTable
 
 __all__ = ["keep_sides"]
 
