@@ -171,7 +171,7 @@ def available(name):
 
 def check_gradients(student, size):
     """The largest relative difference of each way's gate gradient from ours, on one small batch."""
-    from bird.step.meta import feedback
+    from bird.step.meta import Objective, feedback
     from bird.step.tangents import Tape
 
     hyper, batch, meta = Hyperparameters(), make_batch(size, 16, 0), make_batch(size, 16, 1)
@@ -181,11 +181,9 @@ def check_gradients(student, size):
     _, (ours,) = feedback(
         learner.model,
         learner.gate,
-        inputs=batch.inputs,
+        Objective(batch.inputs, lambda h: inner_loss(hyper, learner, h, batch)),
+        Objective(meta.inputs, lambda h: meta_loss(h, meta)),
         output=output,
-        inner_loss=lambda h: inner_loss(hyper, learner, h, batch),
-        meta_inputs=meta.inputs,
-        meta_loss=lambda h: meta_loss(h, meta),
         mu1=hyper.mu1,
         tape=tape,
     )

@@ -29,7 +29,7 @@ def count_rows(table: SampleTable, gone: NDArray[np.bool_], reason: str) -> Coun
 
 
 def first_of(problems: Sequence[Problem], file: Callable[[str], Path | None]) -> str:
-    """The problems in words. `file` maps an id to its path: of the first missing file, the path and what lies there instead."""
+    """The problems in words. `file` maps an id to its path; the first missing file is told with what lies there instead."""
     lines = [f"{problem.id}: {problem.reason}" for problem in problems]
     missing = [problem for problem in problems if problem.reason == f"unreadable: {os.strerror(errno.ENOENT)}"]
     if missing and (path := file(missing[0].id)) is not None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from bird.datasets.accounting import count_problems, count_rows, first_of
 from bird.datasets.drawing import carve_meta, subset
 from bird.datasets.finding import refuse_dead_link
-from bird.datasets.samples import Ints, Listing, Problem, SampleTable, strings
+from bird.datasets.samples import Ints, Listing, Problem, SampleTable, Strings, strings
 from bird.datasets.sides import keep_sides
 from bird.datasets.subjects import whole_subjects
 from bird.errors import DataError

@@ -15,7 +15,7 @@ from bird.methods.base import Batch, Hyperparameters, Losses
 from bird.methods.distances import Distance, feature_distance
 from bird.step.gate import Gate, StageGates
 from bird.step.guard import HALF, Guard, refuse_wrapped
-from bird.step.meta import Sensitive, Through, feedback
+from bird.step.meta import Objective, Sensitive, Through, feedback
 from bird.step.offsets import Offsets, move
 from bird.step.tangents import Tape
 from bird.students import StudentOutput
@@ -80,11 +80,9 @@ def bird_loss(
         bias, gradients = feedback(
             model,
             gate,
-            inputs=batch.inputs,
+            Objective(batch.inputs, lambda h: alpha * between(h, gate(given)) + (1 - alpha) * task(h.logits, batch)),
+            Objective(meta.inputs, lambda h: (outer or equality)(h.logits, meta)),
             output=output,
-            inner_loss=lambda h: alpha * between(h, gate(given)) + (1 - alpha) * task(h.logits, batch),
-            meta_inputs=meta.inputs,
-            meta_loss=lambda h: (outer or equality)(h.logits, meta),
             mu1=hyper.mu1,
             tape=tape,
             keep=not recompute,

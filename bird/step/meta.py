@@ -37,7 +37,7 @@ from bird.step.guard import Guard, Sides
 from bird.step.passes import Output, Parameters, dense, within
 from bird.step.tangents import Tape
 
-__all__ = ["Ahead", "Loss", "Sensitive", "Through", "Weight", "feedback", "look_ahead", "weigh"]
+__all__ = ["Ahead", "Loss", "Objective", "Sensitive", "Through", "Weight", "feedback", "look_ahead", "weigh"]
 
 Loss = Callable[[Output], Tensor]
 """A loss of a student's answer -> one value a model."""
@@ -47,15 +47,20 @@ Through = Callable[[str], bool]
 """Which of the student's parameters the look-ahead moves, by name."""
 
 
+class Objective(NamedTuple):
+    """A batch's inputs, and a loss of the student's answer on them."""
+
+    inputs: Tensor
+    loss: Loss
+
+
 def feedback(
     student: nn.Module,
     gate: nn.Module,
+    inner: Objective,
+    outer: Objective,
     *,
-    inputs: Tensor,
     output: Output,
-    inner_loss: Loss,
-    meta_inputs: Tensor,
-    meta_loss: Loss,
     mu1: Weight,
     tape: Tape | None = None,
     keep: bool = True,
@@ -64,31 +69,30 @@ def feedback(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """L_o(theta') and its gradient with respect to the gate's parameters phi, in their order.
 
-    `output` is `student(inputs)`; `inner_loss` maps a student's answer on `inputs` to L_in, through the gate; `meta_loss`
-    maps its answer on `meta_inputs` to L_o. With `keep` the graph of `output` stays, so that the caller's own backward pass
-    can follow; otherwise it is freed before the meta batch has one. With the `tape` of `student(inputs)` Jv costs a forward
-    pass less. `guard` is the student's own, kept from step to step (None: Jv is not checked). With `through` theta' differs
-    from theta in some parameters alone: exact for a look-ahead of these, an approximation of the whole one's.
-    No buffer of the student changes and no `.grad` is touched. Raises StudentError where Jv cannot be had exactly.
-    """
+    `inner` is L_in on a train batch, through the gate; `outer` is L_o on a meta batch; `output` is `student(inner.inputs)`.
+    With `keep` the graph of `output` stays, so that the caller's own backward pass can follow; otherwise it is freed before
+    the meta batch has one. With the `tape` of `student(inner.inputs)` Jv costs a forward pass less. `guard` is the
+    student's own, kept from step to step (None: Jv is not checked). With `through` theta' differs from theta in some
+    parameters alone: exact for a look-ahead of these, an approximation of the whole one's. No buffer of the student
+    changes and no `.grad` is touched. Raises StudentError where Jv cannot be had exactly."""
     guard, tape = guard or Guard(every=0), tape or Tape(student, keep=False)
     h = type(output)(*(tensor.detach().requires_grad_() for tensor in output))
 
     def inner_slope(*, graph: bool) -> tuple[Tensor, ...]:
-        return grad(inner_loss(h).sum(), list(h), create_graph=graph, materialize_grads=True)  # dL_in/dh
+        return grad(inner.loss(h).sum(), list(h), create_graph=graph, materialize_grads=True)  # dL_in/dh
 
     u, due = inner_slope(graph=keep), guard.due()
     at = [each.detach() for each in u]
-    given = {"output": output, "u": at, "meta_inputs": meta_inputs, "meta_loss": meta_loss, "mu1": mu1}
+    given = {"output": output, "u": at, "mu1": mu1}
     if isinstance(student, Sensitive) and through is None:
-        bias, jv = student.sensitivity(inputs=inputs, **given)
+        bias, jv = student.sensitivity(inner.inputs, outer, **given)
         if due:
-            _, v, gradient = look_ahead(student, **given, tape=tape, tell=True)
+            _, v, gradient = look_ahead(student, outer, **given, tape=tape, tell=True)
             guard.require(student, Sides(at, gradient, v, bias.ndim), jv, tape)
     else:
-        bias, v, gradient = look_ahead(student, **given, tape=tape, keep=keep, tell=due, through=through)
+        bias, v, gradient = look_ahead(student, outer, **given, tape=tape, keep=keep, tell=due, through=through)
         sides = Sides(at, gradient, v, bias.ndim) if due else None
-        jv = guard.tangent(student, v, inputs, output, tape, sides)
+        jv = guard.tangent(student, v, inner.inputs, output, tape, sides)
     if not keep:
         u = inner_slope(graph=True)  # its graph, too, waited until the student's was gone
     product = sum((a * b).sum() for a, b in zip(u, jv, strict=True))  # < u, Jv >
@@ -107,11 +111,10 @@ class Ahead(NamedTuple):
 
 def look_ahead(
     student: nn.Module,
+    outer: Objective,
     *,
     output: Output,
     u: Sequence[Tensor],
-    meta_inputs: Tensor,
-    meta_loss: Loss,
     mu1: Weight,
     tape: Tape,
     keep: bool = True,
@@ -129,7 +132,7 @@ def look_ahead(
         return grad(told, list(theta.values()), weights, retain_graph=keep, materialize_grads=True)  # J^T u
 
     def outer_gradient(student: nn.Module) -> tuple[Tensor, tuple[Tensor, ...]]:
-        bias = meta_loss(student(meta_inputs))  # L_o(theta')
+        bias = outer.loss(student(outer.inputs))  # L_o(theta')
         return bias.detach(), grad(bias.sum(), list(ahead.values()), materialize_grads=True)
 
     gradient = dict(zip(theta, map(dense, within(student, {}, tape.buffers, inner_gradient)), strict=True))
@@ -146,12 +149,11 @@ class Sensitive(Protocol):
 
     def sensitivity(
         self,
-        *,
         inputs: Tensor,
+        outer: Objective,
+        *,
         output: Output,
         u: Sequence[Tensor],
-        meta_inputs: Tensor,
-        meta_loss: Loss,
         mu1: Weight,
     ) -> tuple[Tensor, Output]:
         """L_o(theta'), detached, and Jv: how the student's answer on `inputs` moves along dL_o/dtheta'. `u` is dL_in/dh at

@@ -11,7 +11,7 @@ model s is the gradient of loss s. The same holds for the look-ahead, the tangen
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -22,7 +22,7 @@ from torch.autograd import grad
 from bird.methods.base import Learner, SingleLearner
 from bird.step.gate import Gate
 from bird.step.guard import Guard
-from bird.step.meta import Weight, weigh
+from bird.step.meta import Objective, Weight, weigh
 from bird.step.offsets import Offsets
 from bird.students import StudentOutput
 
@@ -47,12 +47,11 @@ class StackedAdapters(nn.Module):
 
     def sensitivity(
         self,
-        *,
         inputs: Tensor,
+        outer: Objective,
+        *,
         output: StudentOutput,
         u: Sequence[Tensor],
-        meta_inputs: Tensor,
-        meta_loss: Callable[[StudentOutput], Tensor],
         mu1: Weight,
     ) -> tuple[Tensor, StudentOutput]:
         """L_o(theta') and Jv (bird.step.meta.Sensitive) without a (d, d) gradient. The look-ahead moves W by -mu1 G^T X with
@@ -62,11 +61,11 @@ class StackedAdapters(nn.Module):
         W, b, V, c = (parameter.detach() for parameter in self.parameters())
         features = output.features.detach()
         g_h, g_z = grad(list(output), list(output), list(u), retain_graph=True)  # what h moves through z, too
-        kernel = meta_inputs @ inputs.mT + 1
-        h = (linear(meta_inputs, W, b) - weigh(mu1, kernel @ g_h)).requires_grad_()  # on meta, at theta'
+        kernel = outer.inputs @ inputs.mT + 1
+        h = (linear(outer.inputs, W, b) - weigh(mu1, kernel @ g_h)).requires_grad_()  # on meta, at theta'
         V_ahead, c_ahead = V - weigh(mu1, g_z.mT @ features.relu()), c - weigh(mu1, g_z.sum(-2))
         z = linear(h.relu(), V_ahead, c_ahead)
-        bias = meta_loss(StudentOutput(h, z))
+        bias = outer.loss(StudentOutput(h, z))
         g_h, g_z = grad(bias.sum(), [h, z], materialize_grads=True)
         v_head, v_bias = g_z.mT @ h.detach().relu(), g_z.sum(-2)  # v's part in the head
         dh = kernel.mT @ g_h

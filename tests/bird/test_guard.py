@@ -165,8 +165,8 @@ def test_a_stack_whose_short_way_is_wrong_for_one_model_is_refused():
     stack, how = StackedLearner(adapters(torch.float32)), build_method("bird", Hyperparameters(), GROUPS)
     right = stack.model.sensitivity
 
-    def wrong(**options):
-        bias, jv = right(**options)
+    def wrong(*batches, **options):
+        bias, jv = right(*batches, **options)
         jv.features[1] *= 1.1
         return bias, jv
 

@@ -9,7 +9,7 @@ from bird.errors import UsageError
 from bird.losses.terms import bias_loss, cross_entropy, feature_mse
 from bird.methods import Batch, Regressed
 from bird.methods.distances import attention_distance, feature_distance, mmd_distance, reheaded_distance
-from bird.step.meta import feedback
+from bird.step.meta import Objective, feedback
 from bird.students import build_student
 
 ALPHA, MU1 = 0.9, 1e-3
@@ -81,11 +81,9 @@ def both(architecture, distance, dtype, last=False, **kwargs):
     bias, got = feedback(
         model,
         gate,
-        inputs=train.inputs,
+        Objective(train.inputs, inner),
+        Objective(x_meta, meta_loss),
         output=output,
-        inner_loss=inner,
-        meta_inputs=x_meta,
-        meta_loss=meta_loss,
         mu1=MU1,
         through=through,
     )

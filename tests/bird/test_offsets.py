@@ -13,7 +13,7 @@ from bird.losses.terms import bias_loss, cross_entropy, feature_mse, sample_cros
 from bird.losses.weighting import log_prior
 from bird.methods import Batch, Hyperparameters, Regressed, build_method
 from bird.methods.step import held
-from bird.step.meta import feedback
+from bird.step.meta import Objective, feedback
 from bird.step.offsets import Offsets, mixed_bias
 from bird.step.stack import StackedLearner
 from bird.students import build_student
@@ -95,11 +95,9 @@ def test_feedback_is_double_backward_wherever_phi_is(place, outer):
     _, found = feedback(
         model,
         phi,
-        inputs=batch.inputs,
+        Objective(batch.inputs, lambda h: phi.loss(h, batch)),
+        Objective(meta.inputs, lambda h: OUTERS[outer](h, meta)),
         output=model(batch.inputs),
-        inner_loss=lambda h: phi.loss(h, batch),
-        meta_inputs=meta.inputs,
-        meta_loss=lambda h: OUTERS[outer](h, meta),
         mu1=MU1,
     )
     theta = dict(model.named_parameters())

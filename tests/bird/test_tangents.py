@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.profiler import profile
 
 from bird.step.gate import Gate
-from bird.step.meta import feedback
+from bird.step.meta import Objective, feedback
 from bird.step.passes import in_forward_mode, probe
 from bird.step.tangents import FastTangents, Tape
 from bird.students import StudentOutput, build_student
@@ -188,8 +188,8 @@ def test_a_student_that_draws_is_seen_with_the_same_draws():
     torch.manual_seed(1)
     with Tape() as tape:
         output = student(inputs)
-    options = {"inputs": inputs, "output": output, "inner_loss": inner, "tape": tape}
-    _, (found,) = feedback(student, gate, **options, meta_inputs=inputs, meta_loss=outer, mu1=1.0)
+    losses = Objective(inputs, inner), Objective(inputs, outer)
+    _, (found,) = feedback(student, gate, *losses, output=output, tape=tape, mu1=1.0)
     torch.manual_seed(1)
     slopes = torch.autograd.grad(inner(student(inputs)), list(theta.values()), create_graph=True)
     ahead = {name: p - g for (name, p), g in zip(theta.items(), slopes, strict=True)}

@@ -19,7 +19,7 @@ from bird.methods import Regressed
 from bird.precision import in_bf16
 from bird.step.gate import Gate
 from bird.step.guard import Guard
-from bird.step.meta import feedback
+from bird.step.meta import Objective, feedback
 from bird.step.tangents import Tape
 from bird.students import StudentOutput, build_student
 from bird.transforms import apply_views, crop_at_once, draw_views
@@ -107,11 +107,9 @@ def by_one_jvp(student, gate, dtype, seed=1):
     _, (gradient,) = feedback(
         student,
         gate,
-        inputs=images,
+        Objective(images, lambda h: inner_loss(h, gate(teacher), labels)),
+        Objective(meta, lambda h: bias_loss(h.logits, labels, groups, GROUPS)),
         output=output,
-        inner_loss=lambda h: inner_loss(h, gate(teacher), labels),
-        meta_inputs=meta,
-        meta_loss=lambda h: bias_loss(h.logits, labels, groups, GROUPS),
         mu1=MU1,
         tape=tape,
         guard=Guard(every=1),

@@ -13,7 +13,7 @@ from bird.errors import RunError, UsageError
 from bird.losses.terms import bias_loss, cross_entropy, feature_mse
 from bird.methods import Batch, Hyperparameters, SingleLearner, build_method
 from bird.precision import in_bf16, require_precision
-from bird.step.meta import Sensitive, feedback, look_ahead
+from bird.step.meta import Objective, Sensitive, feedback, look_ahead
 from bird.step.passes import in_forward_mode
 from bird.step.stack import StackedLearner
 from bird.step.tangents import Tape
@@ -80,11 +80,12 @@ def test_the_feedback_points_the_same_way():
         _, gradients = feedback(
             one.model,
             one.gate,
-            inputs=train.inputs,
+            Objective(
+                train.inputs,
+                lambda h, one=one, train=train: (h.features - one.gate(train.teacher)).square().mean(),
+            ),
+            Objective(meta.inputs, lambda h, y=meta.labels: torch.nn.functional.cross_entropy(h.logits, y)),
             output=output,
-            inner_loss=lambda h, one=one, train=train: (h.features - one.gate(train.teacher)).square().mean(),
-            meta_inputs=meta.inputs,
-            meta_loss=lambda h, y=meta.labels: torch.nn.functional.cross_entropy(h.logits, y),
             mu1=1e-3,
         )
         found.append(gradients[0])
@@ -112,11 +113,11 @@ def seen_ahead(model, inputs, meta_inputs, labels):
         output = model(inputs)
     h = type(output)(*(each.detach().requires_grad_() for each in output))
     inner = 0.1 * feature_mse(h.features, 0.6 * inputs) + 0.9 * cross_entropy(h.logits, labels)
-    given = {"output": output, "u": torch.autograd.grad(inner.sum(), list(h)), "meta_inputs": meta_inputs, "mu1": 5.0}
-    given["meta_loss"] = lambda h: bias_loss(h.logits, labels, groups, 2)
+    given = {"output": output, "u": torch.autograd.grad(inner.sum(), list(h)), "mu1": 5.0}
+    outer = Objective(meta_inputs, lambda h: bias_loss(h.logits, labels, groups, 2))
     if isinstance(model, Sensitive):
-        return model.sensitivity(inputs=inputs, **given)[1]
-    return in_forward_mode(model, look_ahead(model, **given, tape=tape).v, inputs, tape)
+        return model.sensitivity(inputs, outer, **given)[1]
+    return in_forward_mode(model, look_ahead(model, outer, **given, tape=tape).v, inputs, tape)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
