@@ -2,7 +2,8 @@
 
     python bench/coverage.py                                     # a few cells, a minute
     python bench/coverage.py --full --samples 500                # every cell of decision 0012, hours
-    python bench/coverage.py --full --samples 500 --ends 20 --rejected 40   # an hour; with the ways that were rejected
+    python bench/coverage.py --full --samples 500 --ends 10      # minutes: most samples only tell whether it holds
+    python bench/coverage.py --full --samples 60 --rejected 60   # with the ways that were rejected
     python bench/coverage.py --again coverage --lowest 12 --samples 500 --seed 1    # cells of a saved grid that look worst
 
 A cell of the grid is a number of classes, groups and rows a cell, and a shape of the true gaps. Each cell draws samples
@@ -81,22 +82,30 @@ def holds(hits, rows, recalls):
         tests, true = Inversion([cells], name), over(np.ptp(recalls, axis=1))
 
         def at(side, tests=tests, true=true):
-            """The family's own number of the true gap (1,), and whether its gaps reach it."""
-            short = [tests.gap(side, np.array([end])) - true for end in (0.0, 1.0)]
-            if short[0] >= 0 or short[1] <= 0:
-                return np.array([float(short[0] < 0)]), short[1] >= -1e-9
+            """The family's own number of the true gap (1,), to .001 points, and whether its gaps reach it."""
+            if true == 0 or (short := tests.gap(side, np.ones(1)) - true) <= 0:
+                return np.array([float(true > 0)]), true == 0 or short >= -1e-9
             return np.array([brentq(lambda gap: tests.gap(side, np.array([gap])) - true, 0, 1, xtol=1e-5)]), True
 
         def less(at=at, tests=tests):
             """Whether the gap beyond chance, which lies between the ends, is larger than the true one."""
             return bool(tests.below_average(at("nearest")[0]).all())
 
-        def within(side, at=at, tests=tests):
+        def within(side, at=at, tests=tests, true=true):
+            near = np.array([1.01 * true])  # what holds for a larger gap holds for the true one
+            if tests.gap(side, near) >= true and tests.within(side, near).all():
+                return True
             gap, reached = at(side)
             return reached and bool(tests.within(side, gap).all())
 
-        lower, reached = at("lower")
-        above = reached and bool(tests.too_small(lower).all()) and less()
+        def too_small(at=at, tests=tests, true=true):
+            near = np.array([0.99 * true])
+            if tests.gap("lower", near) <= true and not tests.too_small(near).all():
+                return False
+            gap, reached = at("lower")
+            return reached and bool(tests.too_small(gap).all())
+
+        above = too_small() and less()
         if true == 0:
             below = False
         elif name == "mean_deo":
@@ -115,17 +124,13 @@ def rejected(hits, rows, rng, draws=1000):
     fewer = np.maximum(1, np.rint(rows ** (2 / 3))).astype(int)
     small = np.ptp(rng.binomial(fewer, shares, size=(draws, *rows.shape)) / fewer, axis=2)
     root = np.sqrt(fewer.mean() / rows.mean())
-    z = math.sqrt(2) * _inverse_erf(0.95 ** (1 / rows.size))
-    middle, half = (shares + z * z / (2 * rows)) / (1 + z * z / rows), None
-    half = z / (1 + z * z / rows) * np.sqrt(shares * (1 - shares) / rows + z * z / (4 * rows * rows))
-    highest, lowest = middle + half, middle - half
+    sure = wilson(shares, rows)
     for name, over in OVER.items():
         gap = 100 * over(np.ptp(shares, axis=1))
         values, few = 100 * over(drawn, axis=1), 100 * over(small, axis=1)
         low, high = np.percentile(values, [2.5, 97.5])
         centre, spread = 2 * gap - values.mean(), Z * values.std()
         far_low, far_high = np.percentile(root * (few - gap), [2.5, 97.5])
-        sure = np.maximum(0, lowest.max(1) - highest.min(1)), highest.max(1) - lowest.min(1)
         found[name] = {
             "percentile": (low, high),
             "reverse percentile (0005)": (min(gap, 2 * gap - high), max(gap, 2 * gap - low)),
@@ -135,6 +140,15 @@ def rejected(hits, rows, rng, draws=1000):
         }
         found[name] = {way: (max(0, a), min(100, max(b, 0))) for way, (a, b) in found[name].items()}
     return found
+
+
+def wilson(shares, rows):
+    """Lowest and highest gap of each class, in 0..1, that simultaneous Wilson intervals of all recalls leave."""
+    z = math.sqrt(2) * _inverse_erf(0.95 ** (1 / rows.size))
+    middle = (shares + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * np.sqrt(shares * (1 - shares) / rows + z * z / (4 * rows * rows))
+    highest, lowest = middle + half, middle - half
+    return np.maximum(0, lowest.max(1) - highest.min(1)), highest.max(1) - lowest.min(1)
 
 
 def _inverse_erf(share):
@@ -196,6 +210,26 @@ def measure(cell, samples, ends, others, seed, base):
     return table
 
 
+def wilsons_width(row, samples=100):
+    """Mean width (x100) that simultaneous Wilson intervals of the recalls leave in the row's cell of the grid."""
+    rng, rows = np.random.default_rng(0), rows_of(row["rows"], row["classes"], row["groups"])
+    recalls, over = true_recalls(row["gaps"], row["classes"], row["groups"], 0.7), OVER[row["gap"]]
+    ends = [wilson(rng.binomial(rows, recalls) / rows, rows) for _ in range(samples)]
+    return float(np.mean([100 * (over(high) - over(low)) for low, high in ends]))
+
+
+def beside(name, table):
+    """Our widths beside those of the narrowest way that covers in the same cell of a saved grid with the rejected ways."""
+    keys = ("classes", "groups", "rows", "gaps", "gap")
+    saved = json.loads((FOLDER / f"{name}.json").read_text())["rows"]
+    narrowest = {tuple(row[key] for key in keys): row["width"] / row["width / narrowest"] for row in saved}
+    for row in table:
+        row["width / narrowest"] = round(
+            row["width"] / min(row["width"], narrowest[tuple(row[key] for key in keys)]), 3
+        )
+        row["width / Wilson"] = round(row["width"] / wilsons_width(row), 3)
+
+
 def summary(table):
     """Lines: the lowest coverage and the largest relative width of our intervals by statistic, and the cells that fail."""
     lines = []
@@ -215,12 +249,19 @@ def summary(table):
         wide = [row for row in rows if (row["width / narrowest"] or 0) > 1.5]
         lines.append(f"  more than 1.5 times as wide as the narrowest way that covers: {len(wide)} cells")
         lines += [f"  widest: {describe(row)}" for row in sorted(wide, key=lambda row: -row["width / narrowest"])[:5]]
+        if "width / Wilson" in rows[0]:
+            ratios = [row["width / Wilson"] for row in rows]
+            lines.append(
+                f"  beside simultaneous Wilson intervals: {np.median(ratios):.2f} in the middle, {max(ratios)} at most"
+            )
         for way in dict.fromkeys(row["way"] for row in table if row["gap"] == name):
             each = [row for row in table if row["gap"] == name and row["way"] == way]
             covered = np.array([row["coverage"] for row in each])
+            beside_it = max(mine["width"] / max(its["width"], 1e-9) for mine, its in zip(rows, each, strict=True))
             lines.append(
                 f"  {way}: coverage {covered.min():.3f} to {covered.max():.3f}, mean {covered.mean():.3f}, below .93 in "
-                f"{(covered < 0.93).sum()} of {len(each)} cells, mean width {np.mean([row['width'] for row in each]):.1f}"
+                f"{(covered < 0.93).sum()} of {len(each)} cells, mean width {np.mean([row['width'] for row in each]):.1f}, "
+                f"ours at most {beside_it:.2f} times as wide"
             )
     return lines
 
@@ -262,6 +303,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rejected", type=int, default=0, help="samples of each cell with the rejected ways as well")
+    parser.add_argument(
+        "--narrowest", metavar="NAME", help="widths beside those of the saved grid NAME with the rejected ways"
+    )
     parser.add_argument("--save", metavar="NAME", help="write bench/results/NAME.json")
     args = parser.parse_args()
     ends = min(args.samples, args.ends or args.samples)
@@ -291,6 +335,8 @@ def main():
                     )
     order = {cell: place for place, cell in enumerate(grid(args))}
     table.sort(key=lambda row: order[tuple(row[name] for name in ("classes", "groups", "rows", "gaps"))])
+    if args.narrowest:
+        beside(args.narrowest, table)
     lines = summary(table)
     print("\n".join(lines))
     if args.save:

@@ -6,7 +6,8 @@ inverting a test instead (Neyman 1937): the interval holds every gap for which r
 
 1. have this gap: the recalls nearest to the observed ones (weighted least squares), moved a fixed part of a standard
    error in the direction that is least favourable to the end in question, and
-2. would show a gap as far out as the observed one in at least 2.5 % of samples with as many rows a cell.
+2. would show a gap as far out as the observed one in at least 2 % of samples with as many rows a cell (1.5 % for the lower
+   end of mean-DEO).
 
 How the least favourable direction looks: for the lower end, groups that crowd at both ends of the range and gaps that
 sit in few classes, because then chance adds most to the observed gap; for the upper end, groups in the middle and equal

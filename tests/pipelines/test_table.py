@@ -11,7 +11,8 @@ import pytest
 
 from bird.measuring.metrics import assess
 from bird.measuring.paired import holm, sign_flip_p
-from bird.measuring.seeds import two_level_interval
+from bird.measuring.seeds import two_level_intervals
+from bird_pipelines.predictions import load_predictions
 from bird_pipelines.study.figures import draw
 from bird_pipelines.study.files import CSV_COLUMNS, write_table
 from bird_pipelines.study.recipes import load_profile, load_recipe
@@ -81,12 +82,13 @@ def test_means_deviations_and_differences(made):
             assert cell["difference"] == pytest.approx(np.mean(values) - cell["paper"]["mean"])
         floors = [metrics["deo_floor"]["mean"] for _, metrics in runs.values()]
         assert row["cells"]["mean_deo"]["floor"] == pytest.approx(np.mean(floors))
-        over_seeds = two_level_interval(
-            [np.array(metrics["confusion"]) for _, metrics in runs.values()], "mean_deo", 200
-        )
+        over_seeds = two_level_intervals(
+            [np.array(metrics["confusion"]) for _, metrics in runs.values()],
+            predicted=[load_predictions(folder, "test") for folder, _ in runs.values()],
+        )["mean_deo"]
         assert row["cells"]["mean_deo"]["beyond_chance"] == over_seeds.beyond_chance
-        low, high = row["cells"]["mean_deo"]["interval"]
-        assert low < row["cells"]["mean_deo"]["mean"] < high
+        assert row["cells"]["mean_deo"]["interval"] == [over_seeds.low, over_seeds.high]
+        assert over_seeds.low < row["cells"]["mean_deo"]["mean"] < over_seeds.high
         assert source.label == row["label"]
     assert block["rows"][2]["cells"]["mean_deo"]["paper"] == {"mean": 11.32, "std": 1.29}
     assert block["order"]["mean_deo"] == {"pairs": 3, "agree": 3, "tau": 1.0}
