@@ -4,11 +4,10 @@ For each training seed both methods are scored on one test set. The interval and
 difference over training seeds, on rows such as these, and are one construction: p is the level at which the interval
 would end at 0, so that a 95 % interval without 0 and p < .05 are the same statement.
 
-Two errors count, that of the seeds and that of the rows that all runs share (`bird.shared_rows`). Together they make an
-ellipse of errors for the pair of means (method, reference). For a DEO each point of it is read as a true gap, chance taken
-off (bird.measuring.intervals), and the interval ends at the smallest and the largest difference; near equal recalls that is
-far from symmetric.
-"""
+Two errors count, that of the seeds and that of the rows that all runs share (`bird.measuring.shared_rows`). Together
+they make an ellipse of errors for the pair of means (method, reference). For a DEO each point of it is read as a true
+gap, chance taken off (bird.measuring.intervals), and the interval ends at the smallest and the largest difference; near
+equal recalls that is far from symmetric."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from bird.measuring.caveats import undefined
 from bird.measuring.cells import cells_of
 from bird.measuring.intervals import GAPS, Curves, curves_of, reading
 from bird.measuring.metrics import STATISTICS, confusion, recalls, statistics_of
-from bird.shared_rows import (
+from bird.measuring.shared_rows import (
     DRAWS,
     INFLUENCES,
     REPLICATES,

@@ -1,9 +1,8 @@
 """Statistics of several runs that differ in their training seed: mean and interval.
 
 The interval speaks of the mean over training seeds, on rows such as these. Where it is known what each run predicts for
-each row, what the rows do to all seeds alike is measured (`bird.shared_rows`); where only counts are known, all of the
-rows' error counts as common, and the interval is wider than it need be.
-"""
+each row, what the rows do to all seeds alike is measured (`bird.measuring.shared_rows`); where only counts are known,
+all of the rows' error counts as common, and the interval is wider than it need be."""
 
 from __future__ import annotations
 
@@ -18,7 +17,16 @@ from bird.measuring.caveats import does_not_exist, undefined
 from bird.measuring.cells import cells_of
 from bird.measuring.intervals import GAPS, curves_of, gap_interval, reading, student
 from bird.measuring.metrics import Statistic, percentile_interval, recalls, resampled, statistics_of
-from bird.shared_rows import DRAWS, INFLUENCES, Predicted, centred, errors_of, gap_covariance, recall_errors, same_rows
+from bird.measuring.shared_rows import (
+    DRAWS,
+    INFLUENCES,
+    Predicted,
+    centred,
+    errors_of,
+    gap_covariance,
+    recall_errors,
+    same_rows,
+)
 
 __all__ = ["OverSeeds", "two_level_interval", "two_level_intervals"]
 

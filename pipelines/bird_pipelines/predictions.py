@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bird.datasets.base import SampleTable
 from bird.errors import RunError
-from bird.shared_rows import Predicted
+from bird.measuring.shared_rows import Predicted
 from bird_cache.files import replace
 
 __all__ = ["load_predictions", "save_predictions"]

@@ -8,7 +8,7 @@ from scipy.stats import norm
 from bird.measuring.intervals import gap_intervals
 from bird.measuring.metrics import confusion, recalls, statistics_of
 from bird.measuring.seeds import two_level_intervals
-from bird.shared_rows import Predicted, recall_errors
+from bird.measuring.shared_rows import Predicted, recall_errors
 
 CLASSES, GROUPS = 3, 2
 RECALLS = np.array([[0.8, 0.6], [0.7, 0.7], [0.6, 0.75]])
