@@ -88,12 +88,12 @@ def samples_a_second(folder):
 
     from bird.students import STUDENTS, StudentKind
     from bird_pipelines.config.reading import run_of
-    from bird_pipelines.distilling import data
+    from bird_pipelines.distilling import images
     from bird_pipelines.distilling.training import Trainer, read
 
     torch.set_num_threads(2)
     STUDENTS["trivial"] = StudentKind("image", "pooling and a linear layer", lambda size, dim: student())
-    data.IMAGES_IN_MEMORY_BYTES = 0
+    images.IMAGES_IN_MEMORY_BYTES = 0
     given = {"dataset": "table", "data_root": folder, "dataset_settings": {"image_size": SIDE}, "student": "trivial"}
     given |= {"method": "baseline", "batch_size": BATCH, "epochs": EPOCHS, "warmup": 0, "device": "cpu", "workers": 2}
     with tempfile.TemporaryDirectory() as out:

@@ -30,7 +30,7 @@ from bird_cache.manifest import Layer, Plan
 from bird_cache.store import open_cache
 from bird_cache.stream import FeatureStream
 from bird_cache.writer import open_writer
-from bird_pipelines.distilling.data import Images
+from bird_pipelines.distilling.images import Images
 from bird_pipelines.distilling.vectors import features_of
 from bird_pipelines.precomputing.plan import samples_of
 

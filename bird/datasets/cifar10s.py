@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bird.datasets._cifar_pickle import read_batch
 from bird.datasets.base import Dataset, Listing
-from bird.datasets.table import read_parquet
+from bird.datasets.reading import read_parquet
 from bird.errors import DataError, UsageError
 
 __all__ = ["DOMAINS", "Cifar10S", "domain_digest", "luma", "skewed_domains"]

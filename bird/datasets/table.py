@@ -6,7 +6,6 @@ stands there is told (`remarks`).
 
 from __future__ import annotations
 
-import csv
 import errno
 import os
 import stat
@@ -30,10 +29,11 @@ from bird.datasets.columns import (
     texts,
 )
 from bird.datasets.finding import Neighbours, link_out, resolve, told_links
+from bird.datasets.reading import read_csv, read_parquet
 from bird.datasets.subjects import whole_subjects
 from bird.errors import DataError, UsageError, nearest
 
-__all__ = ["TableDataset", "read_parquet"]
+__all__ = ["TableDataset"]
 
 _NEEDS_TWO = {
     "label": "two classes or more: with one there is nothing to learn, and no answer can be wrong",
@@ -72,7 +72,7 @@ class TableDataset(Dataset):
     ) -> None:
         _check_settings(test_fraction, image_size, white_level)
         file = _find_table(root, table)
-        columns = _read_csv(file) if file.suffix == ".csv" else _read_table_parquet(file)
+        columns = read_csv(file, _NEEDED, _OPTIONAL) if file.suffix == ".csv" else _read_table_parquet(file)
         self.image_size, self.flip, self._test_fraction = image_size, flip, test_fraction
         self._white_level = white_level
         self.settings = {
@@ -190,52 +190,6 @@ def _refuse_torn(table: SampleTable, subjects: Any) -> None:
         )
 
 
-def read_parquet(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
-    """The named columns of a Parquet file as pyarrow arrays. Raises DataError for an unreadable file or a lacking one."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        source = pa.OSFile(os.fsencode(path))  # of a name that is not UTF-8 only its bytes are taken
-        names = pq.read_schema(source).names
-        _need_columns(path, names, needed)
-        wanted = [name for name in (*needed, *optional) if name in names]
-        table = pq.read_table(source, columns=wanted, partitioning=None)
-        table.validate(full=True)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(
-            where=str(path),
-            found=f"an unreadable Parquet file ({str(error)[:200]})",
-            wanted=f"columns {', '.join(needed)}",
-            fix="write it again",
-        ) from error
-    return {name: table[name] for name in wanted}
-
-
-def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str]) -> None:
-    lacking = [name for name in needed if name not in names]
-    if len(names) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in names[0]]):
-        raise DataError(
-            where=str(file),
-            found=f"one column, {names[0]!r}",
-            wanted=f"columns {', '.join(needed)}, with commas between them",
-            fix=f"write the table with commas in the place of {marks[0]!r}",
-        )
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if lacking or twice:
-        meant = [f"{close[0]!r} to {name}" for name in lacking if (close := nearest(name, set(names) - set(needed)))]
-        raise DataError(
-            where=str(file),
-            found=f"columns {', '.join(map(repr, names)) or 'none'}",
-            wanted=f"columns {', '.join(needed)}, each once",
-            fix=f"rename {', '.join(meant)}?"
-            if meant
-            else f"add {', '.join(lacking)}"
-            if lacking
-            else f"rename one {', '.join(twice)}",
-        )
-
-
 def _find_table(root: Path, table: str) -> Path:
     names = [table] if table else [n for n in ("samples.csv", "samples.parquet") if (root / n).is_file()]
     kinds = (".csv", ".parquet")
@@ -252,31 +206,6 @@ def _find_table(root: Path, table: str) -> Path:
         )
     _refuse_leaving(root / names[0], root, names)
     return root / PurePosixPath(names[0])
-
-
-def _read_csv(file: Path) -> dict[str, list[Any]]:
-    def refuse(line: int, found: str, wanted: str, fix: str = "correct the table") -> DataError:
-        return DataError(where=f"{file}, line {line}", found=found, wanted=wanted, fix=fix)
-
-    line = 1
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text, strict=True)
-            header = next(reader, [])
-            _need_columns(file, header, _NEEDED)
-            rows: list[list[str]] = []
-            for row in reader:
-                line = reader.line_num
-                if row and len(row) != len(header):  # an empty line is no row
-                    raise refuse(line, f"{len(row)} values", f"{len(header)}, as in the header")
-                rows += [row] if row else []
-    except UnicodeDecodeError as error:
-        raise refuse(line, f"unreadable text ({error})", "CSV in UTF-8", "save the table as UTF-8") from error
-    except (OSError, csv.Error) as error:
-        raise refuse(line, f"unreadable text ({error})", "CSV in UTF-8") from error
-    columns: dict[str, list[Any]] = {name: [row[place] for row in rows] for place, name in enumerate(header)}
-    kept = {name: values for name, values in columns.items() if name in (*_NEEDED, *_OPTIONAL)}
-    return kept | {"": [name for name in header if name not in kept]}
 
 
 def _read_table_parquet(file: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from helpers.shell import distilled
 from bird.devices import enough_memory
 from bird.errors import OutOfMemoryError
 from bird_pipelines.ahead import one_ahead
-from bird_pipelines.distilling import data
+from bird_pipelines.distilling import images
 
 
 def test_one_is_made_ahead_and_no_more():
@@ -48,7 +48,7 @@ def test_images_that_are_not_held_give_the_same_run(cache, tmp_path, monkeypatch
     """Also with other threads, and scored in inference mode."""
     flags = {"student": "tiny-convnet", "epochs": 2, "warmup": 1, "meta_per_cell": 2, "batch_size": 32}
     held = distilled(cache, tmp_path / "held", **flags)
-    monkeypatch.setattr(data, "IMAGES_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(images, "IMAGES_IN_MEMORY_BYTES", 0)
     anew = distilled(cache, tmp_path / "anew", workers=3, **flags)
     assert held["metrics"] == anew["metrics"]
     weights = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("held", "anew")]
