@@ -29,7 +29,7 @@ from bird.datasets.base import SampleTable
 from bird.methods import METHODS, Hyperparameters, build_method
 from bird_cache.order import batches, shuffled
 from bird_pipelines.config.reading import run_of
-from bird_pipelines.distilling.many import Source, Stack, models_at_once
+from bird_pipelines.distilling.side_by_side import Source, Stack, models_at_once
 from bird_pipelines.distilling.training import Trainer
 
 TRAIN, META, TEST = 162_770, 19_867, 19_962

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bird.teachers import load_teacher, proof
-from bird.teachers.seeing import View
+from bird.teachers.views import View
 
 COMPARING = ("_look", "_say", "_compare", "ask_again")
 

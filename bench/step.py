@@ -171,7 +171,7 @@ def available(name):
 
 def check_gradients(student, size):
     """The largest relative difference of each way's gate gradient from ours, on one small batch."""
-    from bird.step.meta import Objective, feedback
+    from bird.step.feedback import Objective, feedback
     from bird.step.tangents import Tape
 
     hyper, batch, meta = Hyperparameters(), make_batch(size, 16, 0), make_batch(size, 16, 1)

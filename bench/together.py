@@ -14,7 +14,7 @@ import torch
 from bird_cache.order import batches, shuffled
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.data import cache_dataset
-from bird_pipelines.distilling.many import Source, Stack
+from bird_pipelines.distilling.side_by_side import Source, Stack
 from bird_pipelines.distilling.training import Trainer, read
 
 STEPS = (1, 4, 10, 20, 50, 150, 350)

@@ -15,7 +15,7 @@ import numpy as np
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.data import cache_dataset, load_data
 from bird_pipelines.distilling.groups import with_known_groups
-from bird_pipelines.distilling.many import train_group
+from bird_pipelines.distilling.side_by_side import train_group
 from bird_pipelines.distilling.training import outcome
 
 SCORES = ("auroc", "f1_macro", "mean_deo", "max_deo")

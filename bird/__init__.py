@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bird.methods.base import Batch
+    from bird.methods.bird_step import BirdStep
     from bird.methods.distances import Distance
-    from bird.methods.step import BirdStep
     from bird.step.gate import Gate, StageGates
     from bird.step.offsets import Offsets
 
@@ -29,7 +29,8 @@ def __getattr__(name: str) -> Any:
 
         return Offsets
     if name in ("Batch", "BirdStep", "Distance"):
-        from bird.methods import base, distances, step
+        from bird.methods import base, distances
+        from bird.methods import bird_step as step
 
         return {"Batch": base.Batch, "BirdStep": step.BirdStep, "Distance": distances.Distance}[name]
     raise AttributeError(f"module 'bird' has no attribute {name!r}")

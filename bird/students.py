@@ -54,7 +54,7 @@ class StudentOutput(NamedTuple):
 
 class StagedOutput(tuple[Tensor, ...]):
     """A student's answer with the maps of its residual stages, a flat tuple (features, logits, map, map, ...), so that
-    whatever goes through an answer's tensors one by one (bird.step.meta) goes through the maps, too."""
+    whatever goes through an answer's tensors one by one (bird.step.feedback) goes through the maps, too."""
 
     __slots__ = ()
 

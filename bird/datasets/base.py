@@ -21,11 +21,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from bird.datasets.accounting import count_problems, count_rows, first_of
-from bird.datasets.drawing import carve_meta, subset
 from bird.datasets.finding import refuse_dead_link
+from bird.datasets.kept_splits import keep_sides
+from bird.datasets.left_out import count_problems, count_rows, first_of
 from bird.datasets.samples import Ints, Listing, Problem, SampleTable, Strings, strings
-from bird.datasets.sides import keep_sides
+from bird.datasets.sampling import carve_meta, subset
 from bird.datasets.subjects import whole_subjects
 from bird.errors import DataError
 

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bird.step.averaging import running_mean
-from bird.step.gate import Gate, StageGates
+from bird.step.feedback import Weight
+from bird.step.gate import Gate, StageGates, move
 from bird.step.guard import Guard
-from bird.step.meta import Weight
-from bird.step.offsets import Offsets, move
+from bird.step.offsets import Offsets
 from bird.students import StagedOutput, Student, StudentOutput, last_stage, require_stages
 
 __all__ = ["Batch", "Hyperparameters", "Learner", "Losses", "Method", "Regressed", "SingleLearner"]

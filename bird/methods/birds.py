@@ -14,9 +14,9 @@ from bird.losses.terms import bias_loss, cross_entropy
 from bird.losses.weighting import adjusted_cross_entropy, log_prior
 from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method, Regressed
 from bird.methods.baselines import MMD_CELLS
+from bird.methods.bird_step import bird_loss, task_loss
 from bird.methods.distances import Distance, attention_distance, feature_distance, mmd_distance
-from bird.methods.step import bird_loss, task_loss
-from bird.step.meta import Through
+from bird.step.feedback import Through
 from bird.step.offsets import Offsets, mixed_bias
 
 __all__ = ["Bird", "BirdOffsets", "BirdPlus", "bird_at", "bird_mfd"]

@@ -19,8 +19,8 @@ from bird.losses.attention import attention, attention_loss
 from bird.losses.mmd import class_mmd
 from bird.losses.terms import distillation_kl, feature_mse
 from bird.methods.base import Batch
+from bird.step.feedback import Weight
 from bird.step.gate import Gate, StageGates
-from bird.step.meta import Weight
 
 __all__ = ["Distance", "attention_distance", "feature_distance", "mmd_distance", "reheaded_distance"]
 

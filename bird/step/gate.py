@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Gate", "StageGates"]
+__all__ = ["Gate", "HoldsBack", "StageGates", "move"]
 
 
 class Gate(nn.Module):
@@ -49,3 +50,20 @@ class StageGates(nn.Module):
         """The gated maps, (batch, channels, height, width) each."""
         pairs = zip(self.phi, teacher, strict=True)
         return tuple(torch.sigmoid(phi)[..., None, :, None, None] * maps for phi, maps in pairs)
+
+
+@runtime_checkable
+class HoldsBack(Protocol):
+    """A gate that is pulled back to where it began, after each step of its optimiser."""
+
+    def hold_back(self, rate: float) -> None:
+        """The pull that belongs to a step of that learning rate."""
+
+
+def move(gate: nn.Module, optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> None:
+    """Move phi: one step of the gate's optimiser against the given gradients of its parameters, in their order."""
+    for parameter, gradient in zip(gate.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    if isinstance(gate, HoldsBack):
+        gate.hold_back(optimizer.param_groups[0]["lr"])

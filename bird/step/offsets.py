@@ -7,12 +7,11 @@ alone is the group asked for; at test time z stands by itself.
 
 Offsets that are fixed at log p(class | group) are the logit adjustment of Menon et al. (2021) within each group. Learning
 additive and multiplicative adjustments by a bilevel loss is AutoBalance (Li et al. 2021), with the loss of Kini et al.
-(2021). Here the feedback is exact, by one forward-mode pass (bird.step.meta), and the student is distilled from a cache.
+(2021). Here the feedback is exact, by one forward-mode pass (bird.step.feedback), and the student is distilled from a cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -23,7 +22,7 @@ from bird.losses.terms import bias_loss
 from bird.losses.weighting import cell_cross_entropy
 from bird.step.gate import Gate
 
-__all__ = ["Offsets", "mixed_bias", "move"]
+__all__ = ["Offsets", "mixed_bias"]
 
 
 @final
@@ -67,6 +66,8 @@ class Offsets(nn.Module):
         balance where |phi - begin| = m n / shrink. m in 0..1 is the mean of Adam's steps, in units of the rate: 1 where
         all gradients have one sign. So phi goes less far by what few rows say, and by what meta batches do not agree on.
         It is a decoupled decay (Loshchilov and Hutter 2019), towards the start and not to 0."""
+        if not self.pulled:
+            return
         with torch.no_grad():
             self.phi.sub_(self.begin).div_(1 + rate * self.pull).add_(self.begin)
 
@@ -85,15 +86,6 @@ class Offsets(nn.Module):
             return logits + posterior @ self.phi.mT
         index = protected[..., None].expand(logits.shape)
         return logits + self.phi.mT.gather(-2, index)
-
-
-def move(gate: nn.Module, optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> None:
-    """One step of the gate's optimiser against the given gradients of its parameters, and the pull on offsets."""
-    for parameter, gradient in zip(gate.parameters(), gradients, strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-    if isinstance(gate, Offsets) and gate.pulled:
-        gate.hold_back(optimizer.param_groups[0]["lr"])
 
 
 def mixed_bias(

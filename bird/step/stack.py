@@ -5,8 +5,8 @@ models at once on the shared tensors, and each learner's own Adam moves its own 
 saved, scored or restored is so as if it trained alone.
 
 What makes it exact: no model's loss depends on another's parameters, so the gradient of the losses' sum with respect to
-model s is the gradient of loss s. The same holds for the look-ahead, the tangents of the JVP and the gate (bird.step.meta).
-"""
+model s is the gradient of loss s. The same holds for the look-ahead, the tangents of the JVP and the gate
+(bird.step.feedback)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from bird.methods.base import Learner, SingleLearner
+from bird.step.feedback import Objective, Weight, weigh
 from bird.step.gate import Gate
 from bird.step.guard import Guard
-from bird.step.meta import Objective, Weight, weigh
 from bird.step.offsets import Offsets
 from bird.students import StudentOutput
 
@@ -54,10 +54,9 @@ class StackedAdapters(nn.Module):
         u: Sequence[Tensor],
         mu1: Weight,
     ) -> tuple[Tensor, StudentOutput]:
-        """L_o(theta') and Jv (bird.step.meta.Sensitive) without a (d, d) gradient. The look-ahead moves W by -mu1 G^T X with
-        G = dL_in/dh, and so the answer on meta inputs X_m by -mu1 (X_m X^T) G; v is G_m^T X_m, and so dh = (X X_m^T) G_m.
-        The bias adds 1 to the kernel X_m X^T. What is left are products of batch by batch by d.
-        """
+        """L_o(theta') and Jv (bird.step.feedback.Sensitive) without a (d, d) gradient. The look-ahead moves W by -mu1
+        G^T X with G = dL_in/dh, and so the answer on meta inputs X_m by -mu1 (X_m X^T) G; v is G_m^T X_m, and so dh =
+        (X X_m^T) G_m. The bias adds 1 to the kernel X_m X^T. What is left are products of batch by batch by d."""
         W, b, V, c = (parameter.detach() for parameter in self.parameters())
         features = output.features.detach()
         g_h, g_z = grad(list(output), list(output), list(u), retain_graph=True)  # what h moves through z, too

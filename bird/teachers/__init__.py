@@ -16,11 +16,11 @@ from bird.errors import BirdError, MissingWeightsError, TeacherError, UsageError
 from bird.teachers.base import FeatureKind, Options, Teacher
 from bird.teachers.claims import PixelScale, require_kind, require_side, require_takers
 from bird.teachers.files import first_line
+from bird.teachers.from_run import own_run
 from bird.teachers.hub import Source, commit_of, explained, open_clip_source, timm_source, transformers_source
 from bird.teachers.hugging_face import flava, hugging_face
 from bird.teachers.onnx import OnnxTeacher
 from bird.teachers.open_clip import clip
-from bird.teachers.own import own_run
 from bird.teachers.service import TAKES, Service, open_service
 from bird.teachers.timm import timm_model
 from bird.teachers.torchvision import torchvision_model

@@ -25,7 +25,7 @@ from bird.teachers.claims import PixelScale
 from bird.teachers.files import first_line
 from bird.teachers.inference import hasten
 from bird.teachers.layers import FeatureKind, LayerSpec, Tap
-from bird.teachers.seeing import Json, View, Viewer, Views
+from bird.teachers.views import Json, View, Viewer, Views
 
 __all__ = [
     "FeatureKind",

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bird.errors import TeacherError
 from bird.teachers.base import PENULTIMATE, FeatureKind, LayerSpec, Teacher, View, Views
+from bird.teachers.batch_independence import Company, company
 from bird.teachers.claims import PixelScale, kind_of, names_class_scores
-from bird.teachers.company import Company, company
 from bird.teachers.graphs import choose_output, class_counts, digest_of_onnx, vectors_of
 
 __all__ = ["OnnxTeacher"]

@@ -19,7 +19,7 @@ from bird.teachers.base import PENULTIMATE, Json, Options, Teacher
 from bird.teachers.files import fill, missing_weights, offline_if_unreachable, read_state
 from bird.teachers.layers import Tap, stage_taps, token_taps
 from bird.teachers.proof import Reference, prove
-from bird.teachers.seeing import view_of_transform
+from bird.teachers.views import view_of_transform
 
 __all__ = ["clip"]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from bird.errors import TeacherError
-from bird.teachers.seeing import View, view_of_transform
+from bird.teachers.views import View, view_of_transform
 
 __all__ = ["Inputs", "inputs_of", "only_pixels", "see_with", "view_of_processor"]
 

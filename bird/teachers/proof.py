@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from bird.errors import TeacherError
 from bird.images import decode_image
 from bird.teachers.base import PENULTIMATE, Json, Options, TorchTeacher
-from bird.teachers.company import keep_company
+from bird.teachers.batch_independence import keep_company
 from bird.teachers.files import first_line
 from bird.teachers.layers import Tap
-from bird.teachers.seeing import LibraryView, View
+from bird.teachers.views import LibraryView, View
 
 __all__ = ["SAME", "Reference", "ask_again", "canaries", "prove"]
 

@@ -17,7 +17,7 @@ from bird.teachers.base import PENULTIMATE, Json, Options, Teacher
 from bird.teachers.files import fill, missing_weights, read_state
 from bird.teachers.layers import Tap, stage_taps
 from bird.teachers.proof import Reference, prove
-from bird.teachers.seeing import view_of_transform
+from bird.teachers.views import view_of_transform
 
 __all__ = ["torchvision_model"]
 

@@ -9,7 +9,7 @@ from bird.errors import UsageError
 from bird.losses.terms import bias_loss, cross_entropy, feature_mse
 from bird.methods import Batch, Regressed
 from bird.methods.distances import attention_distance, feature_distance, mmd_distance, reheaded_distance
-from bird.step.meta import Objective, feedback
+from bird.step.feedback import Objective, feedback
 from bird.students import build_student
 
 ALPHA, MU1 = 0.9, 1e-3

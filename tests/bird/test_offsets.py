@@ -12,8 +12,8 @@ from bird import BirdStep
 from bird.losses.terms import bias_loss, cross_entropy, feature_mse, sample_cross_entropy
 from bird.losses.weighting import log_prior
 from bird.methods import Batch, Hyperparameters, Regressed, build_method
-from bird.methods.step import held
-from bird.step.meta import Objective, feedback
+from bird.methods.bird_step import held
+from bird.step.feedback import Objective, feedback
 from bird.step.offsets import Offsets, mixed_bias
 from bird.step.stack import StackedLearner
 from bird.students import build_student

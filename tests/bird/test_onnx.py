@@ -11,8 +11,8 @@ from PIL import Image
 
 from bird.errors import TeacherError, UsageError
 from bird.teachers import load_teacher
+from bird.teachers.batch_independence import company, sample_views
 from bird.teachers.claims import names_class_scores
-from bird.teachers.company import company, sample_views
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

@@ -10,7 +10,7 @@ from torch import nn
 from bird.losses.terms import cross_entropy
 from bird.losses.weighting import adjusted_cross_entropy, log_prior
 from bird.methods import Hyperparameters, build_method
-from bird.methods.step import BirdStep
+from bird.methods.bird_step import BirdStep
 from bird.step.averaging import running_mean
 
 

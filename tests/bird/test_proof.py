@@ -18,7 +18,7 @@ from bird.teachers.base import PENULTIMATE, Options, TorchTeacher
 from bird.teachers.layers import Tap
 from bird.teachers.open_clip import _from_tag
 from bird.teachers.proof import Reference, ask_again, canaries, prove
-from bird.teachers.seeing import LibraryView, View, view_of_transform
+from bird.teachers.views import LibraryView, View, view_of_transform
 
 PLAIN = Options(None, choose_device("cpu"), "fp32", None)
 

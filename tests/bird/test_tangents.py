@@ -10,8 +10,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.profiler import profile
 
+from bird.step.feedback import Objective, feedback
 from bird.step.gate import Gate
-from bird.step.meta import Objective, feedback
 from bird.step.passes import in_forward_mode, probe
 from bird.step.tangents import FastTangents, Tape
 from bird.students import StudentOutput, build_student

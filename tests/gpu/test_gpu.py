@@ -17,9 +17,9 @@ from torch.func import functional_call
 from bird.losses.terms import bias_loss, cross_entropy, feature_mse
 from bird.methods import Regressed
 from bird.precision import in_bf16
+from bird.step.feedback import Objective, feedback
 from bird.step.gate import Gate
 from bird.step.guard import Guard
-from bird.step.meta import Objective, feedback
 from bird.step.tangents import Tape
 from bird.students import StudentOutput, build_student
 from bird.transforms import apply_views, crop_at_once, draw_views

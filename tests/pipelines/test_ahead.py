@@ -8,8 +8,8 @@ from helpers.shell import distilled
 
 from bird.devices import enough_memory
 from bird.errors import OutOfMemoryError
-from bird_pipelines.ahead import one_ahead
 from bird_pipelines.distilling import images
+from bird_pipelines.prefetch import one_ahead
 
 
 def test_one_is_made_ahead_and_no_more():

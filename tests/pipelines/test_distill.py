@@ -189,7 +189,7 @@ import atexit, sys
 def report():
     names = ("transformers", "open_clip", "onnxruntime", "bird.teachers", "bird_pipelines.precomputing.extraction")
     loaded = [name for name in sys.modules if name.startswith(names)]
-    assert "bird.step.meta" in sys.modules
+    assert "bird.step.feedback" in sys.modules
     print("LOADED", loaded, file=sys.stderr)
 atexit.register(report)
 """

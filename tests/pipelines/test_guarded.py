@@ -6,7 +6,7 @@ from helpers.shell import distilled
 import bird.precision
 from bird.step.guard import Guard
 from bird_pipelines.config import resolve
-from bird_pipelines.distilling.many import distill_many
+from bird_pipelines.distilling.side_by_side import distill_many
 
 SHORT = {"epochs": 2, "warmup": 1, "batch_size": 16}
 SMALL = {"limit": 120, "meta_per_cell": 1, "batch_size": 8, "epochs": 3}  # 8 steps and more after the warmup

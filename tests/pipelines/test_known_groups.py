@@ -17,7 +17,7 @@ from bird_pipelines.config import resolve
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.distilling.evaluate import evaluate
 from bird_pipelines.distilling.groups import estimated_groups, with_known_groups
-from bird_pipelines.distilling.many import distill_many
+from bird_pipelines.distilling.side_by_side import distill_many
 from bird_pipelines.distilling.training import distill
 
 CLASSES, GROUPS, DIM = 3, 2, 12

@@ -16,7 +16,7 @@ from bird.students import load_student
 from bird_cache.errors import BusyCacheError
 from bird_cache.files import write_lock
 from bird_pipelines.config import resolve
-from bird_pipelines.distilling.many import distill_many, groups_of
+from bird_pipelines.distilling.side_by_side import distill_many, groups_of
 
 SHORT = {"epochs": 2, "warmup": 1, "batch_size": 32}
 FILES = {"config.json", "checkpoint.json", "curve.jsonl", "metrics-meta.json", "metrics-test.json", "run.json"}
@@ -100,7 +100,7 @@ def test_folders_are_held_and_belong_to_one_run(cache, tmp_path):
 PROGRAM = """
 import json, sys
 from bird_pipelines.config import resolve
-from bird_pipelines.distilling.many import distill_many
+from bird_pipelines.distilling.side_by_side import distill_many
 distill_many([resolve({**flags, "checkpoint_seconds": 0.01}) for flags in json.loads(sys.argv[1])])
 """
 

@@ -66,7 +66,7 @@ def test_a_balanced_head_serves_small_cells_better(cache, tmp_path):
     """The teacher that bkd hears: on train rows of the smallest cells it is right at least as often as the plain one."""
     from bird.devices import choose_device
     from bird_pipelines.distilling.data import load_data
-    from bird_pipelines.distilling.head import teacher_logits
+    from bird_pipelines.distilling.teacher_head import teacher_logits
 
     right = {}
     for head in ("plain", "balanced"):

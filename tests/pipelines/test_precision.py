@@ -13,14 +13,14 @@ from bird.errors import RunError, UsageError
 from bird.losses.terms import bias_loss, cross_entropy, feature_mse
 from bird.methods import Batch, Hyperparameters, SingleLearner, build_method
 from bird.precision import in_bf16, require_precision
-from bird.step.meta import Objective, Sensitive, feedback, look_ahead
+from bird.step.feedback import Objective, Sensitive, feedback, look_ahead
 from bird.step.passes import in_forward_mode
 from bird.step.stack import StackedLearner
 from bird.step.tangents import Tape
 from bird.students import build_student, load_student
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.evaluate import evaluate
-from bird_pipelines.distilling.many import distill_many
+from bird_pipelines.distilling.side_by_side import distill_many
 
 CPU = torch.device("cpu")
 SHORT = {"epochs": 2, "warmup": 1, "batch_size": 32}

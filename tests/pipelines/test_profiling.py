@@ -7,8 +7,8 @@ import torch
 from helpers.shell import bird, distilled, panel
 
 from bird_pipelines.config import resolve
-from bird_pipelines.distilling.many import distill_many
 from bird_pipelines.distilling.profiling import PARTS, Clock
+from bird_pipelines.distilling.side_by_side import distill_many
 from bird_pipelines.reporting.report import write_report
 
 SHORT = {"epochs": 2, "warmup": 1, "batch_size": 32}

@@ -6,9 +6,9 @@ import pytest
 
 from bird.errors import UsageError
 from bird.methods import METHODS
-from bird_pipelines.study import published
-from bird_pipelines.study.recipes import NAMES, PROFILES, load_profile, load_recipe, select
-from bird_pipelines.study.steps import build_plan, needed
+from bird_pipelines.study.tables import published
+from bird_pipelines.study.tables.recipes import NAMES, PROFILES, load_profile, load_recipe, select
+from bird_pipelines.study.tables.steps import build_plan, needed
 
 TABLES = [f"table{number}" for number in range(1, 8)]
 

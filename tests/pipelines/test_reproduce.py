@@ -8,9 +8,9 @@ from helpers.shell import bird, bird_json, panel, stopped
 
 from bird.errors import UsageError
 from bird_pipelines.predictions import load_predictions
-from bird_pipelines.study.recipes import load_profile, load_recipe, select
-from bird_pipelines.study.reproduce import execute, ready, reproduce
-from bird_pipelines.study.steps import build_plan, needed
+from bird_pipelines.study.tables.recipes import load_profile, load_recipe, select
+from bird_pipelines.study.tables.reproduce import execute, ready, reproduce
+from bird_pipelines.study.tables.steps import build_plan, needed
 
 
 def small(name):

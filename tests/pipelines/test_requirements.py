@@ -17,11 +17,11 @@ from bird.teachers import load_teacher
 from bird_pipelines.cli.catalogue import catalogue
 from bird_pipelines.config import resolve, resolve_precompute
 from bird_pipelines.distilling.evaluate import evaluate
-from bird_pipelines.distilling.many import distill_many
+from bird_pipelines.distilling.side_by_side import distill_many
 from bird_pipelines.precomputing.caches import convert_command
 from bird_pipelines.precomputing.imports import export, import_vectors
 from bird_pipelines.reporting.report import write_report
-from bird_pipelines.study.recipes import load_profile, load_recipe, select
+from bird_pipelines.study.tables.recipes import load_profile, load_recipe, select
 
 SHORT = {"epochs": 1, "warmup": 0, "batch_size": 32}
 DIM = 6

@@ -13,10 +13,10 @@ from bird.measuring.metrics import assess
 from bird.measuring.paired import holm, sign_flip_p
 from bird.measuring.seeds import two_level_intervals
 from bird_pipelines.predictions import load_predictions
-from bird_pipelines.study.figures import draw
-from bird_pipelines.study.files import CSV_COLUMNS, write_table
-from bird_pipelines.study.recipes import load_profile, load_recipe
-from bird_pipelines.study.table import Outcome, tabulate
+from bird_pipelines.study.tables.figures import draw
+from bird_pipelines.study.tables.files import CSV_COLUMNS, write_table
+from bird_pipelines.study.tables.recipes import load_profile, load_recipe
+from bird_pipelines.study.tables.table import Outcome, tabulate
 
 SEEDS = 8
 ACCURACY = {"Baseline": (0.8, 0.3), "BIRD w/o Meta": (0.8, 0.2), "BIRD": (0.8, 0.1)}
@@ -276,7 +276,7 @@ def test_a_number_that_does_not_exist_says_why_in_every_file(spoiled, tmp_path):
 
 
 def test_figures_have_a_floor_for_each_bar(spoiled):
-    from bird_pipelines.study.figures import bars
+    from bird_pipelines.study.tables.figures import bars
 
     _, figure = load_recipe("figure3")
     record = record_of(spoiled)

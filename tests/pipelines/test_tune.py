@@ -12,9 +12,9 @@ from bird_cache.store import open_cache
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.data import hold_out
 from bird_pipelines.distilling.training import read
-from bird_pipelines.study import search as searching
-from bird_pipelines.study.search import SPACES, Search, candidates_of, dominates
+from bird_pipelines.study import tune_search as searching
 from bird_pipelines.study.tune import tune
+from bird_pipelines.study.tune_search import SPACES, Search, candidates_of, dominates
 
 ROWS, DIM = 600, 6
 

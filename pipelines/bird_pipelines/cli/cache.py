@@ -53,7 +53,7 @@ def cache_verify(
 
 @cache_app.command("repair")
 def cache_repair(cache: CacheArgument, workers: Workers = 2, json_: Json = False) -> None:
-    """Drop the commit records of damaged shards: the same precompute command then computes just those again."""
+    """Delete the commit records of damaged shards. Then run the same precompute command: it computes those again."""
     from bird_cache.verify import repair
 
     done = repair(cache, workers=workers)
@@ -73,7 +73,7 @@ def cache_convert(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Write a cache as the other store, bit by bit, without the teacher."""
+    """Copy a cache into the other kind of store (zarr or webdataset), bit by bit, without the teacher."""
     from bird_pipelines.precomputing.caches import convert_command
 
     output(convert_command(source, target, store, flags.get("data_root"), images, compress), json_, show.cache)
@@ -88,7 +88,7 @@ def cache_fit_head(
     json_: Json = False,
 ) -> None:
     """Fit a classifier on the cached train features and store its logits as a layer (bkd uses them)."""
-    from bird_pipelines.distilling.head import fit_head
+    from bird_pipelines.distilling.teacher_head import fit_head
 
     output(fit_head(cache, epochs=epochs, **flags), json_, show.cache)
 

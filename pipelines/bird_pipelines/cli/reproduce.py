@@ -31,7 +31,7 @@ def reproduce(
     json_: Json = False,
 ) -> None:
     """A table or figure of the paper: train what it needs, and put ours beside the printed numbers."""
-    from bird_pipelines.study.reproduce import reproduce as run
+    from bird_pipelines.study.tables.reproduce import reproduce as run
 
     done = run(
         recipe,

@@ -41,12 +41,13 @@ def tune(
     config: Config = None,
     json_: Json = False,
 ) -> None:
-    """Choose a method's weights, and the baseline's, on half of meta: lowest mean-DEO above a floor. Test is opened once."""
+    """Choose the weights of a method and of the baseline on half of the meta split. Among the candidates at or above
+    a floor of accuracy, the lowest mean-DEO wins. The test split is read once, at the end."""
     from bird.errors import unknown_name
     from bird_pipelines.config import resolve
     from bird_pipelines.distilling.data import cache_dataset
-    from bird_pipelines.study.search import FLOORS, Search
     from bird_pipelines.study.tune import tune as run
+    from bird_pipelines.study.tune_search import FLOORS, Search
 
     defaults = {"dataset": cache_dataset(flags["cache"]), "method": "bird", "student": "adapter"}
     base = resolve(flags, config, defaults)

@@ -201,7 +201,10 @@ NAMES = (
         "dry_run",
         bool,
         False,
-        Option("Show what the teacher would compute, then stop.", flag="--dry-run"),
+        Option(
+            "Load the teacher, show its vector, the number of images and a service's cost, then stop.",
+            flag="--dry-run",
+        ),
         None,
     ),
 )

@@ -46,7 +46,7 @@ class Source:
     ] = None
     groups_known: Annotated[
         Literal["all", "meta"],
-        Option("meta: the groups of train are not used; a probe estimates them from the features."),
+        Option("meta: do not use the groups of train; a probe estimates them from the features."),
     ] = "all"
     memory_gb: Annotated[
         float,
@@ -82,7 +82,7 @@ class Weights:
     ad_weight: Annotated[float, Option("ad: weight of the adversary's gradient.", ge=0)] = 1.0
     ad_lr: Annotated[float, Option("ad: the adversary's learning rate.", gt=0)] = 1e-3
     ad_every: Annotated[
-        int, Option("ad: the student moves every nth epoch.", default="1 up to 20 epochs, else 3", ge=0)
+        int, Option("ad: the student is trained only in every Nth epoch.", default="1 up to 20 epochs, else 3", ge=0)
     ] = 0
     dro_step: Annotated[float, Option("group-dro: step of its cell weights.", ge=0)] = 0.01
     average: Annotated[
@@ -105,7 +105,7 @@ class Weights:
     shrink: Annotated[
         float,
         Option(
-            "bird-offsets: hold phi back where a meta cell has few rows: n rows move it by at most n / SHRINK nats.",
+            "bird-offsets: keep phi near its start in small meta cells. n rows move it by n / SHRINK nats or less.",
             default="0: freely",
             ge=0,
         ),
@@ -132,7 +132,9 @@ class Training:
 
     seed: Annotated[int, Option("Seed of the initial weights and of the order of the samples.", ge=0)] = 0
     epochs: Annotated[int, Option("Passes over the train split.", ge=1)] = 10
-    warmup: Annotated[int, Option("Epochs before lambda and phi take effect.", default="half of them", ge=-1)] = -1
+    warmup: Annotated[
+        int, Option("Number of first epochs in which lambda is 0 and phi stays.", default="half of them", ge=-1)
+    ] = -1
     batch_size: Annotated[int, Option("Samples per step.", ge=2)] = 128
     lr: Annotated[float, Option("Adam's learning rate.", gt=0)] = 1e-3
     meta_per_cell: Annotated[

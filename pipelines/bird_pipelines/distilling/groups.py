@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bird.errors import UsageError
 from bird_pipelines.distilling.data import RunData
-from bird_pipelines.distilling.head import features_only
+from bird_pipelines.distilling.teacher_head import features_only
 
 __all__ = ["estimated_groups", "with_known_groups"]
 

@@ -30,17 +30,17 @@ from bird.transforms import draw_views
 from bird_cache.files import replace, write_lock
 from bird_cache.order import StratifiedRows, batches, raw, shuffled
 from bird_pipelines import runs
-from bird_pipelines.ahead import one_ahead
 from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.data import RunData, load_data
+from bird_pipelines.distilling.epoch_losses import Pending
 from bird_pipelines.distilling.groups import with_known_groups
-from bird_pipelines.distilling.head import teacher_logits
 from bird_pipelines.distilling.learners import make_learner
 from bird_pipelines.distilling.profiling import PARTS, Clock, Tracer
 from bird_pipelines.distilling.requirements import make_method, require_samples, tell_empty_cells
 from bird_pipelines.distilling.scoring import logits_of, score
-from bird_pipelines.distilling.sums import Pending
+from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.marks import with_caveats
+from bird_pipelines.prefetch import one_ahead
 from bird_pipelines.progress import Interrupted, progress, stop_requests
 
 __all__ = ["Material", "Trainer", "distill", "outcome"]

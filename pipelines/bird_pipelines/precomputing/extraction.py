@@ -32,7 +32,6 @@ from bird_cache.storage import Folder
 from bird_cache.store import find_layout, open_cache, read_manifest
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import FeatureWriter, open_part, open_writer
-from bird_pipelines.ahead import in_order
 from bird_pipelines.config import PrecomputeConfig, Stored, Work
 from bird_pipelines.precomputing.decoding import Decoded, decode, plan_jobs
 from bird_pipelines.precomputing.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
@@ -46,6 +45,7 @@ from bird_pipelines.precomputing.plan import (
 )
 from bird_pipelines.precomputing.teacher import describe_teacher, open_teacher
 from bird_pipelines.precomputing.update import Earlier, sides_of
+from bird_pipelines.prefetch import in_order
 from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests, tell_remarks
 
 __all__ = ["need_room", "precompute", "precompute_command"]

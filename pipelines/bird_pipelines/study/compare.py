@@ -17,7 +17,7 @@ from bird.errors import UsageError
 from bird.measuring.paired import Predicted, compare, holm
 from bird_pipelines.config import RunConfig, resolve
 from bird_pipelines.distilling.data import cache_dataset
-from bird_pipelines.distilling.many import distill_many
+from bird_pipelines.distilling.side_by_side import distill_many
 from bird_pipelines.marks import trivial_seeds
 from bird_pipelines.predictions import load_predictions
 from bird_pipelines.reporting.report import write_report

@@ -19,7 +19,7 @@ from typing import Any
 from bird.errors import UsageError
 from bird_pipelines.config import RunConfig, resolve
 from bird_pipelines.distilling.data import cache_dataset
-from bird_pipelines.distilling.many import distill_many
+from bird_pipelines.distilling.side_by_side import distill_many
 from bird_pipelines.reporting.report import write_report
 from bird_pipelines.study.compare import scores_of
 

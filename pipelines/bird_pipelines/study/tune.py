@@ -1,11 +1,12 @@
 """`bird tune`: a method's weights chosen on data that is neither trained on nor tested on.
 
 The meta split is halved (by class and group, by the search's seed): one half feeds the meta step, on the other a candidate
-is judged (bird_pipelines.study.search). Its mean-DEO, averaged over seeds, is minimised; a candidate that falls below the
-floor of accuracy is not feasible, nor is one with a trivial student (`bird.measuring.caveats`), whose gap says nothing.
-The baseline gets as many trials, for its learning rate and its running mean, and is chosen by the same rule: a method that
-was tuned is not compared with one that was not. While candidates are compared the test split is not read. At the end both
-chosen settings are trained with the whole meta split and scored on test; after that the study is closed.
+is judged (bird_pipelines.study.tune_search). Its mean-DEO, averaged over seeds, is minimised; a candidate that falls
+below the floor of accuracy is not feasible, nor is one with a trivial student (`bird.measuring.caveats`), whose gap
+says nothing. The baseline gets as many trials, for its learning rate and its running mean, and is chosen by the same
+rule: a method that was tuned is not compared with one that was not. While candidates are compared the test split is not
+read. At the end both chosen settings are trained with the whole meta split and scored on test; after that the study is
+closed.
 
 OUT/baseline, OUT/candidates     a journal of candidates, as they are drawn and judged, and their run folders
 OUT/final, OUT/final-baseline    run folders
@@ -25,10 +26,10 @@ from bird_cache.files import LOCKS, replace, write_lock
 from bird_cache.manifest import flatten
 from bird_pipelines import runs
 from bird_pipelines.config import CHOOSE, RunConfig
-from bird_pipelines.distilling.many import distill_many
+from bird_pipelines.distilling.side_by_side import distill_many
 from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS
 from bird_pipelines.predictions import load_predictions
-from bird_pipelines.study.search import (
+from bird_pipelines.study.tune_search import (
     BASELINE,
     FIELDS,
     FLOORS,

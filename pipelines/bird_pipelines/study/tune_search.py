@@ -19,7 +19,7 @@ from bird.measuring.seeds import two_level_intervals
 from bird_cache.order import raw
 from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.distilling.data import load_data
-from bird_pipelines.distilling.many import distill_many
+from bird_pipelines.distilling.side_by_side import distill_many
 from bird_pipelines.marks import ONE_SEED, few, reason_of, trivial_seeds
 
 if TYPE_CHECKING:

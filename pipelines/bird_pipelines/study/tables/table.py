@@ -21,8 +21,8 @@ from bird.measuring.seeds import OverSeeds, two_level_intervals
 from bird_pipelines.marks import ONE_SEED, WHAT_TRIVIAL_MEANS, lost_of_cells, reason_of, trivial_seeds
 from bird_pipelines.predictions import load_predictions
 from bird_pipelines.reporting.report import Run, read_run
-from bird_pipelines.study import published
-from bird_pipelines.study.recipes import Profile, Recipe, Row
+from bird_pipelines.study.tables import published
+from bird_pipelines.study.tables.recipes import Profile, Recipe, Row
 
 __all__ = ["COLUMNS", "NO_RUN", "Outcome", "tabulate"]
 

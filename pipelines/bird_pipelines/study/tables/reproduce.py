@@ -12,9 +12,9 @@ from bird.errors import BirdError, UsageError
 from bird_cache.errors import CacheError
 from bird_pipelines.config import RunConfig, resolve_precompute
 from bird_pipelines.progress import Interrupted, stop_requests, tell
-from bird_pipelines.study.recipes import Figure, Profile, Recipe, Row, load_profile, load_recipe, select
-from bird_pipelines.study.steps import Plan, Step, build_plan, finished, needed, weight_places
-from bird_pipelines.study.table import Outcome, tabulate
+from bird_pipelines.study.tables.recipes import Figure, Profile, Recipe, Row, load_profile, load_recipe, select
+from bird_pipelines.study.tables.steps import Plan, Step, build_plan, finished, needed, weight_places
+from bird_pipelines.study.tables.table import Outcome, tabulate
 
 __all__ = ["execute", "perform", "reproduce", "run_group"]
 
@@ -52,8 +52,8 @@ def reproduce(
 
 def write(record: Mapping[str, Any], recipe: Recipe, figure: Figure | None, out: Path) -> dict[str, Any]:
     """The report's files, and those of the figure."""
-    from bird_pipelines.study.figures import draw
-    from bird_pipelines.study.files import write_table
+    from bird_pipelines.study.tables.figures import draw
+    from bird_pipelines.study.tables.files import write_table
 
     plots = {}
     files: dict[str, str] = {}
@@ -81,7 +81,7 @@ def outcome(row: Row, plan: Plan, failures: Mapping[str, str]) -> Outcome:
 def run_group(configs: Sequence[RunConfig]) -> dict[str, str]:
     """Train the runs, side by side where they can be; run folder -> message of those that failed. If a stack fails, its
     runs are tried one by one, so that only the faulty run is lost."""
-    from bird_pipelines.distilling.many import distill_many, groups_of
+    from bird_pipelines.distilling.side_by_side import distill_many, groups_of
 
     failures: dict[str, str] = {}
     with stop_requests() as stop:  # training hears them itself; this is for the moments between two runs
@@ -110,7 +110,7 @@ def perform(step: Step) -> dict[str, str]:
 
             distill(step.configs[0])
         elif step.kind == "head":
-            from bird_pipelines.distilling.head import fit_head
+            from bird_pipelines.distilling.teacher_head import fit_head
 
             assert step.cache is not None
             fit_head(str(step.cache.out), epochs=step.head_epochs)

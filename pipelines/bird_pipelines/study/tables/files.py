@@ -14,7 +14,7 @@ from markupsafe import Markup
 from bird_cache.files import replace, storage_error
 from bird_pipelines.marks import MARK
 from bird_pipelines.reporting.page import page
-from bird_pipelines.study.table import COLUMNS, NO_RUN
+from bird_pipelines.study.tables.table import COLUMNS, NO_RUN
 
 __all__ = ["CSV_COLUMNS", "write_table"]
 

@@ -13,10 +13,10 @@ from bird.errors import StudentError
 from bird.losses.terms import bias_loss, cross_entropy
 from bird.methods.base import Batch, Hyperparameters, Losses
 from bird.methods.distances import Distance, feature_distance
-from bird.step.gate import Gate, StageGates
+from bird.step.feedback import Objective, Sensitive, Through, feedback
+from bird.step.gate import Gate, StageGates, move
 from bird.step.guard import HALF, Guard, refuse_wrapped
-from bird.step.meta import Objective, Sensitive, Through, feedback
-from bird.step.offsets import Offsets, move
+from bird.step.offsets import Offsets
 from bird.step.tangents import Tape
 from bird.students import StudentOutput
 

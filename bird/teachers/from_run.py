@@ -13,7 +13,7 @@ from bird.students import Student, load_student
 from bird.teachers.base import PENULTIMATE, Options, Teacher
 from bird.teachers.layers import Tap, stage_taps
 from bird.teachers.proof import Reference, prove
-from bird.teachers.seeing import View
+from bird.teachers.views import View
 from bird.transforms import center_view
 
 __all__ = ["own_run"]

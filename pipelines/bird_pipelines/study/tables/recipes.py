@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from bird.errors import UsageError, unknown_name
-from bird_pipelines.study.published import METHOD_OF
+from bird_pipelines.study.tables.published import METHOD_OF
 
 __all__ = ["NAMES", "PROFILES", "Block", "Figure", "Profile", "Recipe", "Row", "load_recipe", "select"]
 

@@ -31,10 +31,10 @@ from bird_cache.order import shuffled, slices
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.data import RunData
-from bird_pipelines.distilling.head import teacher_logits
+from bird_pipelines.distilling.epoch_losses import Pending
 from bird_pipelines.distilling.profiling import Clock
 from bird_pipelines.distilling.requirements import hyperparameters, tell_empty_cells
-from bird_pipelines.distilling.sums import Pending
+from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.distilling.training import LESS, Trainer, distill, outcome, read
 from bird_pipelines.progress import Interrupted, progress, stop_requests
 

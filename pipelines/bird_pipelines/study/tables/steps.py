@@ -18,8 +18,8 @@ from bird_cache.errors import CacheError
 from bird_cache.store import open_cache
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig, resolve
-from bird_pipelines.study import costs
-from bird_pipelines.study.recipes import Block, Profile, Row
+from bird_pipelines.study.tables import costs
+from bird_pipelines.study.tables.recipes import Block, Profile, Row
 
 __all__ = ["CacheJob", "Plan", "Step", "build_plan", "finished", "is_done", "needed"]
 
