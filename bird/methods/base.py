@@ -72,7 +72,7 @@ class Hyperparameters:
 
     alpha: Weight = 0.9
     tau: float = 4.0
-    lambda_: Weight = 0.1
+    lambda_: Weight = 0.03
     mu1: Weight = 1e-3
     mu2: float = 1e-3
     fitnet_weight: Weight = 0.1

@@ -165,7 +165,7 @@ class BirdStep:
         outer: Outer | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         alpha: float = 0.9,
-        lambda_: float = 0.1,
+        lambda_: float = 0.03,
         mu1: float = 1e-3,
         mu2: float = 1e-3,
         soft_max: float = 0.0,
