@@ -315,7 +315,8 @@ class Trainer:
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
         out, data, student = self.place.out, self.data, self.learner.student
-        files = student_files(student, data.fingerprint, data.class_names, data.group_names)
+        white = data.images and data.images.white_level
+        files = student_files(student, data.fingerprint, data.class_names, data.group_names, white)
         for name, content in files.items():
             replace(out / name, content)
         for split in self.config.scored():
