@@ -28,13 +28,13 @@ Ints = NDArray[np.int64]
 class Share(NamedTuple):
     """How many of how many."""
 
-    count: int
+    changed: int
     rows: int
 
     @property
     def percent(self) -> float:
         """x100."""
-        return 100 * self.count / self.rows
+        return 100 * self.changed / self.rows
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def change_interval(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tupl
     was, now = (both + lost) / rows, (both + gained) / rows
     (was_low, was_high), (now_low, now_high) = wilson(both + lost, rows), wilson(both + gained, rows)
     product = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
-    excess = both * neither - gained * lost
-    excess = max(excess - rows / 2, 0) if excess > 0 else excess  # a correction for small numbers
+    excess = float(both * neither - gained * lost)
+    excess = max(excess - rows / 2, 0.0) if excess > 0 else excess  # a correction for small numbers
     together = excess / product**0.5 if product else 0.0
 
     def width(one: float, other: float) -> float:

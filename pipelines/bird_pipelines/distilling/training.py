@@ -315,7 +315,7 @@ class Trainer:
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
         out, data, student = self.place.out, self.data, self.learner.student
-        white = data.images and data.images.white_level
+        white = data.images.white_level if data.images else None
         files = student_files(student, data.fingerprint, data.class_names, data.group_names, white)
         for name, content in files.items():
             replace(out / name, content)
