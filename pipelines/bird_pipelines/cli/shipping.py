@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from bird_pipelines.cli import show
-from bird_pipelines.cli.options import Json, output
+from bird_pipelines.cli.options import Json, output, share
 
-__all__ = ["export"]
+__all__ = ["export", "predict"]
 
 
 def export(
@@ -36,6 +36,37 @@ def export(
     told = {"precision": precision, "batch": batch, "calibrate": calibrate, "rows": check_rows}
     moved = {"data_root": data_root, "cache": cache}
     output(run_export(run, out, to, **told, allow_drift=allow_drift, **moved), json_, exported)  # type: ignore[arg-type]
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="A finished run folder, or the folder of an ONNX export.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="Images, folders of images, CSV or Parquet tables with a column path (or image)."),
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write: .csv, .parquet or .json.")],
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode images. Default one a core.")] = None,
+    max_failed: Annotated[
+        float, typer.Option(help="Largest share of unreadable images before the command fails.", callback=share)
+    ] = 0.01,
+    json_: Json = False,
+) -> None:
+    """Ask a student about images: id, predicted class and probabilities, from the same pixels as in training."""
+    from bird_pipelines.shipping.predict import predict as run_predict
+
+    found = run_predict(model, inputs, out, batch=batch, workers=workers, max_failed=max_failed)
+    output(found, json_, predicted)
+
+
+def predicted(found: dict[str, Any]) -> None:
+    """What was written, and which images could not be read."""
+    named = {f"predicted {name}": f"{count:,}" for name, count in found["predicted"].items() if count}
+    show.table("", {"file": found["out"], "images": f"{found['images']:,}", **named})
+    for id, why in list(found["failed"].items())[:10]:
+        typer.echo(f"not read: {id}: {why}")
+    if len(found["failed"]) > 10:
+        typer.echo(f"not read: {len(found['failed']) - 10:,} more")
 
 
 def exported(about: dict[str, Any]) -> None:

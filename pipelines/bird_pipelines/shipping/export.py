@@ -51,7 +51,7 @@ def export(
 
     `to` is onnx, pt2 or torch; `precision` fp32, fp16 or (ONNX) int8, which `quantiser` makes on about `calibrate` meta
     rows. The file is then run on the test rows (all, or about `rows`) in batches of `batch` and one by one, beside the
-    student: `bird_pipelines.shipping.check` says what is accepted. `data_root` and `cache` say where these are if they moved.
+    student: `bird_pipelines.shipping.check` says what is accepted. `data_root` and `cache` say where these are, if moved.
 
     Raises UsageError for an unknown or impossible format, a missing library or an `out` that is in use; RunError for an
     unfinished run, for one without test rows, and for a file that drifts from its student, unless `allow_drift`: then

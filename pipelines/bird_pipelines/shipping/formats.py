@@ -7,7 +7,7 @@ a plain torchvision state dict does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -43,13 +43,15 @@ def input_name(student: Student) -> str:
     return "image" if student.input == "image" else "features_of_teacher"
 
 
-def need_extra(command: str) -> None:
-    """Raises UsageError, naming what to install, where a library of the extra [export] is missing."""
-    if missing := [name for name in EXTRAS if find_spec(name) is None]:
+def need_extra(command: str, names: Sequence[str] | None = None) -> None:
+    """Raises UsageError, naming what to install, where one of these libraries (default: those of the extra [export]) is
+    missing."""
+    names = EXTRAS if names is None else names
+    if missing := [name for name in names if find_spec(name) is None]:
         raise UsageError(
             where=command,
             found=f"no {', no '.join(missing)} installed",
-            wanted=f"{', '.join(EXTRAS)}",
+            wanted=", ".join(names),
             fix='pip install "bird-distill[export]"',
         )
 
@@ -109,12 +111,14 @@ def _write_onnx(student: Student, path: Path, half: bool) -> None:
         onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
 
 
-def open_onnx(path: Path, threads: int | None = None) -> Runtime:
-    """The graph in onnxruntime on the CPU. Raises RunError for a file that it cannot load."""
+def open_onnx(path: Path, *, spin: bool = True) -> Runtime:
+    """The graph in onnxruntime on the CPU; its threads `spin` where nobody else wants the cores. Raises RunError for a
+    file that it cannot load."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class
