@@ -132,7 +132,7 @@ def test_unreadable_images_are_named_and_above_a_share_fatal(run, data, tmp_path
     for path in sorted(data.glob("*.jpg"))[:9]:
         shutil.copy(path, folder)
     (folder / "broken.jpg").write_bytes(b"no image")
-    with pytest.raises(DataError, match="1 of 10 images that cannot be read.*broken.jpg"):
+    with pytest.raises(DataError, match=r"1 of 10 images that cannot be read.*broken.jpg"):
         predict(run, [folder], tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
     found = predict(run, [folder], tmp_path / "out.csv", max_failed=0.2, batch=2)

@@ -83,7 +83,7 @@ def exported(about: dict[str, Any]) -> None:
         "predictions that differ": f"{flips['changed']:,} of {flips['rows']:,}",
         **{f"  {name}": f"{each['changed']:,} of {each['rows']:,}" for name, each in check["flips_by_group"].items()},
         "worst cell": f"{worst['cell']}: {worst['change']:+.1f} [{low:+.1f}, {high:+.1f}], {worst['rows']:,} rows",
-        "alone and in a batch": f"{sizes['flips']['count']:,} of {sizes['flips']['rows']:,} differ",
+        "alone and in a batch": f"{sizes['flips']['changed']:,} of {sizes['flips']['rows']:,} differ",
     }
     if about["calibration"]:
         lines["in 8 bits"] = f"{100 * about['calibration']['quantised_share']:.1f} % of the weights' bytes"

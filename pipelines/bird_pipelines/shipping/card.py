@@ -150,7 +150,7 @@ def _check(about: Mapping[str, Any]) -> list[str]:
         f"- predictions that differ: {flips['changed']:,} of {flips['rows']:,} ({'; '.join(groups)})",
         f"- the cell that loses most: {worst['cell']}, recall {worst['before']:.1f} -> {worst['after']:.1f}, change "
         f"{worst['change']:+.1f} [{worst['interval'][0]:+.1f}, {worst['interval'][1]:+.1f}] on {worst['rows']:,} rows",
-        f"- predictions that depend on the batch (alone or in {sizes['largest']}): {sizes['flips']['count']:,} of "
+        f"- predictions that depend on the batch (alone or in {sizes['largest']}): {sizes['flips']['changed']:,} of "
         f"{sizes['flips']['rows']:,}",
     ]
     if check["mean_deo"]:
