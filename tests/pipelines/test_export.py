@@ -193,6 +193,15 @@ def test_a_plain_torchvision_student_leaves_as_one_and_a_cache_that_moved_is_fou
     snippet = (tmp_path / "out" / "README.md").read_text().split("```python")[1].split("```")[0]
     said = stranger(snippet, tmp_path / "images" / "3.png", cwd=tmp_path / "out")
     assert said.split()[-1] in ("no", "yes")
+    flags |= {"student": "resnet18", "method": "baseline", "data_root": tmp_path / "images"}
+    distilled(tmp_path / "moved", tmp_path / "resnet", **flags, batch_size=32)
+    about = bird_json("export", tmp_path / "resnet", tmp_path / "hub", "--to", "hf")
+    assert [*about["files"]] == ["config.json", "model.safetensors"]
+    assert about["check"]["flips"]["changed"] == 0
+    text = (tmp_path / "hub" / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: timm\n")
+    said = stranger(text.split("```python")[1].split("```")[0], tmp_path / "images" / "3.png", cwd=tmp_path / "hub")
+    assert said.split()[-1] in ("no", "yes")
 
 
 @needs_extra

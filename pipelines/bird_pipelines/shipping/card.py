@@ -14,6 +14,7 @@ from bird_pipelines.marks import MARK, with_caveats
 __all__ = ["card"]
 
 SHOWN = 40  # cells
+HUB = ("---", "library_name: timm", "pipeline_tag: image-classification", "---", "")  # what a hub reads of a card
 NAMES = {"accuracy": "accuracy", "f1_macro": "macro F1", "auroc": "AUROC", "mean_deo": "mean-DEO", "max_deo": "max-DEO"}
 
 
@@ -21,6 +22,7 @@ def card(about: Mapping[str, Any], metrics: Mapping[str, Any], snippet: str) -> 
     """The text, from student.json and the run's test metrics."""
     return "\n".join(
         [
+            *(HUB if about["to"] == "hf" else ()),
             f"# {about['architecture']}, {about['to']}, {about['precision']}",
             "",
             _what(about),
@@ -62,7 +64,7 @@ def _what(about: Mapping[str, Any]) -> str:
 
 
 def _how(about: Mapping[str, Any]) -> list[str]:
-    recipe, file = about["input"], next(iter(about["files"]))
+    recipe, file = about["input"], about["file"]
     if recipe["kind"] == "features":
         return [
             f"`{file}` reads no image. Its input `{recipe['name']}` are the vectors of this teacher:",
@@ -142,7 +144,7 @@ def _check(about: Mapping[str, Any]) -> list[str]:
     flips, worst, sizes = check["flips"], check["cells"][0], check["batch_sizes"]
     groups = [f"{name} {each['changed']:,} of {each['rows']:,}" for name, each in check["flips_by_group"].items()]
     lines = [
-        f"`{next(iter(about['files']))}` was run by {about['runtime']['name']} {about['runtime']['version']} "
+        f"`{about['file']}` was run by {about['runtime']['name']} {about['runtime']['version']} "
         f"on {flips['rows']:,} test rows beside the student:",
         "",
         f"- accuracy {before:.2f} -> {after:.2f}; least recall of a cell "

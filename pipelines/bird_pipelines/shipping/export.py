@@ -23,7 +23,7 @@ from bird_pipelines.distilling.data import RunData
 from bird_pipelines.distilling.evaluate import open_run
 from bird_pipelines.shipping.card import card
 from bird_pipelines.shipping.check import Checked, check, check_rows, refusals
-from bird_pipelines.shipping.formats import FORMATS, Format, input_name, need_extra, summed_heads
+from bird_pipelines.shipping.formats import FORMATS, Format, hub_config, input_name, need_extra, summed_heads
 from bird_pipelines.shipping.quantise import BATCH, Quantiser, calibration_rows, quantised_share, static_int8
 from bird_pipelines.shipping.reference import reference_inputs, reference_of
 from bird_pipelines.shipping.snippets import snippet_of
@@ -49,7 +49,7 @@ def export(
 ) -> dict[str, Any]:
     """Write the student of `run` to the new folder `out`: the file, student.json and README.md. Returns student.json.
 
-    `to` is onnx, pt2 or torch; `precision` fp32, fp16 or (ONNX) int8, which `quantiser` makes on about `calibrate` meta
+    `to` is onnx, pt2, torch or hf; `precision` fp32, fp16 or (ONNX) int8, which `quantiser` makes on about `calibrate` meta
     rows. The file is then run on the test rows (all, or about `rows`) in batches of `batch` and one by one, beside the
     student: `bird_pipelines.shipping.check` says what is accepted. `data_root` and `cache` say where these are, if moved.
 
@@ -74,6 +74,8 @@ def export(
         path = folder / kind.file
         calibration = _write(student, data, kind, path, precision, calibrate, quantiser)
         about = _about(student, data, info, to, precision, kind)
+        if to == "hf":
+            runs.write_json(folder / "config.json", hub_config(about))
         inputs = reference_inputs(student)
         about["reference"] = reference_of(inputs, kind.open(path, student), data.class_names)
         about["calibration"] = calibration
@@ -176,7 +178,8 @@ def _about(
     config = info["config"]
     plain = torchvision_name(summed_heads(student))
     recipe = input_recipe(student, data.images.white_level if data.images else None)
-    if recipe["kind"] == "image" and to != "torch":
+    state_dict = to in ("torch", "hf")
+    if recipe["kind"] == "image" and not state_dict:
         recipe["normalisation"] = "inside the file"
     elif recipe["kind"] == "image":
         recipe["normalisation"] = "(pixels - mean) / std, by whoever runs it"
@@ -186,7 +189,9 @@ def _about(
         "to": to,
         "precision": precision,
         "effective_precision": _effective(to, precision),
+        "file": kind.file,
         "architecture": student.architecture,
+        "dim": student.dim,
         "torchvision": plain,
         "class_names": list(data.class_names),
         "group_names": list(data.group_names),
@@ -194,7 +199,7 @@ def _about(
         "input": {"name": input_name(student), "dtype": "float32", **recipe},
         "outputs": {
             "logits": ["batch", student.classes],
-            **({} if to == "torch" else {"features": ["batch", student.dim]}),
+            **({} if state_dict else {"features": ["batch", student.dim]}),
         },
         "run": {name: config.get(name) for name in settings} | {"rows": info["rows"], "cells": info.get("cells")},
         "runtime": {"name": kind.runtime, "version": version(kind.runtime), "processor": _abilities()},
@@ -207,7 +212,7 @@ def _effective(to: str, precision: str) -> str:
         return "weights and activations in 8 bits, sums in 32; what onnxruntime does not quantise in float32"
     if precision == "fp32":
         return "float32"
-    if to == "torch":
+    if to in ("torch", "hf"):
         return "weights kept in float16, computed with in float32"
     return "float16; on a CPU onnxruntime computes in float32 what it has no float16 for" if to == "onnx" else "float16"
 

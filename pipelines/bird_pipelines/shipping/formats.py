@@ -21,7 +21,17 @@ from torch import Tensor, nn
 from bird.errors import RunError, UsageError
 from bird.students import Student, plain_weights, torchvision_name
 
-__all__ = ["EXTRAS", "FORMATS", "Format", "Runtime", "input_name", "need_extra", "open_onnx", "summed_heads"]
+__all__ = [
+    "EXTRAS",
+    "FORMATS",
+    "Format",
+    "Runtime",
+    "hub_config",
+    "input_name",
+    "need_extra",
+    "open_onnx",
+    "summed_heads",
+]
 
 EXTRAS = ("onnx", "onnxscript", "onnxruntime")
 Runtime = Callable[[Float[NDArray[np.float32], "batch ..."]], Float[NDArray[np.float32], "batch classes"]]
@@ -193,6 +203,45 @@ def _open_torch(path: Path, student: Student) -> Runtime:
     return _in_torch(lambda pixels: (network((pixels - student.mean) / student.std),))
 
 
+def _write_hf(student: Student, path: Path, half: bool) -> None:
+    if torchvision_name(summed_heads(student)) is None or not student.architecture.startswith("resnet"):
+        raise UsageError(
+            where="--to hf",
+            found=_why_not_plain(student) if torchvision_name(summed_heads(student)) is None else student.architecture,
+            wanted="a student that timm builds by the same names: resnet18 or resnet34 from 64 pixels a side on",
+            fix="export it --to onnx or --to torch",
+        )
+    _write_torch(student, path, half)
+
+
+def hub_config(about: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a folder that timm loads, from a hub or by `local-dir:`; from student.json."""
+    recipe = about["input"]
+    return {
+        "architecture": about["architecture"],
+        "num_classes": len(about["class_names"]),
+        "num_features": about["dim"],
+        "label_names": about["class_names"],
+        "pretrained_cfg": {
+            "input_size": recipe["shape"][1:],
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "mean": recipe["mean"],
+            "std": recipe["std"],
+            "first_conv": "conv1",
+            "classifier": "fc",
+        },
+    }
+
+
+def _open_hf(path: Path, student: Student) -> Runtime:
+    """The folder as timm opens it: config.json beside the weights, and the normalisation of the recipe before them."""
+    import timm
+
+    network = timm.create_model(f"local-dir:{path.parent}", pretrained=True).eval()
+    return _in_torch(lambda pixels: (network((pixels - student.mean) / student.std),))
+
+
 def _in_torch(answer: Callable[[Tensor], Any]) -> Runtime:
     def run(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -208,4 +257,5 @@ FORMATS: Mapping[str, Format] = {
     ),
     "pt2": Format("student.pt2", ("fp32", "fp16"), _write_pt2, _open_pt2, "torch"),
     "torch": Format("student.safetensors", ("fp32", "fp16"), _write_torch, _open_torch, "torch"),
+    "hf": Format("model.safetensors", ("fp32", "fp16"), _write_hf, _open_hf, "timm"),
 }

@@ -118,9 +118,9 @@ def open_model(folder: Path) -> Model:
 
 def _exported(folder: Path, about: Mapping[str, Any]) -> tuple[Runtime, Sequence[str], int]:
     need_extra("bird predict on an ONNX export", ("onnxruntime",))
-    file, recorded = next(iter(about["files"].items()))
+    file = about["file"]
     data = (folder / file).read_bytes() if (folder / file).is_file() else b""
-    if hashlib.sha256(data).hexdigest() != recorded["sha256"]:
+    if hashlib.sha256(data).hexdigest() != about["files"][file]["sha256"]:
         raise RunError(
             where=str(folder / file),
             found="another sha256 than student.json records" if data else "no such file",

@@ -44,6 +44,16 @@ for path in sys.argv[1:]:
     logits, features = program(torch.from_numpy(pixels(path)))
     print(path, about["class_names"][logits[0].argmax()])
 """,
+    "hf": """
+import timm, torch
+
+network = timm.create_model("local-dir:.", pretrained=True).eval()
+mean, std = (torch.tensor(about["input"][name])[:, None, None] for name in ("mean", "std"))
+for path in sys.argv[1:]:
+    with torch.inference_mode():
+        logits = network((torch.from_numpy(pixels(path)) - mean) / std)
+    print(path, about["class_names"][logits[0].argmax()])
+""",
     "torch": """
 import torch
 from safetensors.torch import load_file
