@@ -36,12 +36,16 @@ __all__ = [
     "build_student",
     "input_recipe",
     "load_student",
+    "plain_weights",
     "require_stages",
     "student_files",
+    "torchvision_name",
 ]
 
 STUDENT_FILES = ("student.safetensors", "student.json")
 SMALL_IMAGE = 64  # below this many pixels a side: 3x3 stem of stride 1 and no max-pool, as is usual for CIFAR
+TORCHVISION = {"resnet18": "resnet18", "resnet34": "resnet34", "shufflenetv2": "shufflenet_v2_x1_0"}
+OUR_NAMES = "bird.students: backbone.*, head.*, mean, std"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -268,32 +272,59 @@ def last_stage(architecture: str) -> str:
     return stages[-1]
 
 
+def torchvision_name(student: Student) -> str | None:
+    """The function of torchvision.models that builds this very network (its `fc` is our head, and the normalisation of the
+    pixels stands before it). None for a student that is none of torchvision's: another architecture, the stem for small
+    images, several heads."""
+    plain = student.image_size >= SMALL_IMAGE and student.heads == 1
+    return TORCHVISION.get(student.architecture) if plain else None
+
+
+def plain_weights(student: Student) -> dict[str, Tensor]:
+    """The state dict of `torchvision_name(student)`. The normalisation is not in it."""
+    state = student.state_dict()
+    weights = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
+    return weights | {f"fc.{name}": value for name, value in student.head.state_dict().items()}
+
+
+def _our_weights(plain: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict of a `Student` from `plain_weights` and what student.json says of its input."""
+    state = {f"head.{name[3:]}" if name.startswith("fc.") else f"backbone.{name}": plain[name] for name in plain}
+    return state | {name: torch.tensor(about["input"][name])[:, None, None] for name in ("mean", "std")}
+
+
 def student_files(
     student: Student,
     cache_fingerprint: str | None = None,
     class_names: Sequence[str] | None = None,
     group_names: Sequence[str] | None = None,
+    white_level: int | None = None,
 ) -> dict[str, bytes]:
-    """A student as the two files that `load_student` reads: safetensors weights, and JSON with their sha256, what it reads
-    (`input_recipe`), the names of its classes in the order of its logits, the names of the groups it was judged by, and,
-    where it was distilled from a cache, that cache's fingerprint."""
-    weights = save_tensors({name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()})
+    """A student as the two files that `load_student` reads: safetensors weights (under torchvision's names where
+    `torchvision_name` knows the network), and JSON with their sha256, what it reads (`input_recipe`), the names of its
+    classes in the order of its logits, the names of the groups it was judged by, and, where it was distilled from a cache,
+    that cache's fingerprint."""
+    name = torchvision_name(student)
+    state = student.state_dict() if name is None else plain_weights(student)
+    weights = save_tensors({name: value.detach().cpu().contiguous() for name, value in state.items()})
     about = {
-        "format": "bird-student-1",
+        "format": "bird-student-2",
         **student.describe(),
         "sha256": hashlib.sha256(weights).hexdigest(),
+        "weights": OUR_NAMES if name is None else f"torchvision.models.{name}, which reads (pixels - mean) / std",
         "cache_fingerprint": cache_fingerprint,
         "class_names": None if class_names is None else [*class_names],
         "group_names": None if group_names is None else [*group_names],
-        "input": input_recipe(student),
+        "input": input_recipe(student, white_level),
         "outputs": {"features": ["batch", student.dim], "logits": ["batch", student.classes]},
     }
     return {"student.safetensors": weights, "student.json": json.dumps(about, indent=1).encode()}
 
 
-def input_recipe(student: Student) -> dict[str, Any]:
+def input_recipe(student: Student, white_level: int | None = None) -> dict[str, Any]:
     """The input of a student, for use outside this project: how pixels are made of a file (`bird.images.decode_image`,
-    `bird.transforms.center_view`, `unit_range`), or that it reads features."""
+    `bird.transforms.center_view`, `unit_range`), or that it reads features. `white_level` is the data set's, where it has
+    one of its own: the value of a 16-bit gray pixel that becomes 255."""
     if student.input == "features":
         return {"kind": "features", "shape": ["batch", student.mean.shape[0]], "normalisation": "inside the student"}
     side = student.image_size
@@ -301,6 +332,7 @@ def input_recipe(student: Student) -> dict[str, Any]:
         "kind": "image",
         "shape": ["batch", 3, side, side],
         "decode": "RGB of 8 bits, turned as EXIF says, transparency over black",
+        **({} if white_level is None else {"white_level": white_level}),
         "resize": f"short side to {side} pixels, bilinear with antialias (torchvision)",
         "crop": f"the {side} x {side} pixels in the centre",
         "range": "0 to 1: values of 0 to 255 divided by 255",
@@ -311,7 +343,8 @@ def input_recipe(student: Student) -> dict[str, Any]:
 
 
 def load_student(folder: Path) -> Student:
-    """The student of a run folder, in evaluation mode. Executes nothing: safetensors and JSON only.
+    """The student of a run folder, in evaluation mode. Executes nothing: safetensors and JSON only. Files that were written
+    before weights had torchvision's names are read, too.
 
     Raises RunError if a file is missing, damaged (sha256) or does not fit its description.
     """
@@ -333,6 +366,8 @@ def load_student(folder: Path) -> Student:
         if hashlib.sha256(weights).hexdigest() != described["sha256"]:
             raise broken("student.safetensors with another sha256 than student.json records")
         state = load_tensors(weights)
+        if "mean" not in state:
+            state = _our_weights(state, described)
         student = build_student(
             described["architecture"],
             classes=described["classes"],

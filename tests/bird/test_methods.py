@@ -1,13 +1,17 @@
 """What each method does to a student in one step."""
 
+import hashlib
+import json
+
 import pytest
+import safetensors.torch
 import torch
 from helpers.methodkit import DIM, GROUPS, PAIRS, batch_of, for_method, learner_of, ready
 
 from bird.errors import RunError, UsageError
 from bird.losses.terms import bias_loss, cross_entropy, feature_mse
 from bird.methods import DESCRIPTIONS, METHODS, Hyperparameters, build_method
-from bird.students import STUDENTS, build_student, load_student, student_files
+from bird.students import STUDENTS, TORCHVISION, build_student, load_student, student_files, torchvision_name
 
 
 @pytest.mark.parametrize(("name", "student"), PAIRS)
@@ -93,6 +97,41 @@ def test_students_travel_through_files(tmp_path, student):
     weights.write_bytes(data)
     with pytest.raises(RunError, match="sha256"):
         load_student(tmp_path)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_a_plain_torchvision_student_is_a_file_of_torchvision(tmp_path, name):
+    from torchvision import models
+
+    built = build_student(name, classes=3, image_size=64, seed=1).eval()
+    files = student_files(built)
+    network = getattr(models, torchvision_name(built))(num_classes=3).eval()
+    network.load_state_dict(safetensors.torch.load(files["student.safetensors"]))
+    for file, data in files.items():
+        (tmp_path / file).write_bytes(data)
+    recipe = json.loads(files["student.json"])["input"]
+    pixels = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(recipe[each])[:, None, None] for each in ("mean", "std"))
+    expected = built(pixels).logits
+    assert torch.equal(network((pixels - mean) / std), expected)
+    assert torch.equal(load_student(tmp_path)(pixels).logits, expected)
+    old = safetensors.torch.save(built.state_dict())  # as files were before
+    (tmp_path / "student.safetensors").write_bytes(old)
+    about = json.loads(files["student.json"]) | {"format": "bird-student-1", "sha256": hashlib.sha256(old).hexdigest()}
+    (tmp_path / "student.json").write_text(json.dumps(about))
+    assert torch.equal(load_student(tmp_path)(pixels).logits, expected)
+
+
+def test_what_is_no_network_of_torchvision_has_none_of_its_names():
+    """The stem for small images has the same keys in a ShuffleNet, and torchvision's answers would be others."""
+    for student in (
+        build_student("shufflenetv2", classes=3, image_size=32),
+        build_student("resnet18", classes=3, image_size=64, heads=2),
+        build_student("tiny-vit", classes=3, image_size=64),
+    ):
+        assert torchvision_name(student) is None
+        names = safetensors.torch.load(student_files(student)["student.safetensors"])
+        assert all(name.startswith(("backbone.", "head.")) or name in ("mean", "std") for name in names)
 
 
 def test_small_images_keep_their_resolution():

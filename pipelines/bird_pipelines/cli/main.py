@@ -16,6 +16,7 @@ from bird_pipelines.cli.compare import compare
 from bird_pipelines.cli.dial import dial
 from bird_pipelines.cli.options import Config, Json, Setting, output, settings_of, takes
 from bird_pipelines.cli.reproduce import reproduce
+from bird_pipelines.cli.shipping import export, predict
 from bird_pipelines.cli.tune import tune
 from bird_pipelines.config.cache import options_of_a_cache
 from bird_pipelines.config.run import Weights, options_of_a_run
@@ -152,6 +153,8 @@ app.command()(compare)
 app.command()(dial)
 app.command()(tune)
 app.command()(reproduce)
+app.command()(export)
+app.command()(predict)
 
 
 @app.command()

@@ -7,15 +7,15 @@ from typing import Any
 
 from bird.devices import choose_device
 from bird.errors import RunError, UsageError
-from bird.students import load_student
+from bird.students import Student, load_student
 from bird_cache.errors import NotACacheError, StaleCacheError
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.config.reading import run_of
-from bird_pipelines.distilling.data import load_data
+from bird_pipelines.distilling.data import RunData, load_data
 from bird_pipelines.distilling.scoring import score
 
-__all__ = ["evaluate", "run_config"]
+__all__ = ["evaluate", "open_run", "run_config"]
 
 
 def evaluate(
@@ -28,6 +28,17 @@ def evaluate(
     run, NotACacheError if its cache is missing, StaleCacheError if the path holds another cache, UsageError for
     an unknown split.
     """
+    student, data, _ = open_run(run, data_root=data_root, cache=cache)
+    device = choose_device("auto")
+    metrics = score(student.to(device), data, split, device, save_to=run).as_json()
+    runs.write_json(run / f"metrics-{split}.json", metrics)
+    return metrics
+
+
+def open_run(
+    run: Path, *, data_root: Path | None = None, cache: str | None = None
+) -> tuple[Student, RunData, RunConfig]:
+    """A finished run's student, its data and its configuration. Raises as `evaluate` does."""
     config, fingerprint = run_config(run, data_root=data_root, cache=cache)
     student = load_student(run)
     try:
@@ -46,10 +57,7 @@ def evaluate(
             wanted=f"fingerprint {fingerprint} (run {run})",
             fix="point --cache at the cache that the run was distilled from",
         )
-    device = choose_device("auto")
-    metrics = score(student.to(device), data, split, device, save_to=run).as_json()
-    runs.write_json(run / f"metrics-{split}.json", metrics)
-    return metrics
+    return student, data, config
 
 
 def run_config(run: Path, *, data_root: Path | None = None, cache: str | None = None) -> tuple[RunConfig, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class Images:
         hold = len(table) * 3 * size * size <= IMAGES_IN_MEMORY_BYTES
         self._held = torch.empty((len(table), 3, size, size), dtype=torch.uint8) if hold else None
         self._ready = np.zeros(len(table), dtype=bool)
+        self.white_level: Any = dataset.settings.get("white_level")
         self.doubtful: dict[int, str] = {}
         """rows, of those that were decoded, whose images carry little, and what they are"""
 

@@ -322,7 +322,8 @@ class Trainer:
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
         out, data, student = self.place.out, self.data, self.learner.student
-        files = student_files(student, data.fingerprint, data.class_names, data.group_names)
+        white = data.images.white_level if data.images else None
+        files = student_files(student, data.fingerprint, data.class_names, data.group_names, white)
         for name, content in files.items():
             replace(out / name, content)
         for split in self.config.scored():

@@ -1,0 +1,101 @@
+"""What half precision and 8 bits do to students, by cells: every file beside its student, on the test rows.
+
+    python bench/exports.py RUN... [--rows 20000]
+
+int8 is onnxruntime's: `by channel` is what `bird export --precision int8` writes; the others are beside it to compare.
+"""
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bird_pipelines.distilling.evaluate import open_run
+from bird_pipelines.shipping.check import check, check_rows, refusals
+from bird_pipelines.shipping.formats import FORMATS, open_onnx
+from bird_pipelines.shipping.quantise import BATCH, calibration_rows, static_int8
+
+CALIBRATE = 512
+
+
+def batches(data, rows):
+    for start in range(0, len(rows), BATCH):
+        yield data.batch(rows[start : start + BATCH], torch.device("cpu")).inputs.numpy()
+
+
+def by_tensor(source, target, calibration):
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.left = iter(calibration)
+
+        def get_next(self):
+            return next(({"image": each} for each in self.left), None)
+
+    kinds = {"activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8}
+    quantize_static(str(source), str(target), Reader(), quant_format=QuantFormat.QDQ, **kinds)
+
+
+def dynamic(source, target):
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(str(source), str(target), weight_type=QuantType.QUInt8)
+
+
+def variants(student, data, folder):
+    """Name -> file."""
+    whole = folder / "fp32.onnx"
+    FORMATS["onnx"].write(student, whole, False)
+    yield "fp32", whole
+    half = folder / "fp16.onnx"
+    FORMATS["onnx"].write(student, half, True)
+    yield "fp16", half
+    balanced, meta = calibration_rows(data, CALIBRATE), data.rows("meta")
+    one_group = np.random.default_rng(0).permutation(meta[data.table.groups[meta] == 0])[: len(balanced)]
+    for name, work in {
+        "int8, static, by channel, balanced": lambda to: static_int8(whole, to, batches(data, balanced)),
+        "int8, static, by tensor, balanced": lambda to: by_tensor(whole, to, batches(data, balanced)),
+        f"int8, static, by channel, only {data.group_names[0]}": lambda to: static_int8(
+            whole, to, batches(data, one_group)
+        ),
+        "int8, dynamic": lambda to: dynamic(whole, to),
+    }.items():
+        target = folder / "int8.onnx"
+        work(target)
+        yield name, target
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--rows", type=int)
+    given = parser.parse_args()
+    print("| student | file | accuracy | worst cell | flips | batch flips | mean-DEO | accepted |\n" + "|---" * 8 + "|")
+    for run in given.runs:
+        student, data, _ = open_run(run)
+        rows = check_rows(data, given.rows)
+        folder = Path(tempfile.mkdtemp())
+        for name, path in variants(student, data, folder):
+            checked = check(student, open_onnx(path), data, rows, 64)
+            found, worst = checked.drift, checked.drift.cells[0]
+            size, (low, high) = path.stat().st_size / 1e6, worst.interval
+            cells = (
+                student.architecture,
+                f"{name} ({size:.2f} MB)",
+                "{:.2f} -> {:.2f}".format(*found.accuracy),
+                f"{worst.change:+.1f} [{low:+.1f}, {high:+.1f}] ({worst.cell})",
+                f"{found.flips.percent:.2f} %",
+                f"{checked.batch_flips.changed} of {checked.batch_flips.rows}",
+                "{:.2f} -> {:.2f}".format(*found.mean_deo),
+                "no: " + refusals(checked)[0] if refusals(checked) else "yes",
+            )
+            print(f"| {' | '.join(cells)} |", flush=True)
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""A student as a file that runs without this project, and the runtime that will run it.
+
+Every format answers `logits` first, then `features`. The input is float32, pixels in 0..1 (batch, 3, side, side), or the
+teacher's vectors (batch, dim) for an adapter. An ONNX graph and a torch program hold the normalisation of their input;
+a plain torchvision state dict does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bird.errors import RunError, UsageError
+from bird.students import Student, plain_weights, torchvision_name
+
+__all__ = [
+    "EXTRAS",
+    "FORMATS",
+    "Format",
+    "Runtime",
+    "hub_config",
+    "input_name",
+    "need_extra",
+    "open_onnx",
+    "summed_heads",
+]
+
+EXTRAS = ("onnx", "onnxscript", "onnxruntime")
+Runtime = Callable[[Float[NDArray[np.float32], "batch ..."]], Float[NDArray[np.float32], "batch classes"]]
+"""from inputs to logits"""
+
+
+class Format(NamedTuple):
+    """One `--to`: its file, the precisions that it can have, how it is written and opened, and what runs it."""
+
+    file: str
+    precisions: tuple[str, ...]
+    write: Callable[[Student, Path, bool], None]
+    open: Callable[[Path, Student], Runtime]
+    runtime: str
+
+
+def input_name(student: Student) -> str:
+    """What an exported student calls its input."""
+    return "image" if student.input == "image" else "features_of_teacher"
+
+
+def need_extra(command: str, names: Sequence[str] | None = None) -> None:
+    """Raises UsageError, naming what to install, where one of these libraries (default: those of the extra [export]) is
+    missing."""
+    names = EXTRAS if names is None else names
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise UsageError(
+            where=command,
+            found=f"no {', no '.join(missing)} installed",
+            wanted=", ".join(names),
+            fix='pip install "bird-distill[export]"',
+        )
+
+
+def summed_heads(student: Student) -> Student:
+    """The same student with one head, whose logits are the sum of its heads' (linear layers side by side)."""
+    if student.heads == 1:
+        return student
+    like = (student.architecture, student.backbone, student.dim, student.classes, student.image_size)
+    one = Student(*like, student.mean, student.std)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            whole: Tensor = getattr(student.head, name)
+            getattr(one.head, name).copy_(whole.view(student.heads, student.classes, *whole.shape[1:]).sum(0))
+    return one.eval().requires_grad_(False)
+
+
+@final
+class _Ordered(nn.Module):
+    """A student that answers logits first, then features; computed in half precision where its weights are."""
+
+    def __init__(self, student: Student, half: bool) -> None:
+        super().__init__()
+        self.student, self.half_inside = student, half
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = self.student(inputs.half() if self.half_inside else inputs)
+        return logits.float(), features.float()
+
+
+def _example(student: Student) -> Tensor:
+    """Two rows: with an example of one the exporter takes the batch for a constant."""
+    return (
+        torch.rand(2, 3, student.image_size, student.image_size)
+        if student.input == "image"
+        else student.mean.repeat(2, 1)
+    )
+
+
+def _write_onnx(student: Student, path: Path, half: bool) -> None:
+    """An ONNX graph with a dynamic batch; half precision by onnxruntime's converter, with float32 at both ends."""
+    program = torch.onnx.export(
+        _Ordered(student, False).eval(),
+        (_example(student),),
+        dynamo=True,
+        input_names=[input_name(student)],
+        output_names=["logits", "features"],
+        dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}},
+        verbose=False,
+    )
+    assert program is not None
+    program.save(str(path), external_data=False)
+    if half:
+        import onnx
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
+
+
+def open_onnx(path: Path, *, spin: bool = True) -> Runtime:
+    """The graph in onnxruntime on the CPU; its threads `spin` where nobody else wants the cores. Raises RunError for a
+    file that it cannot load."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base class
+        raise RunError(
+            where=str(path),
+            found=f"a file that onnxruntime cannot load ({str(error)[:160]})",
+            wanted="the file as `bird export` wrote it",
+            fix="export the run again",
+        ) from None
+    name = session.get_inputs()[0].name
+
+    def run(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = session.run(["logits"], {name: inputs})[0]
+        return logits
+
+    return run
+
+
+def _write_pt2(student: Student, path: Path, half: bool) -> None:
+    import copy
+
+    kept = copy.deepcopy(student).half() if half else student
+    program = torch.export.export(
+        _Ordered(kept, half).eval(),
+        (_example(student),),
+        dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}},
+    )
+    torch.export.save(program, path)
+
+
+def _open_pt2(path: Path, student: Student) -> Runtime:
+    return _in_torch(torch.export.load(path).module())
+
+
+def _write_torch(student: Student, path: Path, half: bool) -> None:
+    from safetensors.torch import save_file
+
+    student = summed_heads(student)
+    if torchvision_name(student) is None:
+        raise UsageError(
+            where="--to torch",
+            found=_why_not_plain(student),
+            wanted="a student that is a network of torchvision: resnet18, resnet34 or shufflenetv2 from 64 pixels a side on",
+            fix="export it --to onnx or --to pt2",
+        )
+    kept = {
+        name: value.half() if half and value.is_floating_point() else value
+        for name, value in plain_weights(student).items()
+    }
+    save_file({name: value.detach().cpu().contiguous() for name, value in kept.items()}, path)
+
+
+def _why_not_plain(student: Student) -> str:
+    if student.input == "image" and student.architecture.startswith(("resnet", "shufflenet")):
+        return (
+            f"{student.architecture} at {student.image_size} pixels, with the stem for small images (stride 1, no "
+            "max-pool), which torchvision's network has not"
+        )
+    return f"{student.architecture}, which torchvision does not have"
+
+
+def _open_torch(path: Path, student: Student) -> Runtime:
+    """Torchvision's own network with the weights of the file, and the normalisation before it. Weights of half precision
+    are computed with in float32."""
+    from safetensors.torch import load_file
+    from torchvision import models
+
+    name = torchvision_name(summed_heads(student))
+    assert name is not None
+    network = getattr(models, name)(num_classes=student.classes).eval()
+    network.load_state_dict(load_file(path))
+    return _in_torch(lambda pixels: (network((pixels - student.mean) / student.std),))
+
+
+def _write_hf(student: Student, path: Path, half: bool) -> None:
+    if torchvision_name(summed_heads(student)) is None or not student.architecture.startswith("resnet"):
+        raise UsageError(
+            where="--to hf",
+            found=_why_not_plain(student) if torchvision_name(summed_heads(student)) is None else student.architecture,
+            wanted="a student that timm builds by the same names: resnet18 or resnet34 from 64 pixels a side on",
+            fix="export it --to onnx or --to torch",
+        )
+    _write_torch(student, path, half)
+
+
+def hub_config(about: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a folder that timm loads, from a hub or by `local-dir:`; from student.json."""
+    recipe = about["input"]
+    return {
+        "architecture": about["architecture"],
+        "num_classes": len(about["class_names"]),
+        "num_features": about["dim"],
+        "label_names": about["class_names"],
+        "pretrained_cfg": {
+            "input_size": recipe["shape"][1:],
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "mean": recipe["mean"],
+            "std": recipe["std"],
+            "first_conv": "conv1",
+            "classifier": "fc",
+        },
+    }
+
+
+def _open_hf(path: Path, student: Student) -> Runtime:
+    """The folder as timm opens it: config.json beside the weights, and the normalisation of the recipe before them."""
+    import timm
+
+    network = timm.create_model(f"local-dir:{path.parent}", pretrained=True).eval()
+    return _in_torch(lambda pixels: (network((pixels - student.mean) / student.std),))
+
+
+def _in_torch(answer: Callable[[Tensor], Any]) -> Runtime:
+    def run(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = answer(torch.from_numpy(inputs))[0].numpy()
+        return logits
+
+    return run
+
+
+FORMATS: Mapping[str, Format] = {
+    "onnx": Format(
+        "student.onnx", ("fp32", "fp16", "int8"), _write_onnx, lambda path, _: open_onnx(path), "onnxruntime"
+    ),
+    "pt2": Format("student.pt2", ("fp32", "fp16"), _write_pt2, _open_pt2, "torch"),
+    "torch": Format("student.safetensors", ("fp32", "fp16"), _write_torch, _open_torch, "torch"),
+    "hf": Format("model.safetensors", ("fp32", "fp16"), _write_hf, _open_hf, "timm"),
+}

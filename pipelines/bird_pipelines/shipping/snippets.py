@@ -1,0 +1,99 @@
+"""The usage snippets of a card: they run without this project."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["snippet_of"]
+
+PIXELS = '''
+import json, sys
+import numpy as np
+from PIL import Image, ImageOps
+
+about = json.load(open("student.json"))
+side = about["input"]["shape"][-1]
+
+
+def pixels(path):
+    """The image as the student reads it, float32 (1, 3, side, side)."""
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    short = min(image.size)
+    if image.size != (side, side):
+        width, height = (side if each == short else int(side * each / short) for each in image.size)
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        image = image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
+    return np.asarray(image, np.float32).transpose(2, 0, 1)[None] / np.float32(255)
+
+'''
+RUN = {
+    "onnx": """
+import onnxruntime
+
+session = onnxruntime.InferenceSession("student.onnx", providers=["CPUExecutionProvider"])
+for path in sys.argv[1:]:
+    logits, features = session.run(["logits", "features"], {"image": pixels(path)})
+    print(path, about["class_names"][logits[0].argmax()])
+""",
+    "pt2": """
+import torch
+
+program = torch.export.load("student.pt2").module()
+for path in sys.argv[1:]:
+    logits, features = program(torch.from_numpy(pixels(path)))
+    print(path, about["class_names"][logits[0].argmax()])
+""",
+    "hf": """
+import timm, torch
+
+network = timm.create_model("local-dir:.", pretrained=True).eval()
+mean, std = (torch.tensor(about["input"][name])[:, None, None] for name in ("mean", "std"))
+for path in sys.argv[1:]:
+    with torch.inference_mode():
+        logits = network((torch.from_numpy(pixels(path)) - mean) / std)
+    print(path, about["class_names"][logits[0].argmax()])
+""",
+    "torch": """
+import torch
+from safetensors.torch import load_file
+from torchvision import models
+
+network = models.TORCHVISION(num_classes=len(about["class_names"])).eval()
+network.load_state_dict(load_file("student.safetensors"))
+mean, std = (torch.tensor(about["input"][name])[:, None, None] for name in ("mean", "std"))
+for path in sys.argv[1:]:
+    with torch.inference_mode():
+        logits = network((torch.from_numpy(pixels(path)) - mean) / std)
+    print(path, about["class_names"][logits[0].argmax()])
+""",
+}
+VECTORS = """
+import json, sys
+import numpy as np
+
+about = json.load(open("student.json"))
+vectors = np.load(sys.argv[1], allow_pickle=False).astype(np.float32)  # the teacher's, (rows, dim)
+"""
+RUN_VECTORS = {
+    "onnx": """
+import onnxruntime
+
+session = onnxruntime.InferenceSession("student.onnx", providers=["CPUExecutionProvider"])
+logits, features = session.run(["logits", "features"], {"features_of_teacher": vectors})
+print([about["class_names"][each] for each in logits.argmax(1)])
+""",
+    "pt2": """
+import torch
+
+logits, features = torch.export.load("student.pt2").module()(torch.from_numpy(vectors))
+print([about["class_names"][each] for each in logits.argmax(1)])
+""",
+}
+
+
+def snippet_of(about: Mapping[str, Any]) -> str:
+    """A whole script, run in the folder of the export; its arguments are image files, or one .npy of vectors."""
+    if about["input"]["kind"] == "features":
+        return VECTORS + RUN_VECTORS[about["to"]]
+    return PIXELS + RUN[about["to"]].replace("TORCHVISION", str(about["torchvision"]))
