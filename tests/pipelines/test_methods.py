@@ -14,7 +14,7 @@ from bird.students import load_student
 from bird_cache.store import open_cache
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.evaluate import evaluate
-from bird_pipelines.distilling.training import Trainer, distill
+from bird_pipelines.distilling.training import Trainer, distill, read
 from bird_pipelines.runs import load_checkpoint
 
 IMAGES = {"student": "shufflenetv2", "limit": 100, "epochs": 2, "warmup": 1, "meta_per_cell": 1, "batch_size": 32}
@@ -65,16 +65,15 @@ def test_feedback_through_the_last_stage_needs_stages(cache, tmp_path):
 def test_a_balanced_head_serves_small_cells_better(cache, tmp_path):
     """The teacher that bkd hears: on train rows of the smallest cells it is right at least as often as the plain one."""
     from bird.devices import choose_device
-    from bird_pipelines.distilling.data import load_data
     from bird_pipelines.distilling.teacher_head import teacher_logits
 
     right = {}
     for head in ("plain", "balanced"):
         flags = {"dataset": "digits-s", "student": "adapter", "method": "bkd", "cache": cache, "out": tmp_path / "x"}
         config = resolve({**flags, "head": head, "head_epochs": 3})
-        data = load_data(config)
+        data = read(config)
         rows = data.rows("train")
-        answers = teacher_logits(data, config, choose_device("cpu"))[rows].argmax(1).numpy()
+        answers = teacher_logits(data, config.training, choose_device("cpu"))[rows].argmax(1).numpy()
         labels, groups = data.table.labels[rows], data.table.groups[rows]
         counts = data.cell_counts("train").numpy()
         small = counts[labels, groups] < counts.mean() / 2
