@@ -29,7 +29,7 @@ needs_extra = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} no
 def run(tmp_path_factory):
     """A tiny real student of Digits-S that has learned something."""
     folder = tmp_path_factory.mktemp("student") / "run"
-    flags = {"dataset": "digits-s", "student": "tiny-resnet", "method": "baseline", "epochs": 3, "batch_size": 32}
+    flags = {"dataset": "digits-s", "student": "tiny-resnet", "method": "baseline", "epochs": 3, "batch_size": 64}
     distill(resolve({**flags, "out": folder}))
     return folder
 
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def shipped(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shipped") / "out"
-    bird("export", run, folder)
+    export(run, folder)
     return folder
 
 
@@ -110,7 +110,7 @@ def test_the_card_has_groups_the_check_and_a_snippet_that_runs(run, shipped, tmp
 
 @needs_extra
 def test_int8_is_static_balanced_and_measured(run, tmp_path):
-    about = bird_json("export", run, tmp_path / "out", "--precision", "int8", "--calibrate", 100, "--allow-drift")
+    about = export(run, tmp_path / "out", precision="int8", calibrate=100, allow_drift=True, rows=200)
     calibration = about["calibration"]
     assert calibration["quantised_share"] > 0.9
     assert len(calibration["ids"]) == sum(calibration["rows_by_cell"].values()) <= 100
@@ -195,7 +195,7 @@ def test_a_plain_torchvision_student_leaves_as_one_and_a_cache_that_moved_is_fou
     assert said.split()[-1] in ("no", "yes")
     flags |= {"student": "resnet18", "method": "baseline", "data_root": tmp_path / "images"}
     distilled(tmp_path / "moved", tmp_path / "resnet", **flags, batch_size=32)
-    about = bird_json("export", tmp_path / "resnet", tmp_path / "hub", "--to", "hf")
+    about = export(tmp_path / "resnet", tmp_path / "hub", "hf")
     assert [*about["files"]] == ["config.json", "model.safetensors"]
     assert about["check"]["flips"]["changed"] == 0
     text = (tmp_path / "hub" / "README.md").read_text()
