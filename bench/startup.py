@@ -17,7 +17,7 @@ from pathlib import Path
 from results import save
 from verify import write
 
-BIRD = [sys.executable, "-c", "from bird_pipelines.cli.main import main; main()"]
+BIRD = [sys.executable, "-c", "from bird_pipelines.cli import main; main()"]
 WANTED = {"bird --help": 0.5, "bird cache info": 1.0}
 
 

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 import bird
 import bird_cache
 import bird_pipelines
-from bird_pipelines.cli.main import app
+from bird_pipelines.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

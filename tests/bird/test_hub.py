@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from bird.teachers import load_teacher
 
-BIRD = "from bird_pipelines.cli.main import main; main()"
+BIRD = "from bird_pipelines.cli import main; main()"
 LOAD = """
 import json, sys, time
 from bird.errors import BirdError

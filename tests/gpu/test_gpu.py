@@ -243,7 +243,7 @@ def cache(weights, tmp_path_factory):
 
 def bird(*words, before=""):
     """A command of ours in a process of its own, after some lines of Python."""
-    code = f"{before}\nfrom bird_pipelines.cli.main import main\nmain()"
+    code = f"{before}\nfrom bird_pipelines.cli import main\nmain()"
     return [sys.executable, "-c", code, *map(str, words)]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import bird_pipelines
 
-BIRD = [sys.executable, "-c", "from bird_pipelines.cli.main import main; main()"]
+BIRD = [sys.executable, "-c", "from bird_pipelines.cli import main; main()"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 

@@ -127,7 +127,7 @@ def test_not_a_run_is_said(tmp_path):
 
 def test_debug_shows_the_traceback():
     done = subprocess.run(
-        [sys.executable, "-c", "from bird_pipelines.cli.main import main; main()", "list", "x", "--debug"],
+        [sys.executable, "-c", "from bird_pipelines.cli import main; main()", "list", "x", "--debug"],
         capture_output=True,
         text=True,
         env=ENVIRONMENT,

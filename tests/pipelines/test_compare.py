@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from bird.errors import UsageError
 from bird.measuring.paired import compare
-from bird_pipelines.cli.main import app
+from bird_pipelines.cli import app
 from bird_pipelines.predictions import load_predictions
 from bird_pipelines.study.compare import compare_methods
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import bird_pipelines
 from bird.errors import RunError, UsageError
-from bird_pipelines.cli.main import app
+from bird_pipelines.cli import app
 from bird_pipelines.study.dial import turn
 
 SHORT = {"epochs": 2, "warmup": 1, "batch_size": 32, "alpha": 0.5, "mu2": 0.01}

@@ -181,7 +181,7 @@ def test_no_teacher_is_imported(cache, tmp_path):
 import sys
 import time
 sys.argv = ["bird", "distill", "--cache", {str(cache)!r}, "--epochs", "1", "--out", {str(tmp_path / "run")!r}, "--json"]
-from bird_pipelines.cli.main import main
+from bird_pipelines.cli import main
 main()
 """
     check = """

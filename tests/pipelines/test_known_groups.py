@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bird.datasets.base import SampleTable
 from bird.errors import UsageError
-from bird_pipelines.cli.main import app
+from bird_pipelines.cli import app
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.distilling.evaluate import evaluate
