@@ -163,7 +163,7 @@ def _check(about: Mapping[str, Any]) -> list[str]:
         share = 100 * about["calibration"]["quantised_share"]
         lines.append(
             f"- {share:.1f} % of the bytes of the weights are held in 8 bits; "
-            f"calibrated on {len(about['calibration']['ids'])} meta rows, balanced over class and group"
+            f"calibrated on {len(about['calibration']['ids'])} meta rows, as evenly from the cells as these allow"
         )
     if check["refusals"]:
         lines += ["", f"**It drifted, and was exported with --allow-drift**: {'; '.join(check['refusals'])}."]
