@@ -75,7 +75,7 @@ def _how(about: Mapping[str, Any]) -> list[str]:
         f"Input `{recipe['name']}`: {recipe['dtype']}, {_shape(recipe)}.",
         f"Decode: {recipe['decode']}. Resize: {recipe['resize']}. Crop: {recipe['crop']}.",
         f"Range: {recipe['range']}. Normalisation: {recipe['normalisation']}.",
-        "Pillow's resize differs by 1 of 255 in some pixels from the one it was trained with; `bird predict` makes the same.",
+        "Pillow's resize differs by 1 of 255 in some pixels from that of training; `bird predict` makes the same pixels.",
     ]
 
 
