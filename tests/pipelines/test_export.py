@@ -186,7 +186,7 @@ def test_a_plain_torchvision_student_leaves_as_one_and_a_cache_that_moved_is_fou
     distilled(tmp_path / "cache", tmp_path / "run", **flags, batch_size=32)
     (tmp_path / "cache").rename(tmp_path / "moved")
     (tmp_path / "data").rename(tmp_path / "images")
-    assert "--cache" in panel(bird("export", tmp_path / "run", tmp_path / "out", "--to", "torch", code=3))
+    assert "--cache" in panel(bird("export", tmp_path / "run", tmp_path / "out", "--to", "torch", code=2))
     moved = ("--cache", tmp_path / "moved", "--data-root", tmp_path / "images")
     about = bird_json("export", tmp_path / "run", tmp_path / "out", "--to", "torch", *moved)
     assert about["class_names"] == ["no", "yes"]

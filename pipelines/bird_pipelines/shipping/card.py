@@ -75,7 +75,7 @@ def _how(about: Mapping[str, Any]) -> list[str]:
         f"Input `{recipe['name']}`: {recipe['dtype']}, {_shape(recipe)}.",
         f"Decode: {recipe['decode']}. Resize: {recipe['resize']}. Crop: {recipe['crop']}.",
         f"Range: {recipe['range']}. Normalisation: {recipe['normalisation']}.",
-        "Pillow's bilinear resize is near what it was trained with, not equal: `bird predict` makes the pixels of training.",
+        "Pillow's resize differs by 1 of 255 in some pixels from that of training; `bird predict` makes the same pixels.",
     ]
 
 
@@ -163,7 +163,7 @@ def _check(about: Mapping[str, Any]) -> list[str]:
         share = 100 * about["calibration"]["quantised_share"]
         lines.append(
             f"- {share:.1f} % of the bytes of the weights are held in 8 bits; "
-            f"calibrated on {len(about['calibration']['ids'])} meta rows, balanced over class and group"
+            f"calibrated on {len(about['calibration']['ids'])} meta rows, as evenly from the cells as these allow"
         )
     if check["refusals"]:
         lines += ["", f"**It drifted, and was exported with --allow-drift**: {'; '.join(check['refusals'])}."]

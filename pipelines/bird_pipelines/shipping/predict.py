@@ -102,7 +102,7 @@ def open_model(folder: Path) -> Model:
             where=str(folder),
             found="a student of its teacher's vectors, which reads no image",
             wanted="a student of images",
-            fix="ask the teacher for the vectors, and give them to `bird evaluate` or to an export",
+            fix="export it (`bird export`): the card has a script that takes the teacher's vectors",
         )
     exported = about.get("format") == "bird-export-1"
     if exported and about["to"] != "onnx":

@@ -20,8 +20,8 @@ Quantiser = Callable[[Path, Path, Iterable[NDArray[np.float32]]], None]
 
 
 def calibration_rows(data: RunData, count: int, seed: int = 0) -> NDArray[np.int64]:
-    """About `count` meta rows, as many of each (class, group) cell as the smallest of an even share and what the cell has,
-    chosen by `seed`. Raises RunError where there is none: a graph that is calibrated on nothing answers with chance."""
+    """At most `count` meta rows: an even share of each (class, group) cell, or what it has if that is less, chosen by
+    `seed`. Raises RunError where there is none: a graph that is calibrated on nothing answers with chance."""
     meta, rng = data.rows("meta"), np.random.default_rng(seed)
     cells = data.table.labels[meta] * len(data.group_names) + data.table.groups[meta]
     inside = [meta[cells == cell] for cell in np.unique(cells)]
