@@ -39,7 +39,7 @@ def built(box):
     assert roots >= PACKAGES, f"missing from the wheel: {sorted(PACKAGES - roots)}"
     assert "bird_pipelines/reporting/templates/report.html.j2" in data, "the report's template is missing from the wheel"
     for name in ("recipes/table1.toml", "recipes/profiles.toml", "paper/results.csv", "paper/hyperparameters.csv"):
-        assert f"bird_pipelines/{name}" in data, f"{name} is missing from the wheel"
+        assert f"bird_pipelines/study/tables/{name}" in data, f"{name} is missing from the wheel"
     return wheel
 
 
