@@ -1,7 +1,7 @@
 """How often the interval of the calibration error holds the true one: python bench/coverage_calibration.py
 
-Probabilities are Beta(4, 1.5); what they foretell happens with a probability that is lower by a fixed shift. Prints, for each
-number of rows and shift, how often the true error lay below and above the interval, and the mean error, ends and floor.
+Probabilities are Beta(4, 1.5); what they foretell happens with a probability that is lower by a fixed shift. Prints, for
+each number of rows and shift, how often the true error lay below and above the interval, and the mean error, ends and floor.
 """
 
 from __future__ import annotations

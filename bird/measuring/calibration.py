@@ -3,8 +3,8 @@
 The error is the usual one (Naeini et al. 2015; Guo et al. 2017): rows in 15 bins of equal width by probability, and the mean
 over rows of |mean probability - share that happened| of their bin. Like a gap it is never negative and chance adds to it, so
 it stands beside its floor, and its interval is found as that of a gap is (docs/decisions/0012): it holds every error for
-which the bins nearest to the observed ones, in weighted least squares, would show an error as far out as the observed one in at
-least 2.5 % of samples (lower end) or 1 % (upper end). bench/coverage_calibration.py measures how often that holds.
+which the bins nearest to the observed ones, in weighted least squares, would show an error as far out as the observed one in
+at least 2.5 % of samples (lower end) or 1 % (upper end). bench/coverage_calibration.py measures how often that holds.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ class GroupNumbers:
     """Of one classifier, by group. Tables are (C, M): [class][group]; lists are (M,).
 
     `recall` is the share of a cell's rows that is predicted right; `selection_rate` the share of a group's rows that is
-    predicted to be a class, `base_rate` the share that is of it. `calibration` is the error of the largest score (top label),
-    `calibration_binary` that of class 1's score, for two classes. `worst_cell` is (class, group) and its recall.
+    predicted to be a class, `base_rate` the share that is of it. `calibration` is the error of the largest score (top
+    label), `calibration_binary` that of class 1's score, for two classes. `worst_cell` is (class, group) and its recall.
     `parity_gap` is the largest over classes of the difference between the groups' selection rates.
     """
 

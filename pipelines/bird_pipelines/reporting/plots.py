@@ -39,6 +39,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK, MUTED, GRID = "#22262c", "#68707c", "#e4e7ec"
 GAP = "#D55E00"
+MOST_GROUPS = 16  # of a chart of recalls: more have no room; the table beside it has them all
 WIDTH = 9.2  # inches: the page's text column
 
 # Any: matplotlib lists every known name in its type, another list each release.
