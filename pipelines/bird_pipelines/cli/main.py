@@ -144,14 +144,22 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold them.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    against: Annotated[
+        str | None,
+        typer.Option(help="The method that the others are compared with. Default: baseline, else the first."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Write one self-contained HTML page about one or many runs."""
     from bird_pipelines.reporting.report import write_report
 
-    output({"report": str(write_report(runs, out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
+    output(
+        {"report": str(write_report(runs, out, against=against))},
+        json_,
+        lambda info: typer.echo(f"report: {info['report']}"),
+    )
 
 
 @app.command()
