@@ -26,6 +26,7 @@ __all__ = ["GroupNumbers", "Number", "by_group", "metric_frame", "parity_gap", "
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 SUM = 1e-3  # how far from 1 the scores of a row may sum and still be probabilities
+DRAWS = 4000  # of the interval of a demographic-parity gap
 NO_ROWS = "no rows"
 NO_SCORES = "no scores are given"
 
@@ -141,7 +142,10 @@ def parity_gap(confusion: Int[Ints, "classes groups classes"]) -> Number:
     selected = selected[1:] if len(selected) == 2 else selected
     gaps = 100 * np.ptp(selected / rows, axis=1)
     level = 1 - 0.05 / len(selected)
-    ends = [gap_interval([cells_of_shares(each[None], rows[None])], "max_deo", level=level) for each in selected]
+    ends = [
+        gap_interval([cells_of_shares(each[None], rows[None], draws=DRAWS)], "max_deo", level=level)
+        for each in selected
+    ]
     return Number(float(gaps.max()), max(each.low for each in ends), max(each.high for each in ends), total)
 
 

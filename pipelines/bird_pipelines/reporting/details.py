@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from bird.measuring.groups import GroupNumbers, by_group, parity_gap
+from bird.measuring.groups import GroupNumbers, by_group
 from bird.measuring.metrics import gap_floors
 from bird_pipelines.marks import few, lost_of_cells, trivial_seeds
 from bird_pipelines.predictions import load_predictions, load_scores
@@ -89,14 +89,14 @@ def groups_of(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
         correct = np.einsum("rcmc->rcm", counts)
         recalls = (correct / counts.sum(3)).mean(0)
         c, m = np.unravel_index(int(recalls.argmin()), recalls.shape)
-        gaps = [gap.value for gap in map(parity_gap, counts) if gap.value is not None]
+        selected = counts.sum(1) / counts.sum((1, 3))[:, :, None]
         row = {
             "label": each.label,
             "accuracy": (100 * correct.sum(1) / counts.sum((1, 3))).mean(0).tolist(),
             "worst": 100 * float(recalls[c, m]),
             "cell": f"{names[0][c]}, {names[1][m]}",
             "rows": int(counts[0].sum(2)[c, m]),
-            "parity": float(np.mean(gaps)) if gaps else None,
+            "parity": 100 * float(np.ptp(selected, axis=1).max(1).mean()) if counts.shape[2] > 1 else None,
             "trivial": trivial_seeds({run.settings["seed"]: run.metrics["test"] for run in runs}),
         }
         tables.setdefault(str(names[1]), {"groups": names[1], "rows": []})["rows"].append(row)

@@ -63,7 +63,7 @@ STYLE: Any = {
 
 # A method has one look in every report: its place here.
 METHODS = (
-    "bird", "baseline", "fitnet", "bkd", "bird-offsets", "mfd", "bird-plus", "at", "ad", "bird-no-meta", "reweight",
+    "bird", "baseline", "fitnet", "bird-no-meta", "bkd", "mfd", "bird-offsets", "bird-plus", "at", "ad", "reweight",
     "group-dro", "domain-independent", "bird+at", "bird+mfd", "bird+fitnet", "bird-plus-no-meta", "bird-offsets-no-meta",
 )  # fmt: skip
 
