@@ -74,7 +74,7 @@ def recall_plot(
         cells, bars = figure.subplots(1, 2, sharey=True, width_ratios=(min(groups, 8) + 1.5, 6))
         cells.pcolormesh(100 * shares, cmap="Blues", vmin=0, vmax=115, edgecolors="white", linewidth=1.5)
         for c, g in np.ndindex(classes, groups):
-            ink = readable_on(matplotlib.colormaps["Blues"](100 * shares[c, g] / 115))
+            ink = readable_on(matplotlib.colormaps["Blues"](float(100 * shares[c, g] / 115))[:3])
             cells.text(g + 0.5, c + 0.5, f"{100 * shares[c, g]:.1f}", ha="center", va="center", color=ink)
         cells.set_title("Recall ×100 per class and group", pad=24)
         cells.set_xticks(np.arange(groups) + 0.5, [_short(each) for each in group_names])
