@@ -32,20 +32,20 @@ NO_SCORES = "no scores are given"
 
 
 class Number(NamedTuple):
-    """A number and its 95 % interval, x100, and the `count` of rows behind it. Where it does not exist, `value` is None and
+    """A number and its 95 % interval, x100, and the `rows` behind it. Where it does not exist, `value` is None and
     `reason` says why. `floor` is what chance alone would show on average, where that is not 0."""
 
     value: float | None
     low: float | None
     high: float | None
-    count: int
+    rows: int
     reason: str | None = None
     floor: float | None = None
 
     @classmethod
-    def missing(cls, reason: str, count: int = 0) -> Number:
+    def missing(cls, reason: str, rows: int = 0) -> Number:
         """A number that does not exist."""
-        return cls(None, None, None, count, reason)
+        return cls(None, None, None, rows, reason)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Change(NamedTuple):
     effect: float | None
     low: float | None
     high: float | None
-    count: int
+    rows: int
     zone: Zone | None
 
 

@@ -31,7 +31,7 @@ def test_the_rates_are_those_of_fairlearn():
         assert found.selection_rate[1][m].value == pytest.approx(100 * frame.by_group["selection_rate"][m])
         assert found.recall[1][m].value == pytest.approx(100 * frame.by_group["recall"][m])
         assert found.accuracy[m].value == pytest.approx(100 * own["accuracy"][m])
-        assert found.accuracy[m].count == own["count"][m] == (groups == m).sum()
+        assert found.accuracy[m].rows == own["count"][m] == (groups == m).sum()
         assert found.base_rate[1][m].value == pytest.approx(100 * labels[groups == m].mean())
     difference = metrics.demographic_parity_difference(labels, predictions, sensitive_features=groups)
     assert found.parity_gap.value == pytest.approx(100 * difference)
@@ -44,7 +44,7 @@ def test_auroc_is_that_of_the_group_and_the_worst_cell_is_the_lowest_recall():
         inside = groups == m
         alone = auroc(labels[inside], scores[inside])
         assert found.auroc[m][:3] == alone
-        assert found.auroc[m].count == inside.sum()
+        assert found.auroc[m].rows == inside.sum()
     c, m = found.worst_cell
     assert found.recall[c][m].value == min(each.value for line in found.recall for each in line)
     assert found.recall[c][m].low < found.recall[c][m].value < found.recall[c][m].high

@@ -73,7 +73,8 @@ def numbers_of(run: Run, split: str) -> GroupNumbers:
     if found is not None:
         return by_group(found.labels, found.groups, found.predictions, scores, len(counts), counts.shape[1])
     cells = np.repeat(np.indices(counts.shape).reshape(3, -1), counts.ravel(), axis=1)
-    return by_group(*cells, None, len(counts), counts.shape[1])
+    labels, groups, predictions = cells
+    return by_group(labels, groups, predictions, None, len(counts), counts.shape[1])
 
 
 def groups_of(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:

@@ -75,12 +75,14 @@ def _reference(mine: Sequence[Configuration], against: str | None) -> Configurat
 def _table(mine: Sequence[Configuration], reference: Configuration) -> dict[str, Any]:
     info = reference.runs[0].info
     sizes = len(info["class_names"]), len(info["group_names"])
-    base, rows = _predicted(reference), []
+    base = _predicted(reference)
+    rows: list[dict[str, Any]] = []
     comparable: dict[str, dict[int, Predicted]] = {}
     for each in mine:
         if each is reference:
             continue
-        found, row = _predicted(each), {"label": each.label, "effects": None, "zones": None, "reason": None}
+        found = _predicted(each)
+        row: dict[str, Any] = {"label": each.label, "effects": None, "zones": None, "reason": None}
         shared = sorted(found.keys() & base.keys())
         try:
             if not base or not found:
