@@ -1,5 +1,6 @@
 """`bird audit`: a report from a file of predictions, and one clear message for what does not fit."""
 
+import inspect
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
+import bird_pipelines
 from bird.errors import BirdError
 from bird.measuring.metrics import assess
 from bird_pipelines.cli.main import app
@@ -140,3 +142,25 @@ def test_the_command_prints_the_worst_cell(tmp_path):
     assert done.exit_code == 0, done.output
     assert "by sex x age: worst cell" in done.stdout
     assert "bird 0." in CliRunner().invoke(app, ["--version"]).stdout
+
+
+def test_predictions_as_whole_floats_are_the_classes_that_labels_name_as_integers(tmp_path):
+    values = columns()
+    truth = 1_000_000 + (values["truth"] == "yes")
+    told = (1_000_000 + (values["told"] == "yes")).astype(float)
+    file = written(tmp_path / "p.parquet", values | {"truth": truth, "told": told})
+    read = read_predictions(file, label="truth", group=["sex"], prediction="told")
+    assert read.class_names == ["1000000", "1000001"]
+    assert (read.predictions == (values["told"] == "yes")).all()
+
+
+def test_the_functions_of_the_package_stay_functions_once_their_modules_are_loaded(tmp_path):
+    file = written(tmp_path / "p.csv", columns())
+    found = bird_pipelines.audit(file, tmp_path / "r.html", label="truth", group="sex", prediction="told")
+    assert [*found["groups"]] == ["sex"]
+    with pytest.raises(BirdError, match="no such folder"):
+        bird_pipelines.report(tmp_path / "none", tmp_path / "no.html")
+    with pytest.raises(BirdError, match=r"no config\.json"):
+        bird_pipelines.evaluate(tmp_path / "none")
+    for name in bird_pipelines.__all__:
+        assert inspect.isfunction(getattr(bird_pipelines, name)), name

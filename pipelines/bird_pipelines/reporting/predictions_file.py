@@ -170,7 +170,9 @@ def _scores(path: Path, table: dict[str, NDArray[Any]], names: Sequence[str], cl
 
 def _name(value: Any) -> str:
     """A class or group as a reader writes it: 1.0 is 1."""
-    return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
+    if isinstance(value, float | np.floating):
+        return str(int(value)) if float(value).is_integer() else repr(float(value))
+    return str(value)
 
 
 def _bad(path: Path, found: str, wanted: str, fix: str) -> DataError:
