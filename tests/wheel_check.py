@@ -37,7 +37,9 @@ def built(box):
     unexpected = {root for root in roots - PACKAGES if not root.endswith(".dist-info")}
     assert not unexpected, f"unexpected in the wheel: {sorted(unexpected)}"
     assert roots >= PACKAGES, f"missing from the wheel: {sorted(PACKAGES - roots)}"
-    assert "bird_pipelines/reporting/templates/report.html.j2" in data, "the report's template is missing from the wheel"
+    assert "bird_pipelines/reporting/templates/report.html.j2" in data, (
+        "the report's template is missing from the wheel"
+    )
     for name in ("recipes/table1.toml", "recipes/profiles.toml", "paper/results.csv", "paper/hyperparameters.csv"):
         assert f"bird_pipelines/study/tables/{name}" in data, f"{name} is missing from the wheel"
     return wheel

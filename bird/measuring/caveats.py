@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bird.errors import DataError
+from bird.measuring.intervals import wilson
 
 __all__ = ["SCORES", "does_not_exist", "require_both_sides", "require_gap", "trivial", "undefined"]
 
@@ -18,7 +19,6 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 HARDLY = 0.05  # of a class's rows: a class that is named less often is as good as never named
-Z = 1.96  # two-sided 95 %
 SHOWN = 5  # names in a sentence
 
 SCORES = ("auroc", "f1_macro", "f1_binary", "accuracy", "mean_deo", "max_deo")
@@ -93,20 +93,13 @@ def trivial(confusion: Ints, class_names: Sequence[object] | None = None) -> str
         )
     largest = int(present.argmax())
     share, accuracy = present[largest] / total, np.einsum("cmc->", confusion) / total
-    if _wilson_low(float(accuracy), total) <= share:
+    if wilson(accuracy * total, total)[0] <= share:
         name = _listed([largest], class_names)
         reasons.append(
             f"its accuracy, {100 * accuracy:.1f} on {total:,} rows, is not shown to be above {100 * share:.1f}, the share of"
             f" {name}: naming that class for every row does as well, and has no gap"
         )
     return "; ".join(reasons) or None
-
-
-def _wilson_low(share: float, count: int) -> float:
-    """The lower end of Wilson's 95 % interval of a share of `count` rows."""
-    centre = share + Z**2 / (2 * count)
-    half = Z * float(np.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2)))
-    return (centre - half) / (1 + Z**2 / count)
 
 
 def _listed(classes: Sequence[int], names: Sequence[object] | None) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-__all__ = ["Cells", "cells_of"]
+__all__ = ["Cells", "cells_of", "cells_of_shares"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -95,7 +95,13 @@ class Cells:
 
 def cells_of(confusion: Int[Ints, "classes groups classes"], seed: int = 0, draws: int | None = None) -> Cells:
     """The cells of a run with counts (C, M, C), at least one row in each, with the numbers that its tests draw from."""
-    counts, correct = confusion.sum(2), np.einsum("cmc->cm", confusion)
+    return cells_of_shares(np.einsum("cmc->cm", confusion), confusion.sum(2), seed, draws)
+
+
+def cells_of_shares(
+    correct: Int[Ints, "classes groups"], counts: Int[Ints, "classes groups"], seed: int = 0, draws: int | None = None
+) -> Cells:
+    """The same for any shares that groups are compared by: `correct` of `counts` rows, at least one row in each."""
     shares = (correct + 0.5) / (counts + 1)
     # An order that names of classes and groups do not change.
     cells = [sorted(zip(shares[c], counts[c], range(counts.shape[1]), strict=True)) for c in range(len(counts))]

@@ -23,11 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from statistics import NormalDist
 from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bird.measuring.cells import Cells, cells_of
 
@@ -44,6 +45,7 @@ __all__ = [
     "gap_interval",
     "gap_intervals",
     "reading",
+    "wilson",
 ]
 
 GapStatistic = Literal["mean_deo", "max_deo"]
@@ -52,6 +54,7 @@ GAPS: tuple[GapStatistic, ...] = ("mean_deo", "max_deo")
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Z = NormalDist().inv_cdf(0.975)  # two-sided 95 %
 # From a gap in 0..1, (1,), to recalls (M, C) with that gap.
 Family = Callable[[Floats], Floats]
 
@@ -274,6 +277,15 @@ def over_classes(gaps: NDArray[np.floating[Any]], statistic: GapStatistic) -> Fl
     """Mean or maximum of gaps (C, ...) over the classes."""
     found: Floats = gaps.mean(0) if statistic == "mean_deo" else gaps.max(0)
     return found
+
+
+def wilson(hits: ArrayLike, rows: ArrayLike) -> tuple[Floats, Floats]:
+    """The ends, in 0..1, of Wilson's 95 % intervals of shares: `hits` of `rows`, of one shape (Wilson 1927)."""
+    found, total = np.asarray(hits, np.float64), np.asarray(rows, np.float64)
+    centre, share = found + Z**2 / 2, found / total
+    half = Z * np.sqrt(total * share * (1 - share) + Z**2 / 4)
+    low, high = (centre - half) / (total + Z**2), (centre + half) / (total + Z**2)
+    return np.where(found > 0, low, 0.0), np.where(found < total, high, 1.0)
 
 
 def gap_of(recalls: Float[Floats, "groups classes"], statistic: GapStatistic) -> float:

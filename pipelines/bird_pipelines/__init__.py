@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["distill", "precompute"]
+__all__ = ["audit", "distill", "evaluate", "precompute", "report"]
 
 
 def precompute(
@@ -46,3 +47,59 @@ def distill(*, cache: str | Path, out: str | Path, config: str | Path | None = N
     defaults = {"student": "adapter", "method": "bird", "dataset": cache_dataset(str(cache))}
     flags = {"cache": str(cache), "out": Path(out), **options}
     return train(resolve(flags, None if config is None else Path(config), defaults))
+
+
+def evaluate(
+    run: str | Path, split: str = "test", *, data_root: str | Path | None = None, cache: str | None = None
+) -> dict[str, Any]:
+    """`bird evaluate` from Python: the metrics of a finished run on one split, also written into its folder.
+
+    `data_root` and `cache` say where its data and its cache are now, if they moved. Raises the errors that the command
+    reports.
+
+        bird_pipelines.evaluate("out/run", "meta")["mean_deo"]
+    """
+    from bird_pipelines.distilling.evaluate import evaluate as score
+
+    return score(Path(run), split, data_root=None if data_root is None else Path(data_root), cache=cache)
+
+
+def report(
+    runs: str | Path | Sequence[str | Path], out: str | Path = "report.html", *, against: str | None = None
+) -> Path:
+    """`bird report` from Python: one page about run folders, or about folders that hold them. Returns where it is.
+
+    `against` is the method that the others are compared with: by default the baseline, else the first.
+
+        bird_pipelines.report("out/runs", "out/report.html")
+    """
+    from bird_pipelines.reporting.report import write_report
+
+    paths = [runs] if isinstance(runs, str | Path) else runs
+    return write_report([Path(each) for each in paths], Path(out), against=against)
+
+
+def audit(
+    file: str | Path,
+    out: str | Path = "report.html",
+    *,
+    label: str = "label",
+    group: str | Sequence[str] = "group",
+    prediction: str | None = None,
+    scores: Sequence[str] = (),
+    baseline: str | Path | None = None,
+) -> dict[str, Any]:
+    """`bird audit` from Python: a page about the predictions in a CSV or Parquet file, and its numbers, by grouping.
+
+    `label`, `group`, `prediction` and `scores` name columns. Several groups are crossed, and shown one by one. A value that
+    does not exist is None, with its reason. Raises DataError for a file that does not fit, UsageError for a column that it
+    does not have.
+
+        found = bird_pipelines.audit("predictions.csv", group=["sex", "age"], scores=["p_no", "p_yes"])
+        found["groups"]["sex"]["by_group"]["accuracy"]
+    """
+    from bird_pipelines.reporting.audit import audit as write_audit
+
+    groups = [group] if isinstance(group, str) else [*group]
+    columns: dict[str, Any] = {"label": label, "group": groups, "prediction": prediction, "scores": [*scores]}
+    return write_audit(Path(file), Path(out), baseline=None if baseline is None else Path(baseline), **columns)

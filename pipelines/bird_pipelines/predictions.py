@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -15,7 +17,7 @@ from bird.errors import RunError
 from bird.measuring.shared_rows import Predicted
 from bird_cache.files import replace
 
-__all__ = ["load_predictions", "save_predictions"]
+__all__ = ["load_predictions", "load_scores", "save_predictions"]
 
 
 def save_predictions(
@@ -41,13 +43,26 @@ def save_predictions(
 
 def load_predictions(folder: Path, split: str) -> Predicted | None:
     """What `save_predictions` wrote, without the scores; None where there is nothing. Raises RunError if it is damaged."""
+    held = _held(folder, split, ("ids", "labels", "groups", "predictions"))
+    if held is None:
+        return None
+    ids = [each.decode() for each in held.pop("ids").tolist()]
+    return Predicted(ids=ids, **{name: values.astype(np.int64) for name, values in held.items()})
+
+
+def load_scores(folder: Path, split: str) -> Float[NDArray[np.float64], "rows classes"] | None:
+    """The scores that `save_predictions` wrote; None where there are none. Raises RunError if the file is damaged."""
+    held = _held(folder, split, ("scores",))
+    return None if held is None else held["scores"].astype(np.float64)
+
+
+def _held(folder: Path, split: str, names: Sequence[str]) -> dict[str, NDArray[Any]] | None:
     path = folder / f"predictions-{split}.npz"
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as held:
-            codes = {name: held[name].astype(np.int64) for name in ("labels", "groups", "predictions")}
-            return Predicted(ids=[each.decode() for each in held["ids"].tolist()], **codes)
+            return {name: held[name] for name in names}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise RunError(
             where=str(path),

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from helpers.reports import make_run
 
 import bird_pipelines
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.training import distill
+from bird_pipelines.reporting.report import write_report
 
 LIMIT = 400
 
@@ -34,3 +36,25 @@ def flags(teacher):
     """The options of `bird precompute` that make the cache fixture."""
     data = ("--dataset", "digits-s", "--limit", LIMIT, "--shard-rows", 64, "--batch-size", 16, "--workers", 1)
     return ("--teacher", f"run:{teacher}", *data)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Three methods, one of them with two lambdas, three seeds each; one run unfinished, one not evaluated."""
+    root = tmp_path_factory.mktemp("runs")
+    kinds = {
+        "baseline": {"method": "baseline", "accuracy": 0.68, "gap": 0.45},
+        "fitnet": {"method": "fitnet", "accuracy": 0.70, "gap": 0.4},
+        "bird-01": {"method": "bird", "lambda": 0.01, "accuracy": 0.71, "gap": 0.25},
+        "bird-03": {"method": "bird", "lambda": 0.03, "accuracy": 0.7, "gap": 0.15},
+    }
+    made = [make_run(root / f"{name}-{seed}", seed=seed, **kind) for name, kind in kinds.items() for seed in range(3)]
+    made.append(make_run(root / "<script>", method="at", complete=False))
+    made.append(make_run(root / "unscored", method="<b>mfd", test=False))
+    return made
+
+
+@pytest.fixture(scope="session")
+def page(runs, tmp_path_factory):
+    """The report on `runs`."""
+    return write_report(runs, tmp_path_factory.mktemp("out") / "deep" / "report.html", title="Ours & <theirs>")

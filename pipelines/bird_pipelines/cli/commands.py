@@ -11,6 +11,7 @@ import typer
 
 import bird_pipelines
 from bird_pipelines.cli import show
+from bird_pipelines.cli.audit import audit
 from bird_pipelines.cli.cache import cache_app
 from bird_pipelines.cli.compare import compare
 from bird_pipelines.cli.dial import dial
@@ -22,13 +23,29 @@ from bird_pipelines.config.cache import options_of_a_cache
 from bird_pipelines.config.run import Weights, options_of_a_run
 
 app = typer.Typer(
-    help="Fair knowledge distillation in two phases: cache a frozen teacher once, then distil with student feedback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cache_app, name="cache")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from bird import __version__
+
+        typer.echo(f"bird {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Fair knowledge distillation in two phases: cache a frozen teacher once, then distil with student feedback."""
 
 
 def main() -> None:
@@ -128,14 +145,22 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold them.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    against: Annotated[
+        str | None,
+        typer.Option(help="The method that the others are compared with. Default: baseline, else the first."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Write one self-contained HTML page about one or many runs."""
     from bird_pipelines.reporting.report import write_report
 
-    output({"report": str(write_report(runs, out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
+    output(
+        {"report": str(write_report(runs, out, against=against))},
+        json_,
+        lambda info: typer.echo(f"report: {info['report']}"),
+    )
 
 
 @app.command()
@@ -149,6 +174,7 @@ def demo(
     output({"report": str(run_demo(out))}, json_, lambda info: typer.echo(f"report: {info['report']}"))
 
 
+app.command()(audit)
 app.command()(compare)
 app.command()(dial)
 app.command()(tune)

@@ -6,10 +6,7 @@ in a plot points outside it. Colours: Okabe and Ito's palette and single-hue ram
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,52 +18,32 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from bird_pipelines.reporting.look import (
+    GAP,
+    INK,
+    MOST_GROUPS,
+    MUTED,
+    PALETTE,
+    STYLE,
+    WIDTH,
+    inline_svg,
+    look_of,
+    readable_on,
+)
+
 __all__ = [
+    "MOST_GROUPS",
     "Point",
     "Stop",
     "curve_plot",
     "front_plot",
     "gate_plot",
-    "inline_svg",
     "path_plot",
     "recall_plot",
     "scatter_plot",
 ]
 
 Floats = NDArray[np.float64]
-
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-INK, MUTED, GRID = "#22262c", "#68707c", "#e4e7ec"
-GAP = "#D55E00"
-WIDTH = 9.2  # inches: the page's text column
-
-# Any: matplotlib lists every known name in its type, another list each release.
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "bird",
-    "text.parse_math": False,  # a class may be called $5
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": "#b9c0ca",
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "text.color": INK,
-    "legend.frameon": False,
-    "legend.handlelength": 1.6,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 3.5,
-}
 
 LOSSES = {
     "loss": ("total", INK),
@@ -97,7 +74,7 @@ def recall_plot(
         cells, bars = figure.subplots(1, 2, sharey=True, width_ratios=(min(groups, 8) + 1.5, 6))
         cells.pcolormesh(100 * shares, cmap="Blues", vmin=0, vmax=115, edgecolors="white", linewidth=1.5)
         for c, g in np.ndindex(classes, groups):
-            ink = "white" if shares[c, g] > 0.62 else INK
+            ink = readable_on(matplotlib.colormaps["Blues"](float(100 * shares[c, g] / 115))[:3])
             cells.text(g + 0.5, c + 0.5, f"{100 * shares[c, g]:.1f}", ha="center", va="center", color=ink)
         cells.set_title("Recall ×100 per class and group", pad=24)
         cells.set_xticks(np.arange(groups) + 0.5, [_short(each) for each in group_names])
@@ -231,15 +208,12 @@ def scatter(points: Sequence[Point], methods: Sequence[str]) -> Figure:
     """AUROC against mean-DEO (both x100), with the floor of each mark as a tick at its height.
 
     Small marks are runs, a large one is the mean of a configuration's runs; one colour and mark a method,
-    by its place in `methods`. The marks of trivial students are hollow.
+    whatever else is drawn. The marks of trivial students are hollow.
     """
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     axes = figure.subplots()
-    for index, method in enumerate(methods):
-        colour, marker = (
-            PALETTE[index % len(PALETTE)],
-            MARKERS[(index + index // len(PALETTE)) % len(MARKERS)],
-        )
+    for method in methods:
+        colour, marker = look_of(method)
         mine = [point for point in points if point.method == method]
         if not mine:
             continue
@@ -379,18 +353,3 @@ def _series(values: Sequence[float | None]) -> Floats:
 
 def _short(name: str, most: int = 22) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an <svg> element for inlining: no prolog, no namespaces, no fixed size, ids that start with `name`."""
-    buffer = io.StringIO()
-    with warnings.catch_warnings():
-        # matplotlib's font lacks the glyph; the browser's will not
-        warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = buffer.getvalue()
-    head, _, body = svg[svg.index("<svg") :].partition(">")
-    view = re.search(r'viewBox="[^"]*"', head)
-    assert view is not None
-    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
-    return f'<svg {view[0]} role="img" aria-label="{description}">{body}'

@@ -7,19 +7,19 @@ same command goes on where it stopped.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bird.errors import UsageError
-from bird.measuring.paired import Predicted, compare, holm
+from bird.measuring.paired import Predicted
 from bird_pipelines.config import RunConfig, resolve
 from bird_pipelines.distilling.data import cache_dataset
 from bird_pipelines.distilling.side_by_side import distill_many
 from bird_pipelines.marks import trivial_seeds
 from bird_pipelines.predictions import load_predictions
+from bird_pipelines.reporting.effects import differences
 from bird_pipelines.reporting.report import write_report
 
 __all__ = ["compare_methods", "differences", "scores_of"]
@@ -63,7 +63,9 @@ def compare_methods(
     first = finished[methods[0]][0]
     sizes = len(first["class_names"]), len(first["group_names"])
     predicted = {method: _predicted(configs) for method, configs in plans.items()}
-    report = write_report([config.place.out for configs in plans.values() for config in configs], out / "report.html")
+    report = write_report(
+        [config.place.out for configs in plans.values() for config in configs], out / "report.html", against=reference
+    )
     return {
         "cache": cache,
         "against": reference,
@@ -94,24 +96,3 @@ def scores_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "trivial": trivial_seeds(metrics),
         "seconds": statistics.fmean(run["seconds"] for run in runs),
     }
-
-
-def differences(
-    predicted: Mapping[str, Mapping[int, Predicted]], reference: str, classes: int, groups: int
-) -> dict[str, Any]:
-    """Each method less the reference, by metric: effect, 95 % interval, p and p after Holm over the methods."""
-    others = [name for name in predicted if name != reference]
-    compared = {name: compare(predicted[name], predicted[reference], classes, groups) for name in others}
-    found: dict[str, dict[str, Any]] = {
-        name: {
-            metric: {"effect": each.effect, "interval": each.interval, "p": each.p, "p_holm": None}
-            for metric, each in metrics.items()
-        }
-        for name, metrics in compared.items()
-    }
-    for metric in {metric for metrics in found.values() for metric in metrics}:
-        p = {name: found[name][metric]["p"] for name in others if metric in found[name]}
-        if all(value is not None and math.isfinite(value) for value in p.values()):
-            for name, corrected in zip(p, holm([*p.values()]), strict=True):
-                found[name][metric]["p_holm"] = corrected
-    return found

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from bird_cache.files import replace
 from bird_pipelines.marks import MARK
-from bird_pipelines.reporting.plots import MUTED, PALETTE, STYLE, WIDTH, inline_svg
+from bird_pipelines.reporting.look import MUTED, PALETTE, STYLE, WIDTH, inline_svg
 from bird_pipelines.study.tables.recipes import Figure
 from bird_pipelines.study.tables.table import COLUMNS
 

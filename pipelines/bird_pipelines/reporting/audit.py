@@ -1,0 +1,162 @@
+"""`bird audit`: from a file of anybody's predictions to the whole report. No training, no cache, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from bird.errors import DataError
+from bird.measuring.caveats import trivial
+from bird.measuring.groups import Number, by_group
+from bird.measuring.intervals import gap_intervals
+from bird.measuring.metrics import (
+    auroc,
+    confusion,
+    deo_floor,
+    gap_floors,
+    percentile_interval,
+    resampled,
+    statistics_of,
+)
+from bird.measuring.paired import compare
+from bird.measuring.shared_rows import Predicted, same_rows
+from bird.measuring.zones import zones
+from bird_cache.files import replace, storage_error
+from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS
+from bird_pipelines.reporting import plots
+from bird_pipelines.reporting.page import page
+from bird_pipelines.reporting.predictions_file import Predictions, read_predictions
+
+__all__ = ["audit"]
+
+REPLICATES = 2000
+NAMES = {
+    "auroc": "AUROC ↑",
+    "f1_macro": "F1 macro ↑",
+    "accuracy": "accuracy ↑",
+    "mean_deo": "mean-DEO ↓",
+    "max_deo": "max-DEO ↓",
+    "parity_gap": "demographic-parity gap",
+}
+NO_CELL = "a class has no row in some group"
+
+
+def audit(
+    file: Path,
+    out: Path,
+    *,
+    label: str = "label",
+    group: Sequence[str] = ("group",),
+    prediction: str | None = None,
+    scores: Sequence[str] = (),
+    baseline: Path | None = None,
+) -> dict[str, Any]:
+    """Write the report on the predictions in `file` to `out`, whole or not at all, and return its numbers by grouping.
+
+    `prediction` may be left out where there are `scores`; without both, the column is `prediction`. `baseline` is a file
+    with the same columns: each group gets its zone against it. Raises DataError for a file that does not fit.
+    """
+    columns: dict[str, Any] = {"label": label, "group": [*group], "scores": [*scores]}
+    columns["prediction"] = prediction or (None if scores else "prediction")
+    found = read_predictions(file, **columns)
+    other = None if baseline is None else read_predictions(baseline, **columns)
+    if other is not None and (other.class_names, other.group_names) != (found.class_names, found.group_names):
+        raise DataError(
+            where=str(baseline),
+            found="other classes or groups",
+            wanted=f"those of {file}",
+            fix="give predictions for the same classes and groups",
+        )
+    groupings = {name: _grouping(found, name, other) for name in found.groups}
+    views = [_view(index, name, found, each) for index, (name, each) in enumerate(groupings.items())]
+    values = {
+        "title": f"Audit of {file.name}",
+        "rows": len(found.labels),
+        "classes": found.class_names,
+        "columns": columns,
+        "baseline": baseline and baseline.name,
+        "names": NAMES,
+        "mark": MARK,
+        "what_trivial_means": WHAT_TRIVIAL_MEANS,
+        "groupings": views,
+    }
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(out.parent, error, 0) from None
+    replace(out, page("audit", values).encode())
+    return {"report": str(out), "rows": len(found.labels), "class_names": found.class_names, "groups": groupings}
+
+
+def _grouping(found: Predictions, name: str, other: Predictions | None) -> dict[str, Any]:
+    """The numbers of one grouping, as plain values."""
+    sizes = len(found.class_names), len(found.group_names[name])
+    counts = confusion(found.labels, found.groups[name], found.predictions, *sizes)
+    numbers = by_group(found.labels, found.groups[name], found.predictions, found.scores, *sizes)
+    summary = _summary(found, counts) | {"parity_gap": numbers.parity_gap}
+    told: dict[str, Any] = {
+        "group_names": found.group_names[name],
+        "summary": {key: value._asdict() for key, value in summary.items()},
+        "trivial": trivial(counts, found.class_names),
+        "by_group": numbers.as_json(),
+        "confusion": counts.tolist(),
+        "zones": None,
+        "effects": None,
+    }
+    if other is not None:
+        runs = [_predicted(each, name) for each in (found, other)]
+        told["zones"] = zones(runs[:1], runs[1:], *sizes).as_json()
+        if same_rows(runs) and (counts.sum(2) > 0).all():
+            told["effects"] = {
+                metric: {"effect": each.effect, "interval": each.interval}
+                for metric, each in compare({0: runs[0]}, {0: runs[1]}, *sizes).items()
+            }
+    return told
+
+
+def _summary(found: Predictions, counts: NDArray[np.int64]) -> dict[str, Number]:
+    """Scores of all rows, and the gaps between the groups."""
+    rows, whole = len(found.labels), counts.sum(1, keepdims=True)
+    observed = statistics_of(whole[None], np.zeros((len(whole), 1)))
+    ends = {
+        name: percentile_interval(each) for name, each in resampled(whole, REPLICATES, np.random.default_rng(0)).items()
+    }
+    summary = {name: Number(float(observed[name][0]), *ends[name], rows) for name in ("f1_macro", "accuracy")}
+    area = Number.missing("no scores are given", rows)
+    if found.scores is not None:
+        area = Number(*auroc(found.labels, found.scores), rows)
+    if (counts.sum(2) == 0).any():
+        return {"auroc": area, **summary, **dict.fromkeys(("mean_deo", "max_deo"), Number.missing(NO_CELL, rows))}
+    shares = np.einsum("cmc->cm", counts) / counts.sum(2)
+    gaps, floors, shown = (
+        gap_intervals(counts),
+        deo_floor(counts, replicates=REPLICATES),
+        statistics_of(counts[None], shares),
+    )
+    for name, gap in gaps.items():
+        floor = floors[name.removesuffix("_deo")]
+        summary[name] = Number(float(shown[name][0]), gap.low, gap.high, rows, floor=floor)
+    return {"auroc": area, **summary}
+
+
+def _predicted(found: Predictions, name: str) -> Predicted:
+    ids = [str(row) for row in range(len(found.labels))]
+    return Predicted(ids, found.labels, found.groups[name], found.predictions)
+
+
+def _view(index: int, name: str, found: Predictions, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of one grouping beside its numbers: the chart of recalls where every cell has rows."""
+    counts = np.asarray(told["confusion"])
+    chart = None
+    if (counts.sum(2) > 0).all() and counts.shape[1] <= plots.MOST_GROUPS:
+        shares = np.einsum("cmc->cm", counts) / counts.sum(2)
+        floors = told["summary"]["mean_deo"]["floor"], gap_floors(counts, replicates=REPLICATES).tolist()
+        chart = Markup(
+            plots.recall_plot(shares.tolist(), found.class_names, found.group_names[name], *floors, f"recall{index}")
+        )
+    return {**told, "name": name, "class_names": found.class_names, "chart": chart}

@@ -1,0 +1,168 @@
+"""The report: effects against a baseline, numbers by group, every seed, and how it looks on dark pages and in print."""
+
+import json
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+from helpers.reports import browse, make_run, text_of
+
+from bird.errors import UsageError
+from bird.measuring.metrics import assess
+from bird_pipelines.reporting import look, plots
+from bird_pipelines.reporting.report import write_report
+from bird_pipelines.reporting.settings import settings_that_matter
+
+
+def with_predictions(run, seed, worse):
+    """The run with predictions and metrics of rows that all runs share; group 1 loses a share `worse` of its recall."""
+    rng = np.random.default_rng(7)
+    labels, groups = rng.integers(2, size=1500), rng.integers(2, size=1500)
+    own = np.random.default_rng(100 + seed)
+    right = own.random(1500) < 0.85 - worse * groups
+    predictions = np.where(right, labels, 1 - labels)
+    scores = np.eye(2)[predictions] * 0.6 + 0.2
+    found = assess(labels, groups, predictions, scores, 2, 2, replicates=100).as_json()
+    (run / "metrics-test.json").write_text(json.dumps(found))
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"class_names": ["no", "yes"], "group_names": ["a", "b"]}))
+    ids = np.array([str(each).encode() for each in range(1500)])
+    codes = {"labels": labels, "groups": groups, "predictions": predictions}
+    codes = {name: values.astype(np.int16) for name, values in codes.items()}
+    np.savez_compressed(run / "predictions-test.npz", ids=ids, scores=scores.astype(np.float32), **codes)
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory):
+    """A folder of runs: two methods with eight seeds each on the same rows, of which `fitnet` serves group b worse."""
+    root = tmp_path_factory.mktemp("paired")
+    for method, worse in (("baseline", 0.05), ("fitnet", 0.2)):
+        for seed in range(8):
+            with_predictions(make_run(root / f"{method}-{seed}", method=method, seed=seed), seed, worse)
+    return root
+
+
+def test_effects_stand_on_the_page_with_intervals_and_p(paired, tmp_path):
+    """And a folder of run folders stands for its runs."""
+    text = text_of(write_report([paired], tmp_path / "report.html"))
+    assert "16 finished runs of 2 configurations" in text
+    assert "Less baseline, cifar10s" in text
+    row = re.search(
+        r"Less baseline, cifar10s .*? fitnet 8 ([+-][\d.]+) ([+-][\d.]+) to ([+-][\d.]+) p (\S+ ?\S*)", text
+    )
+    assert float(row[1]) < 0
+    assert float(row[2]) < float(row[1]) < float(row[3]) < 0
+    assert "fitnet within the interval" in text
+    assert re.search(r"fitnet within the interval \S+ \(\S+ to \S+\) worse -", text)
+    assert "2 of 4" in text, "both cells of group b are worse"
+
+
+def test_the_reference_can_be_chosen(paired, tmp_path):
+    text = text_of(write_report([paired], tmp_path / "report.html", against="fitnet"))
+    assert "Less fitnet, cifar10s" in text
+    with pytest.raises(UsageError, match=r"--against.*'nobody'.*baseline, fitnet"):
+        write_report([paired], tmp_path / "no.html", against="nobody")
+    assert not (tmp_path / "no.html").exists()
+
+
+def test_runs_without_predictions_are_not_compared_and_it_says_why(page):
+    assert "n/a: no predictions-test.npz" in text_of(page)
+
+
+def test_every_seed_has_its_part_with_recalls_and_numbers_by_group(paired, tmp_path):
+    page = write_report([paired], tmp_path / "report.html")
+    text = text_of(page)
+    assert page.read_text().count('<details class="seed"') == 16
+    for seed in range(8):
+        assert f"Seed {seed}" in text
+    for wanted in ("worst cell: b", "selected as yes", "is yes", "calibration error", "demographic-parity gap"):
+        assert wanted in text
+
+
+def test_a_setting_stands_only_where_the_method_reads_it():
+    settings = {"method": "fitnet", "lambda": 0.1, "alpha": 0.9, "fitnet_weight": 0.1, "epochs": 5}
+    assert {*settings_that_matter(settings)} == {"method", "fitnet_weight", "epochs"}
+    assert {*settings_that_matter(settings | {"method": "bird"})} == {"method", "lambda", "alpha", "epochs"}
+    assert settings_that_matter(settings | {"method": "of another"}) == settings | {"method": "of another"}
+
+
+def test_a_method_looks_the_same_whatever_stands_beside_it():
+    from bird.methods import METHODS
+
+    assert {*look.METHODS} == {*METHODS}
+    assert len({look.look_of(name) for name in METHODS}) == len(METHODS)
+    point = plots.Point("fitnet", "fitnet", 3.0, 90.0, 2.0, False)
+    other = plots.Point("at", "at", 4.0, 91.0, 2.0, False)
+    alone, beside = (plots.scatter(each, [p.method for p in each]).axes[0] for each in ([point], [other, point]))
+    faces = [
+        {tuple(c.get_facecolor()[0][:3]) for c in axes.collections if len(c.get_facecolor())}
+        for axes in (alone, beside)
+    ]
+    assert faces[0] < faces[1]
+
+
+def contrast(one, other):
+    """Of two sRGB colours, #rrggbb (WCAG 2.2)."""
+    linear = [
+        [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in np.array(hex_of(each)) / 255]
+        for each in (one, other)
+    ]
+    low, high = sorted(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in linear)
+    return (high + 0.05) / (low + 0.05)
+
+
+def hex_of(colour):
+    digits = colour.lstrip("#")
+    digits = "".join(2 * each for each in digits) if len(digits) == 3 else digits
+    return [int(digits[at : at + 2], 16) for at in (0, 2, 4)]
+
+
+def test_text_has_a_contrast_of_4_5_to_1_light_dark_and_printed(page):
+    palettes = re.findall(r":root \{([^}]*)\}", page.read_text())
+    assert len(palettes) == 3
+    for palette in palettes:
+        colours = dict(re.findall(r"--(\w+): (#\w+)", palette))
+        for text in ("ink", "muted", "mark", "up", "down"):
+            for ground in ("bg", "sheet"):
+                assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground, colours)
+    for share in np.linspace(0, 1, 101):
+        ground = matplotlib.colormaps["Blues"](share / 1.15)
+        code = matplotlib.colors.to_hex(ground)
+        assert contrast({"white": "#fff", "black": "#000"}[look.readable_on(ground)], code) >= 4.5
+
+
+@pytest.mark.slow
+def test_a_dark_page_has_no_white_sheet(page, tmp_path):
+    from PIL import Image
+
+    shot, unfolded = tmp_path / "dark.png", tmp_path / "unfolded.html"
+    unfolded.write_text(page.read_text().replace("<details", "<details open"))
+    browse(
+        unfolded,
+        tmp_path / "p",
+        "--blink-settings=preferredColorScheme=0",
+        "--window-size=1300,6000",
+        f"--screenshot={shot}",
+    )
+    with Image.open(shot) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert (pixels > 200).mean() < 0.05
+
+
+@pytest.mark.slow
+def test_print_opens_what_is_closed_and_is_not_wider_than_the_sheet(paired, tmp_path):
+    """The rules of print, at the width of a printed sheet: a closed part takes its whole height, no table is cut."""
+    page = write_report([paired], tmp_path / "report.html")
+    printed = tmp_path / "printed.html"
+    probe = (
+        "<script>document.title = [document.documentElement.scrollWidth, "
+        "[...document.querySelectorAll('details:not([open])')].filter(d => d.offsetHeight < 100).length, "
+        "document.querySelectorAll('details:not([open])').length].join(' ')</script></body>"
+    )
+    printed.write_text(page.read_text().replace("@media print {", "@media all {").replace("</body>", probe))
+    dom = browse(printed, tmp_path / "p", "--window-size=1030,900", "--dump-dom")
+    width, shut, parts = (int(each) for each in re.search(r"<title>(\d+) (\d+) (\d+)", dom).groups())
+    assert width <= 1030
+    assert parts > 10
+    assert shut == 0
