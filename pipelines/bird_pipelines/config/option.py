@@ -12,15 +12,16 @@ import typing
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
-from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Le, Lt
+if TYPE_CHECKING:
+    from annotated_types import BaseMetadata
 
 __all__ = ["Declared", "Option", "Record", "as_json", "declared"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Option(GroupedMetadata):
+class Option:
     """What there is to say of an option beside its type and its default.
 
     `default` says in words what holds where nothing is given; left out, the default itself is said. `flag` is the command
@@ -37,9 +38,12 @@ class Option(GroupedMetadata):
     flag: str = ""
     hidden: bool = False
     place: bool = False
+    __is_annotated_types_grouped_metadata__: ClassVar[Literal[True]] = True
+    """pydantic takes it for the annotations that it yields (annotated_types.GroupedMetadata)"""
 
     def __iter__(self) -> Iterator[BaseMetadata]:
         """The range, as pydantic reads it."""
+
         bounds = ((Ge, self.ge), (Gt, self.gt), (Le, self.le), (Lt, self.lt))
         return iter([bound(value) for bound, value in bounds if value is not None])
 
