@@ -43,6 +43,7 @@ class Option:
 
     def __iter__(self) -> Iterator[BaseMetadata]:
         """The range, as pydantic reads it."""
+        from annotated_types import Ge, Gt, Le, Lt
 
         bounds = ((Ge, self.ge), (Gt, self.gt), (Le, self.le), (Lt, self.lt))
         return iter([bound(value) for bound, value in bounds if value is not None])
