@@ -171,8 +171,32 @@ def test_a_stack_whose_short_way_is_wrong_for_one_model_is_refused():
         return bias, jv
 
     stack.model.sensitivity = wrong
+
+    def step(number):
+        how.step(stack, given(number, True, torch.float32), lambda: given(500, True, torch.float32), warm=True)
+
+    for number in range(7):  # eight decide together
+        step(number)
     with pytest.raises(StudentError, match="StackedAdapters: found a `sensitivity` that disagrees"):
-        how.step(stack, given(0, True, torch.float32), lambda: given(500, True, torch.float32), warm=True)
+        step(7)
+
+
+def test_a_corner_that_rounding_turns_over_in_one_step_refuses_no_stack():
+    """One step of eight in which the two sides are apart as they were seen to be at a ReLU's corner."""
+    stack, how = StackedLearner(adapters(torch.float32)), build_method("bird", Hyperparameters(), GROUPS)
+    right, steps = stack.model.sensitivity, []
+
+    def once(*batches, **options):
+        bias, jv = right(*batches, **options)
+        steps.append(0)
+        if len(steps) == 5:
+            jv.features[1] *= 1.1
+        return bias, jv
+
+    stack.model.sensitivity = once
+    for number in range(16):
+        how.step(stack, given(number, True, torch.float32), lambda: given(500, True, torch.float32), warm=True)
+    assert stack.guard.apart < 1e-3
 
 
 def test_a_diverged_student_is_not_its_business():
