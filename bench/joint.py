@@ -25,7 +25,7 @@ from synthetic import run_data
 
 from bird.datasets import open_dataset
 from bird.datasets.base import prepare
-from bird.transforms import draw_views
+from bird.student_views import draw_views
 from bird_cache.manifest import Layer, Plan
 from bird_cache.store import open_cache
 from bird_cache.stream import FeatureStream

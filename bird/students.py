@@ -323,7 +323,7 @@ def student_files(
 
 def input_recipe(student: Student, white_level: int | None = None) -> dict[str, Any]:
     """The input of a student, for use outside this project: how pixels are made of a file (`bird.images.decode_image`,
-    `bird.transforms.center_view`, `unit_range`), or that it reads features. `white_level` is the data set's, where it has
+    `bird.student_views.center_view`, `unit_range`), or that it reads features. `white_level` is the data set's, where it has
     one of its own: the value of a 16-bit gray pixel that becomes 255."""
     if student.input == "features":
         return {"kind": "features", "shape": ["batch", student.mean.shape[0]], "normalisation": "inside the student"}

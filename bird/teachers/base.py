@@ -72,7 +72,7 @@ class Teacher(ABC):
     def preprocess(
         self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
     ) -> UInt8[Tensor, "channels height width"] | Float[Tensor, "channels height width"]:
-        """The teacher's view of an RGB image (height, width, 3), or of a box of it (`bird.views`)."""
+        """The teacher's view of an RGB image (height, width, 3), or of a box of it (`bird.stored_views`)."""
 
     @abstractmethod
     def normalise(self, views: Views) -> Float[Tensor, "batch channels height width"]:

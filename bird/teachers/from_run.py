@@ -9,12 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from bird.errors import TeacherError
+from bird.student_views import center_view
 from bird.students import Student, load_student
 from bird.teachers.base import PENULTIMATE, Options, Teacher
 from bird.teachers.layers import Tap, stage_taps
 from bird.teachers.proof import Reference, prove
 from bird.teachers.views import View
-from bird.transforms import center_view
 
 __all__ = ["own_run"]
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from bird.errors import UsageError
-from bird.views import cut
+from bird.stored_views import cut
 
 __all__ = ["Json", "LibraryView", "View", "Viewer", "Views", "view_of_transform"]
 
@@ -34,7 +34,7 @@ class Viewer(ABC):
     def __call__(
         self, image: NDArray[np.uint8], box: NDArray[np.int32] | None = None
     ) -> UInt8[Tensor, "channels height width"] | Float[Tensor, "channels height width"]:
-        """The view of an RGB image (height, width, 3), or of a box of it (`bird.views`)."""
+        """The view of an RGB image (height, width, 3), or of a box of it (`bird.stored_views`)."""
 
     @abstractmethod
     def normalise(self, views: Views) -> Float[Tensor, "batch channels height width"]:

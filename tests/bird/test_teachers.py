@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from bird.devices import threads
 from bird.errors import BirdError, TeacherError, UsageError
+from bird.student_views import center_view
 from bird.students import build_student, student_files
 from bird.teachers import TEACHERS, expand_layers, load_teacher
 from bird.teachers.base import PENULTIMATE
-from bird.transforms import center_view
 
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
 CLIP_MODELS = {

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from bird.transforms import apply_views, center_view, crop_at_once, draw_views, mirror_as, unit_range
+from bird.student_views import apply_views, center_view, crop_at_once, draw_views, mirror_as, unit_range
 
 
 def test_views_are_replayed_from_their_numbers():

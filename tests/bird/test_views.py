@@ -7,9 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bird.errors import DataError
+from bird.stored_views import cut, draw_boxes, view_of, view_policy
+from bird.student_views import center_view, draw_views
 from bird.teachers.base import View
-from bird.transforms import center_view, draw_views
-from bird.views import cut, draw_boxes, view_of, view_policy
 
 ZEROS = np.zeros(5, np.int32)
 SIDE = 24

@@ -21,8 +21,8 @@ from bird.step.feedback import Objective, feedback
 from bird.step.gate import Gate
 from bird.step.guard import Guard
 from bird.step.tangents import Tape
+from bird.student_views import apply_views, crop_at_once, draw_views
 from bird.students import StudentOutput, build_student
-from bird.transforms import apply_views, crop_at_once, draw_views
 from bird_cache.store import open_cache
 
 DEVICE = os.environ.get("BIRD_DEVICE", "cuda")

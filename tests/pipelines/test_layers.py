@@ -6,8 +6,8 @@ import torch
 from helpers.shell import bird, bird_json, distilled, panel
 
 from bird.datasets import open_dataset
+from bird.stored_views import view_of
 from bird.teachers import load_teacher
-from bird.views import view_of
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
 from bird_pipelines.config import resolve

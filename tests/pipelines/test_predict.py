@@ -16,8 +16,8 @@ from PIL import Image
 from bird.datasets import open_dataset
 from bird.errors import DataError, RunError, UsageError
 from bird.images import decode_image
+from bird.student_views import center_view, unit_range
 from bird.students import load_student
-from bird.transforms import center_view, unit_range
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.evaluate import open_run
 from bird_pipelines.distilling.training import distill

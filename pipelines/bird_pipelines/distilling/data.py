@@ -20,8 +20,8 @@ from bird.datasets.base import SPLITS, SampleTable, empty_cells, prepare, requir
 from bird.devices import send
 from bird.errors import DataError, UsageError
 from bird.methods import Batch
+from bird.student_views import apply_views, mirror_as, unit_range
 from bird.students import STUDENTS
-from bird.transforms import apply_views, mirror_as, unit_range
 from bird_cache.errors import StaleCacheError
 from bird_cache.files import digest
 from bird_cache.manifest import LeftOut

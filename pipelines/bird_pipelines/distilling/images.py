@@ -14,8 +14,8 @@ from torch import Tensor
 from bird.datasets.base import Dataset, SampleTable
 from bird.errors import ImageError
 from bird.images import carries_little
-from bird.transforms import center_view
-from bird.views import view_of
+from bird.stored_views import view_of
+from bird.student_views import center_view
 from bird_cache.errors import StaleCacheError
 
 __all__ = ["Images"]

@@ -25,8 +25,8 @@ from bird.measuring.metrics import confusion, mean_deo, recalls
 from bird.methods import Batch, SingleLearner
 from bird.precision import require_precision
 from bird.step.offsets import Offsets
+from bird.student_views import draw_views
 from bird.students import student_files
-from bird.transforms import draw_views
 from bird_cache.files import replace, write_lock
 from bird_cache.order import StratifiedRows, batches, raw, shuffled
 from bird_pipelines import runs

@@ -13,8 +13,8 @@ from torch import Tensor
 from bird.datasets.base import Dataset
 from bird.errors import DataError, ImageError
 from bird.images import carries_little
+from bird.stored_views import BOX, draw_boxes
 from bird.teachers import Service, Teacher
-from bird.views import BOX, draw_boxes
 from bird_cache.manifest import Plan
 from bird_cache.samples import Samples
 from bird_pipelines.precomputing.paid import Job, payload

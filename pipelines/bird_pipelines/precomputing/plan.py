@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from bird.datasets.base import Dataset, SampleTable, empty_cells, require_test_cells
+from bird.stored_views import BOX, view_policy
 from bird.teachers import Service, Teacher
-from bird.views import BOX, view_policy
 from bird_cache.errors import StaleCacheError
 from bird_cache.manifest import Layer, LeftOut, Plan, Store
 from bird_cache.samples import PENDING, Samples

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from bird.devices import choose_device
 from bird.errors import DataError, ImageError, RunError, UsageError, unknown_name
 from bird.images import WHITE, decode_image
+from bird.student_views import center_view, unit_range
 from bird.students import load_student
-from bird.transforms import center_view, unit_range
 from bird_cache.files import replace
 from bird_pipelines.prefetch import in_order
 from bird_pipelines.progress import progress

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bird.errors import DataError
 from bird.images import MAX_PIXELS
-from bird.transforms import center_view
+from bird.student_views import center_view
 
 __all__ = ["BOX", "cut", "draw_boxes", "view_of", "view_policy"]
 
