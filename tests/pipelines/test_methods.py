@@ -1,5 +1,6 @@
 """Every method from the cache to a student, and what the methods keep beside it through a kill."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,10 +10,10 @@ from helpers.shell import bird, bird_json, distilled, panel
 from safetensors.torch import load_file
 
 from bird.errors import UsageError
-from bird.methods import METHODS
+from bird.methods import METHODS, Hyperparameters
 from bird.students import load_student
 from bird_cache.store import open_cache
-from bird_pipelines.config import resolve
+from bird_pipelines.config import Weights, resolve
 from bird_pipelines.distilling.evaluate import evaluate
 from bird_pipelines.distilling.training import Trainer, distill, read
 from bird_pipelines.runs import load_checkpoint
@@ -185,6 +186,15 @@ def test_settings_of_the_methods(tmp_path):
     assert settings(epochs=21).weights.ad_every == 3
     with pytest.raises(UsageError, match="one of paper"):
         settings(preset="papre")
+
+
+def test_weights_have_the_defaults_of_the_methods():
+    """Two records, since the command line loads no torch: a default that is changed in one is changed in both."""
+    methods, asked = dataclasses.asdict(Hyperparameters()), dataclasses.asdict(Weights())
+    usual = {"average", "ad_every"}  # which the command line may leave to the method
+    assert {name: methods[name] for name in asked if name not in usual} == {
+        name: value for name, value in asked.items() if name not in usual
+    }
 
 
 def test_the_command_line_has_every_setting(cache, tmp_path):

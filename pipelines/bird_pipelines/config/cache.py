@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -186,13 +186,13 @@ class PrecomputeConfig:
 
 NAMES = (
     Declared(
-        "teacher", "teacher", str, None, Option("clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`)."), None
+        "teacher", "teacher", str, MISSING, Option("clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`)."), None
     ),
     Declared(
         "out",
         "out",
         str,
-        None,
+        MISSING,
         Option("Folder or s3://, gs://, az:// URL to write; the same command resumes what is there."),
         None,
     ),

@@ -8,6 +8,7 @@ import re
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def resolve_precompute(flags: Mapping[str, Any], file: Path | None = None) -> Pr
     values |= {name.removesuffix("_"): value for name, value in flags.items() if value is not None}
     values = {name: str(value) if name in ("out", "update") else value for name, value in values.items()}
     found = _checked(values, options_of_a_cache(), cache.PARTS, "bird precompute", file)
-    return PrecomputeConfig(**{"dry_run": False, **found})
+    return PrecomputeConfig(**found)
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mapping[str, Any] | None = None) -> RunConfig:
@@ -107,8 +108,10 @@ def _checked(
         if each.name in held:
             continue
         if each.name not in values:
-            if each.default is not False:
+            if each.default is MISSING:
                 faults.append(_Fault(each.name, "nothing", "a value", []))
+            else:
+                found[each.field] = each.default
             continue
         try:
             found[each.field] = TypeAdapter(each.type).validate_python(values[each.name])
