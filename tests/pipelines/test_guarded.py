@@ -18,15 +18,21 @@ if bird.precision.CPU_FLAGS_HERE.isdisjoint(bird.precision.CPU_FLAGS):
 @pytest.fixture
 def guards(monkeypatch):
     """Have the trainers' guards check every step or none; and the guards that decided something."""
-    decided, agrees = set(), Guard.agrees
+    decided = set()
 
-    def watched(self, *args):
-        found = agrees(self, *args)
-        if self.apart is not None:
-            decided.add(self)
-        return found
+    def watch(name):
+        decide = getattr(Guard, name)
 
-    monkeypatch.setattr(Guard, "agrees", watched)
+        def watched(self, *args):
+            found = decide(self, *args)
+            if self.apart is not None:
+                decided.add(self)
+            return found
+
+        monkeypatch.setattr(Guard, name, watched)
+
+    watch("agrees")
+    watch("require")  # a stack's
 
     def check(every):
         decided.clear()
