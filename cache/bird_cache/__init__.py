@@ -1,9 +1,23 @@
 """A feature cache that accounts for every row: write a frozen model's vectors once, read them checked.
 
 Numpy in, numpy out; never imports torch. `open_cache(path)` is where a reader starts. The format is specified in
-cache/README.md of the source tree.
+cache/README.md of the source tree. Each name is imported at its first use: `import bird_cache` loads no numpy.
 """
 
-from bird_cache.store import FeatureStore, open_cache
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bird_cache.store import FeatureStore, open_cache
 
 __all__ = ["FeatureStore", "open_cache"]
+
+WHERE = {"FeatureStore": "store", "open_cache": "store"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in WHERE:
+        return getattr(import_module(f"bird_cache.{WHERE[name]}"), name)
+    raise AttributeError(f"module 'bird_cache' has no attribute {name!r}")
