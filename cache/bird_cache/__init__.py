@@ -10,11 +10,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bird_cache.dataset import CacheDataset
+    from bird_cache.generations import append, drop, subset
+    from bird_cache.parquet import to_parquet
     from bird_cache.store import FeatureStore, open_cache
+    from bird_cache.stream import FeatureStream
+    from bird_cache.vectors import Vectors
 
-__all__ = ["FeatureStore", "open_cache"]
+__all__ = [
+    "CacheDataset",
+    "FeatureStore",
+    "FeatureStream",
+    "Vectors",
+    "append",
+    "drop",
+    "open_cache",
+    "subset",
+    "to_parquet",
+]
 
-WHERE = {"FeatureStore": "store", "open_cache": "store"}
+WHERE = {
+    "CacheDataset": "dataset",
+    "FeatureStore": "store",
+    "FeatureStream": "stream",
+    "Vectors": "vectors",
+    "append": "generations",
+    "drop": "generations",
+    "open_cache": "store",
+    "subset": "generations",
+    "to_parquet": "parquet",
+}
 
 
 def __getattr__(name: str) -> Any:
