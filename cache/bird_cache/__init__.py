@@ -17,13 +17,11 @@ if TYPE_CHECKING:
     from bird_cache.parquet import to_parquet
     from bird_cache.search import near_duplicates, nearest, nearest_to
     from bird_cache.store import FeatureStore, open_cache
-    from bird_cache.stream import FeatureStream
     from bird_cache.vectors import Vectors
 
 __all__ = [
     "CacheDataset",
     "FeatureStore",
-    "FeatureStream",
     "Vectors",
     "append",
     "drop",
@@ -39,7 +37,6 @@ __all__ = [
 WHERE = {
     "CacheDataset": "dataset",
     "FeatureStore": "store",
-    "FeatureStream": "stream",
     "Vectors": "vectors",
     "append": "generations",
     "drop": "generations",
@@ -57,3 +54,7 @@ def __getattr__(name: str) -> Any:
     if name in WHERE:
         return getattr(import_module(f"bird_cache.{WHERE[name]}"), name)
     raise AttributeError(f"module 'bird_cache' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -11,12 +11,13 @@ from helpers import cachekit
 from helpers.cachekit import DIM, FAILED, ROWS
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from bird_cache import CacheDataset, FeatureStream, open_cache, to_parquet
+from bird_cache import CacheDataset, open_cache, to_parquet
 from bird_cache.dataset import batches
 from bird_cache.errors import RequestError
 from bird_cache.importers import read_vectors
 from bird_cache.manifest import Layer
 from bird_cache.numbers import from_storage
+from bird_cache.stream import FeatureStream
 from bird_cache.testing import VIEWS, example_plan, write_example
 from bird_cache.writer import open_part
 
