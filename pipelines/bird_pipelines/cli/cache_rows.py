@@ -23,7 +23,7 @@ def drop(cache: CacheArgument, target: Target, ids: IdsFile = None, id: Id = Non
     from bird_cache.generations import drop as run
 
     given = _ids(ids, id) or []
-    _made(cache, lambda advance: run(cache, target, given, advance), "drop", json_)
+    _made([cache], lambda advance: run(cache, target, given, advance), "drop", json_)
 
 
 def subset(
@@ -40,7 +40,7 @@ def subset(
     from bird_cache.generations import subset as run
 
     chosen = {"ids": _ids(ids, id), "splits": split, "classes": class_, "groups": group}
-    _made(cache, lambda advance: run(cache, target, **chosen, advance=advance), "subset", json_)
+    _made([cache], lambda advance: run(cache, target, **chosen, advance=advance), "subset", json_)
 
 
 def append(
@@ -52,7 +52,7 @@ def append(
     """Write a cache of the samples of two. Every sample stays on its side of the split."""
     from bird_cache.generations import append as run
 
-    _made(cache, lambda advance: run(cache, addition, target, advance), "append", json_)
+    _made([cache, addition], lambda advance: run(cache, addition, target, advance), "append", json_)
 
 
 def to_parquet(
@@ -118,24 +118,26 @@ def _ids(file: Path | None, ids: list[str] | None) -> list[str] | None:
     return [*read_ids(file), *(ids or [])]
 
 
-def _made(cache: str, run: Callable[[Callable[[int], None]], Any], what: str, as_json: bool) -> None:
+def _made(caches: list[str], run: Callable[[Callable[[int], None]], Any], what: str, as_json: bool) -> None:
     """Write a new generation under a bar, and say what became of the rows."""
     from bird_cache.store import open_cache
     from bird_pipelines.progress import progress
 
-    with progress(what, "rows", len(open_cache(cache))) as advance:
+    with progress(what, "rows", sum(len(open_cache(cache)) for cache in caches)) as advance:
         made = run(advance)
     output(made._asdict(), as_json, _say_made)
 
 
 def _say_made(made: dict[str, Any]) -> None:
     """A new generation of a cache, and what became of the rows."""
+    from bird_pipelines.marks import few
+
     typer.echo(
         f"{made['path']}: {made['rows']:,} rows, from {made['rows_before']:,}; fingerprint {made['fingerprint']}"
     )
     show.table("class, group: rows that went or came", {name: f"{rows:,}" for name, rows in made["changed"].items()})
-    for cell in made["emptied"]:
-        typer.echo(f"warning: no row is left of {cell}")
+    if made["emptied"]:
+        typer.echo(f"warning: no row is left of {few(made['emptied'])}")
     if made["layers_left_out"]:
         typer.echo(f"left out, for only one of the two has them: {', '.join(made['layers_left_out'])}")
 
