@@ -2,7 +2,9 @@
 
     python bench/exports.py RUN... [--rows 20000] [--over-seeds]
 
-With --over-seeds the runs of one architecture are one line a file: means over the runs, [lowest, highest]. int8 is onnxruntime's: `by channel` is what `bird export --precision int8` writes; the others are beside it to compare.
+With --over-seeds the runs of one architecture are one line a file: means over the runs, [lowest, highest].
+
+int8 is onnxruntime's: `by channel` is what `bird export --precision int8` writes; the others are beside it to compare.
 """
 
 import argparse
