@@ -2,8 +2,8 @@
 
     python bench/startup.py [--rows 70000] [--rounds 10]
 
-`bird --help`, `bird cache info` of a cache of so many random vectors, and `import bird_cache`, in turn; each round starts all
-anew.
+`bird --help`, `bird cache info` of a cache of so many random vectors, and `import bird_cache`, in turn; each round
+starts all anew.
 """
 
 import argparse
