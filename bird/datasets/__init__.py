@@ -117,6 +117,8 @@ def _checked(name: str, settings: dict[str, Scalar], defaults: dict[str, Scalar]
         kind = type(defaults[key])
         if kind is float and type(value) is int:
             value = float(value)
+        if kind is str and type(value) is int:  # a column that is called 3
+            value = str(value)
         if type(value) is not kind:
             raise UsageError(
                 where=f"data set {name}, setting {key}",

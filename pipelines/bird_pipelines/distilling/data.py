@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bird.datasets import open_dataset
 from bird.datasets.base import SPLITS, SampleTable, empty_cells, prepare, require_test_cells, subset
+from bird.datasets.crossing import Factor
 from bird.devices import send
 from bird.errors import DataError, UsageError
 from bird.methods import Batch
@@ -69,6 +70,8 @@ class RunData:
     """train rows whose group is the probe's"""
     probe: float | None = None
     """how often the most probable group is right, on meta rows that the probe has not seen"""
+    factors: Mapping[str, Factor] = dataclasses.field(default_factory=dict)
+    """the columns that the groups are crossed from, where there are several"""
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of one split, in order."""
@@ -217,6 +220,7 @@ def load_data(source: Source, student: str, workers: int = 2) -> RunData:
         table=dataclasses.replace(table, splits=splits),
         class_names=dataset.class_names,
         group_names=dataset.group_names,
+        factors=dataset.factors,
         image_size=dataset.image_size,
         flip=dataset.flip,
         images=images,
@@ -274,6 +278,7 @@ def _from_cache(source: Source, store: FeatureStore, student: str, workers: int)
         table=table,
         class_names=plan.class_names,
         group_names=plan.group_names,
+        factors={name: Factor(each.names, each.codes) for name, each in plan.factors.items()},
         image_size=dataset.image_size if dataset else 0,
         flip=dataset.flip if dataset else False,
         images=Images(dataset, table, dataset.image_size, workers) if dataset else None,

@@ -30,7 +30,7 @@ def evaluate(
     """
     student, data, _ = open_run(run, data_root=data_root, cache=cache)
     device = choose_device("auto")
-    metrics = score(student.to(device), data, split, device, save_to=run).as_json()
+    metrics = score(student.to(device), data, split, device, save_to=run)
     runs.write_json(run / f"metrics-{split}.json", metrics)
     return metrics
 

@@ -331,7 +331,7 @@ class Trainer:
             metrics: Mapping[str, Any] = {"error": f"no sample in the {split} split"}
             if len(data.rows(split)):
                 try:
-                    metrics = score(student, data, split, self.device, keep).as_json()
+                    metrics = score(student, data, split, self.device, keep)
                 except EmptyCellError as error:
                     metrics = {"error": str(error)}
             runs.write_json(out / f"metrics-{split}.json", metrics)
@@ -346,6 +346,7 @@ class Trainer:
             "logits_fingerprint": data.logits_fingerprint if self.method.logits else None,
             "class_names": list(data.class_names),
             "group_names": list(data.group_names),
+            **({"factors": {name: each.as_json() for name, each in data.factors.items()}} if data.factors else {}),
             "seconds": self.seconds,
             "time_shares": self.clock.shares(),
             "steps": self.step,

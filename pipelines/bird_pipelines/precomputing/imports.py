@@ -28,7 +28,7 @@ from bird_cache.summary import name_of_cell
 from bird_cache.writer import open_writer
 from bird_pipelines.precomputing.caches import image_reader
 from bird_pipelines.precomputing.extraction import need_room
-from bird_pipelines.precomputing.plan import dataset_causes, require_cells, samples_of, shard_and_chunk_rows
+from bird_pipelines.precomputing.plan import dataset_causes, factors_of, require_cells, samples_of, shard_and_chunk_rows
 from bird_pipelines.progress import Interrupted, progress, stop_requests, tell_remarks
 
 __all__ = ["export", "import_vectors"]
@@ -200,6 +200,7 @@ def plan_import(
         images=store == "webdataset",
         class_names=data.class_names,
         group_names=data.group_names,
+        factors=factors_of(data),
         notes=notes,
         left_out=LeftOut.of(table.left_out),
     )
