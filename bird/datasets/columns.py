@@ -15,13 +15,13 @@ from bird.errors import DataError, UsageError
 
 __all__ = [
     "MOST",
-    "SPLIT_NAMES",
     "categories",
     "categories_or_unknown",
     "in_order",
     "read_split_names",
     "refuse",
     "refuse_twins",
+    "split_named",
     "splits_of",
     "subjects_of",
     "texts",
@@ -227,12 +227,17 @@ def read_split_names(where: str, text: str) -> dict[str, str]:
     return found
 
 
+def split_named(word: object, named: Mapping[str, str]) -> str | None:
+    """The split that a word means: by `named`, else as usual; None where it means none."""
+    return named.get(_plain(word)) or _split(word)
+
+
 def splits_of(
     file: Path, values: Sequence[Any], ids: Sequence[str], named: Mapping[str, str] | None = None
 ) -> tuple[list[str], list[str]]:
     """The values as train, meta and test, and a sentence on each other name that was taken. `named` are further words, which
     count more than the usual ones. Raises DataError."""
-    read = {value: (named or {}).get(_plain(value)) or _split(value) for value in set(values)}
+    read = {value: split_named(value, named or {}) for value in set(values)}
     unknown = [f"{id!r} ({v!r})" for id, v in zip(ids, values, strict=True) if read[v] is None]
     if unknown:
         numbers = {value for value in read if isinstance(value, int) or str(value) in ("0", "1", "2")}

@@ -80,13 +80,14 @@ def unlike(settings: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows:
-    """N rows. `source` is where they were read; `label_name` and the keys of `groups` are what its columns are called.
-    `orders` holds the names of a column in their order, where the source says it. Without `splits` they are drawn."""
+    """N rows. `source` is where they were read (labels: `label_source`, if elsewhere); `label_name` and the keys of `groups`
+    are what its columns are called. `orders` holds the names of a column in their order, where the source says it. Without `splits` they are drawn."""
 
     source: Path
     ids: Sequence[str]
     label_name: str
     labels: Sequence[Any]
+    label_source: Path | None = None
     groups: Mapping[str, Sequence[Any]]
     splits: Sequence[Any] | None = None
     subject_name: str = "subject"
@@ -107,7 +108,8 @@ class ListedImages(Dataset):
 
         def codes_of(column: str, values: Sequence[Any], *, group: bool) -> tuple[list[int], tuple[str, ...]]:
             read = categories_or_unknown if group and options.unknown_groups else categories
-            codes, names, doubts = read(file, column, values, ids, hint=_UNKNOWN if group else "")
+            place = file if group else rows.label_source or file
+            codes, names, doubts = read(place, column, values, ids, hint=_UNKNOWN if group else "")
             told.extend(doubts)
             return in_order(codes, names, rows.orders[column]) if column in rows.orders else (codes, names)
 
@@ -125,7 +127,7 @@ class ListedImages(Dataset):
             told += persons
         self.remarks = (*told,)
         self._listing = Listing.of(list(zip(ids, labels, groups, splits, strict=True)), rows.problems)
-        _need_two(file, len(ids), rows.label_name, self.class_names, "label")
+        _need_two(rows.label_source or file, len(ids), rows.label_name, self.class_names, "label")
         for name, (_, names) in columns.items():
             _need_two(file, len(ids), name, names, "group")
         if not self._draws_splits and "test" not in splits:

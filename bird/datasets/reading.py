@@ -18,7 +18,9 @@ __all__ = [
     "parquet_names",
     "plain_values",
     "read_csv",
+    "read_csv_header",
     "read_parquet",
+    "read_table",
 ]
 
 
@@ -43,6 +45,27 @@ def read_parquet(path: Path, needed: Sequence[str], optional: Sequence[str] = ()
             fix="write it again",
         ) from error
     return {name: table[name] for name in wanted}
+
+
+def read_csv_header(file: Path) -> list[str]:
+    """What the columns of a CSV file are called; nothing where it cannot be read: `read_csv` says why."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            return next(csv.reader(text), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+
+
+def read_table(
+    file: Path, needed: Sequence[str], optional: Sequence[str] = (), advice: str = ""
+) -> dict[str, list[Any]]:
+    """The named columns of a CSV or Parquet file as text and integers. Raises DataError as `read_csv` and `read_parquet`."""
+    if file.suffix == ".csv":
+        columns = read_csv(file, needed, optional, advice)
+        del columns[""]
+        return columns
+    found = read_parquet(file, needed, optional, advice)
+    return {name: plain_values(file, name, column, flags=True) for name, column in found.items()}
 
 
 def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str], advice: str) -> None:

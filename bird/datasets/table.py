@@ -24,10 +24,10 @@ from bird.datasets.reading import (
 )
 from bird.errors import DataError, UsageError, nearest, unknown_name
 
-__all__ = ["Names", "TableDataset", "resolved"]
+__all__ = ["ADVICE", "IMAGE_COLUMNS", "Names", "TableDataset", "refuse_leaving"]
 
 ADVICE = ", or say which columns they are, such as --setting label=COLUMN"
-_IMAGES = ("image", "img")  # of encoded bytes, or of {bytes, path}, as hubs write them
+IMAGE_COLUMNS = ("image", "img")  # of encoded bytes, or of {bytes, path}, as hubs write them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class TableDataset(ListedImages):
         self._rows = {id: row for row, id in enumerate(ids)}
         files: Sequence[Path | None]
         if (paths := columns.get(names.called("path"))) is not None:
-            files, told = resolved(file, root, paths)
+            files, told = _resolved(file, root, paths)
             remarks += told
         else:
             files = [root / name if name else None for name in names_inside(self._inside, len(ids))]
@@ -165,7 +165,7 @@ def _find_table(root: Path, table: str) -> Path:
             wanted="one samples.csv or samples.parquet, or the setting table (a .csv or .parquet file there)",
             fix=f"did you mean {close[0]}?" if close else "write the table, or name it with --setting table=FILE",
         )
-    _refuse_leaving(root / names[0], root, names)
+    refuse_leaving(root / names[0], root, names)
     return root / PurePosixPath(names[0])
 
 
@@ -206,7 +206,7 @@ def _image_column(file: Path, names: Names) -> str | None:
     except (OSError, ValueError, pa.ArrowException):
         return None  # `read_parquet` says why
     holds = [field.name for field in schema if holds_bytes(field.type)]
-    usual = (names.image,) if names.image else _IMAGES
+    usual = (names.image,) if names.image else IMAGE_COLUMNS
     if named := [name for name in holds if name in usual]:
         return str(named[0])
     if names.called("path") in schema.names and not names.image:
@@ -225,7 +225,7 @@ def _image_column(file: Path, names: Names) -> str | None:
         raise DataError(
             where=f"{file}, column {name}",
             found=f"no column path, and values of type {str(kind)[:80]}",
-            wanted=f"encoded images in a column {' or '.join(_IMAGES)}, as bytes or {{bytes, path}}; or paths of files",
+            wanted=f"encoded images in a column {' or '.join(IMAGE_COLUMNS)}, as bytes or {{bytes, path}}; or paths of files",
             fix=advice,
         )
     return None
@@ -247,7 +247,7 @@ def _ids(file: Path, names: Names, columns: Mapping[str, Any], inside: Any) -> t
     return [f"row-{row:0{width}d}" for row in range(len(beside))], ["no column id: the rows' numbers are the ids"]
 
 
-def _refuse_leaving(file: Path, root: Path, paths: Sequence[str]) -> None:
+def refuse_leaving(file: Path, root: Path, paths: Sequence[str]) -> None:
     """Raise DataError for paths that are not below the folder as they are written."""
     bad = []
     for path in paths:
@@ -260,9 +260,9 @@ def _refuse_leaving(file: Path, root: Path, paths: Sequence[str]) -> None:
     refuse(file, f"a path that leaves {root}", bad, wanted, len(paths), fix)
 
 
-def resolved(file: Path, root: Path, paths: Sequence[str]) -> tuple[list[Path], list[str]]:
+def _resolved(file: Path, root: Path, paths: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The files that the paths mean, and sentences on those that are not where they say, and on links that lead away."""
-    _refuse_leaving(file, root, paths)
+    refuse_leaving(file, root, paths)
     neighbours = Neighbours()
     found = [resolve(root, path, neighbours) for path in paths]
     counts = Counter(how for _, how in found if how)
