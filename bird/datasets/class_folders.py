@@ -37,9 +37,9 @@ class ImageFolder(ListedImages):
 
     `table` says the groups: a CSV or Parquet file in the folder with the columns path (or file_name; relative to the table)
     and group. By default it is groups.csv, groups.parquet or metadata.csv, in the folder or in each split's. `path`, `group`
-    (several with commas: they are crossed) and `subject` name its columns; with `label` a column is the class, and the folders
-    are not. Where the folders name no split, or train alone, the splits are drawn. `bird.datasets.listed.Options` says what
-    the other settings do.
+    (several with commas: they are crossed) and `subject` name its columns; with `label` a column is the class, and the
+    folders are not. Where the folders name no split, or train alone, the splits are drawn. `bird.datasets.listed.Options`
+    says what the other settings do.
     """
 
     name = "imagefolder"
@@ -80,9 +80,9 @@ class ImageFolder(ListedImages):
         )
         found, unmatched = _matched(root, tables, told, places)
         remarks += unmatched
-        self.settings = {"table": table, **options.recorded(), **names.recorded()} | ({"label": label} if label else {})
+        recorded = {name: value for name, value in names.recorded().items() if name != "label" or label}
+        self.settings = {"table": table, **options.recorded(), **recorded}
         if not label:
-            self.settings.pop("label", None)
             _need_class(root, places)
         splits: list[str | None] | None = [place.split for place in places.values()]
         if {split and split_named(split, named) for split in splits or []} <= {None, "train"}:

@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -162,7 +162,7 @@ def _shards(root: Path) -> list[Path]:
 
 def _word(root: Path, shard: Path) -> str:
     """What a shard's name, or else its folder's, says of the split; "" where they say nothing."""
-    folders = [part for part in shard.relative_to(root).parts[:-1]]
+    folders = shard.relative_to(root).parts[:-1]
     whole = _SHARD.fullmatch(shard.stem)
     word = whole[1] if whole else _NUMBERED.sub("", shard.stem)
     for each in (word, *reversed(folders)):
@@ -211,7 +211,7 @@ def _image_column(shard: Path, image: str) -> str:
             wanted="one column of images, as bytes or {bytes, path}",
             fix="name it with --setting image=COLUMN",
         )
-    return chosen[0]
+    return str(chosen[0])
 
 
 def _columns(
@@ -249,7 +249,8 @@ def _named(value: Any, names: Sequence[str] | None) -> Any:
 
 
 def _ids(file: Path, columns: Mapping[str, list[Any]], id: str, words: Sequence[str]) -> list[str]:
-    """An id a row: the named column, the paths beside the images where each is there once, or split and number."""
+    """An id a row: the named column, the paths beside the images where each is there once, or its number in its
+    split."""
     if id:
         ids = texts(file, id, columns[id])
         refuse_twins(file, ids)
@@ -257,4 +258,9 @@ def _ids(file: Path, columns: Mapping[str, list[Any]], id: str, words: Sequence[
     beside = columns[""]
     if all(beside) and len({*beside}) == len(beside):
         return beside
-    return [f"{word or 'row'}-{row:07d}" for row, word in enumerate(words)]
+    seen: Counter[str] = Counter()
+    numbered = []
+    for word in words:
+        numbered.append(f"{word or 'row'}-{seen[word]:07d}")
+        seen[word] += 1
+    return numbered

@@ -81,7 +81,8 @@ def unlike(settings: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows:
     """N rows. `source` is where they were read (labels: `label_source`, if elsewhere); `label_name` and the keys of `groups`
-    are what its columns are called. `orders` holds the names of a column in their order, where the source says it. Without `splits` they are drawn."""
+    are what its columns are called. `orders` holds the names of a column in their order, where the source says it. Without
+    `splits` they are drawn."""
 
     source: Path
     ids: Sequence[str]

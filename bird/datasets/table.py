@@ -225,7 +225,7 @@ def _image_column(file: Path, names: Names) -> str | None:
         raise DataError(
             where=f"{file}, column {name}",
             found=f"no column path, and values of type {str(kind)[:80]}",
-            wanted=f"encoded images in a column {' or '.join(IMAGE_COLUMNS)}, as bytes or {{bytes, path}}; or paths of files",
+            wanted=f"encoded images in a column {' or '.join(IMAGE_COLUMNS)}: bytes or {{bytes, path}}; or paths of files",
             fix=advice,
         )
     return None

@@ -87,9 +87,10 @@ class LeftOut(Record):
 
 
 class Factor(Record):
-    """One of several group columns that were crossed: its values by name, and which of them each group has, in the order of
-    `Plan.group_names`."""
+    """One of several group columns that were crossed: its name, those of its values, and which of them each group has, in
+    the order of `Plan.group_names`."""
 
+    name: str
     names: tuple[str, ...]
     codes: tuple[int, ...]
 
@@ -125,7 +126,7 @@ class Plan(Record):
     left_out: tuple[LeftOut, ...] | None = None
     """what was listed and is not among the rows; None in caches that do not record it"""
     compress: Compress = "none"
-    factors: dict[str, Factor] = {}
+    factors: tuple[Factor, ...] = ()
     """the columns that the groups are crossed from, where there are several"""
     NEWER: ClassVar[frozenset[str]] = frozenset({"left_out", "compress", "factors"})
 

@@ -70,6 +70,8 @@ class RunData:
     """train rows whose group is the probe's"""
     probe: float | None = None
     """how often the most probable group is right, on meta rows that the probe has not seen"""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """the data set's"""
     factors: Mapping[str, Factor] = dataclasses.field(default_factory=dict)
     """the columns that the groups are crossed from, where there are several"""
 
@@ -220,6 +222,7 @@ def load_data(source: Source, student: str, workers: int = 2) -> RunData:
         table=dataclasses.replace(table, splits=splits),
         class_names=dataset.class_names,
         group_names=dataset.group_names,
+        settings=dataset.settings,
         factors=dataset.factors,
         image_size=dataset.image_size,
         flip=dataset.flip,
@@ -278,7 +281,8 @@ def _from_cache(source: Source, store: FeatureStore, student: str, workers: int)
         table=table,
         class_names=plan.class_names,
         group_names=plan.group_names,
-        factors={name: Factor(each.names, each.codes) for name, each in plan.factors.items()},
+        settings=settings,
+        factors={each.name: Factor(each.names, each.codes) for each in plan.factors},
         image_size=dataset.image_size if dataset else 0,
         flip=dataset.flip if dataset else False,
         images=Images(dataset, table, dataset.image_size, workers) if dataset else None,

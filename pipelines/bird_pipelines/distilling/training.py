@@ -346,6 +346,7 @@ class Trainer:
             "logits_fingerprint": data.logits_fingerprint if self.method.logits else None,
             "class_names": list(data.class_names),
             "group_names": list(data.group_names),
+            "dataset_settings": dict(data.settings),
             **({"factors": {name: each.as_json() for name, each in data.factors.items()}} if data.factors else {}),
             "seconds": self.seconds,
             "time_shares": self.clock.shares(),

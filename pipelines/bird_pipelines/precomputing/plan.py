@@ -81,9 +81,9 @@ def make_plan(
     )
 
 
-def factors_of(dataset: Dataset) -> dict[str, Factor]:
+def factors_of(dataset: Dataset) -> tuple[Factor, ...]:
     """The columns that the groups are crossed from, as a manifest has them."""
-    return {name: Factor(names=each.names, codes=each.codes) for name, each in dataset.factors.items()}
+    return tuple(Factor(name=name, names=each.names, codes=each.codes) for name, each in dataset.factors.items())
 
 
 def teacher_causes(teacher: Teacher | Service) -> dict[str, Any]:

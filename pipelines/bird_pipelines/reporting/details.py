@@ -147,7 +147,10 @@ def sources_of(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
 
 def _settings(configuration: Configuration) -> list[tuple[str, Any]]:
     """Those of the data set."""
-    found = configuration.runs[0].settings.items()
+    run = configuration.runs[0]
+    if "dataset_settings" in run.info:
+        return list(run.info["dataset_settings"].items())
+    found = run.settings.items()
     return [
         (name.removeprefix("dataset_settings."), value) for name, value in found if name.startswith("dataset_settings.")
     ]
