@@ -16,7 +16,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -47,6 +47,8 @@ class Part:
     attribute: str
     file: str | None
     sha256: str | None
+    weights: str | None = None
+    """of a module that was handed over with its weights: a digest of these"""
 
     @property
     def label(self) -> str:
@@ -60,7 +62,12 @@ class Part:
 
     def identity(self) -> dict[str, str | None]:
         """What must be equal for two parts to be the same. The file's name is not in it: a file may be renamed."""
-        return {"attribute": self.attribute, "sha256": self.sha256}
+        found = {"attribute": self.attribute, "sha256": self.sha256}
+        return found if self.weights is None else {**found, "weights": self.weights}
+
+    def same(self, recorded: Mapping[str, Any]) -> bool:
+        """Whether a record is of this part's code."""
+        return (recorded.get("attribute"), recorded.get("sha256")) == (self.attribute, self.sha256)
 
     def record(self) -> dict[str, str | None]:
         """The identity with the file's name, for people to read."""
@@ -224,7 +231,9 @@ def _sha256(source: bytes | None) -> str | None:
 
 
 def _called(value: object) -> str:
-    return str(getattr(value, "__qualname__", type(value).__qualname__))
+    name = str(getattr(value, "__qualname__", type(value).__qualname__)).replace("<locals>.", "")
+    line = getattr(getattr(value, "__code__", None), "co_firstlineno", 0)
+    return name.replace("<lambda>", f"lambda-of-line-{line}")
 
 
 def _fault(kind: Kind, given: str, found: str, wanted: str, fix: str = "write it so") -> UsageError:

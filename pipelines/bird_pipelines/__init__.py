@@ -33,7 +33,8 @@ def distill(*, cache: str | Path, out: str | Path, config: str | Path | None = N
     `metrics`, by split.
 
     `options` are the command's, with underscores (`lambda_` for lambda): `bird distill --help` lists them; `config` is a
-    TOML file of them. None means the default. Raises the errors that the command reports: UsageError for options that
+    TOML file of them. None means the default. `student` and `method` may be your own (docs/own-parts.md): references as on
+    the command line, or the objects. Raises the errors that the command reports: UsageError for options that
     are unknown or out of range, RunError if `out` holds another run, and the errors of the cache and the data set (all
     BirdError of bird.errors or CacheError of bird_cache).
 
@@ -50,18 +51,26 @@ def distill(*, cache: str | Path, out: str | Path, config: str | Path | None = N
 
 
 def evaluate(
-    run: str | Path, split: str = "test", *, data_root: str | Path | None = None, cache: str | None = None
+    run: str | Path,
+    split: str = "test",
+    *,
+    data_root: str | Path | None = None,
+    cache: str | None = None,
+    student: object = None,
 ) -> dict[str, Any]:
     """`bird evaluate` from Python: the metrics of a finished run on one split, also written into its folder.
 
-    `data_root` and `cache` say where its data and its cache are now, if they moved. Raises the errors that the command
+    `data_root` and `cache` say where its data and its cache are now, if they moved; `student` is the module of a student of
+    your own. Raises the errors that the command
     reports.
 
         bird_pipelines.evaluate("out/run", "meta")["mean_deo"]
     """
     from bird_pipelines.distilling.evaluate import evaluate as score
 
-    return score(Path(run), split, data_root=None if data_root is None else Path(data_root), cache=cache)
+    return score(
+        Path(run), split, data_root=None if data_root is None else Path(data_root), cache=cache, student=student
+    )
 
 
 def report(

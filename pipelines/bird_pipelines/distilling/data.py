@@ -22,7 +22,7 @@ from bird.devices import send
 from bird.errors import DataError, UsageError
 from bird.methods import Batch
 from bird.student_views import apply_views, mirror_as, unit_range
-from bird.students import STUDENTS
+from bird.students import input_of
 from bird_cache.errors import StaleCacheError
 from bird_cache.files import digest
 from bird_cache.manifest import LeftOut
@@ -187,7 +187,7 @@ def load_data(source: Source, student: str, workers: int = 2) -> RunData:
     """
     if source.cache is not None:
         return _from_cache(source, open_cache(source.cache), student, workers)
-    if student in STUDENTS and STUDENTS[student].input == "features":
+    if input_of(student) == "features":
         raise UsageError(
             where=f"--student {student}",
             found="no cache",
@@ -205,7 +205,8 @@ def load_data(source: Source, student: str, workers: int = 2) -> RunData:
     table = prepare(dataset, limit=source.limit, workers=workers)
     require_test_cells(dataset, table)
     tell_remarks(dataset.remarks)
-    images = Images(dataset, table, dataset.image_size, workers)
+    size = source.image_size or dataset.image_size
+    images = Images(dataset, table, size, workers)
     failures = images.failures()
     if len(failures) > 0.01 * len(table):
         row, reason = next(iter(failures.items()))
@@ -224,7 +225,7 @@ def load_data(source: Source, student: str, workers: int = 2) -> RunData:
         group_names=dataset.group_names,
         settings=dataset.settings,
         factors=dataset.factors,
-        image_size=dataset.image_size,
+        image_size=size,
         flip=dataset.flip,
         images=images,
         features=None,
@@ -274,8 +275,16 @@ def _from_cache(source: Source, store: FeatureStore, student: str, workers: int)
         table = hold_out(table, source.choose)
     settings = described["settings"]
     assert isinstance(settings, dict)
-    reads_images = student in STUDENTS and STUDENTS[student].input == "image"
+    reads_images = input_of(student) == "image"
+    if source.image_size is not None and not reads_images:
+        raise UsageError(
+            where="--image-size",
+            found=f"--student {student}, which reads no image",
+            wanted="a student that reads images",
+            fix="leave --image-size out",
+        )
     dataset = open_dataset(source.dataset, source.data_root, **settings) if reads_images else None  # type: ignore[arg-type]
+    size = 0 if dataset is None else source.image_size or dataset.image_size
     layers = store.manifest.layers()
     return RunData(
         table=table,
@@ -283,9 +292,9 @@ def _from_cache(source: Source, store: FeatureStore, student: str, workers: int)
         group_names=plan.group_names,
         settings=settings,
         factors={each.name: Factor(each.names, each.codes) for each in plan.factors},
-        image_size=dataset.image_size if dataset else 0,
+        image_size=size,
         flip=dataset.flip if dataset else False,
-        images=Images(dataset, table, dataset.image_size, workers) if dataset else None,
+        images=Images(dataset, table, size, workers) if dataset else None,
         features=features_of(store, rows, source.memory_gb * 2**30),
         stages=Stages(store, rows),
         boxes=store.take(BOXES, rows).astype(np.int32) if BOXES in layers else None,
