@@ -26,12 +26,13 @@ from typing import Any, Literal, final
 
 from bird.errors import UsageError, nearest, unknown_name
 
-__all__ = ["Kind", "Part", "find", "is_reference", "registered", "wrong_part"]
+__all__ = ["Kind", "Part", "find", "is_label", "is_reference", "registered", "wrong_part"]
 
 Kind = Literal["student", "teacher", "method", "dataset"]
 
 NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 REFERENCE = re.compile(rf"(?:(?P<file>.+\.py)|(?P<module>{NAME})):(?P<attribute>{NAME})")
+LABEL = re.compile(r".+@([0-9a-f]{12}|unknown)")
 FORMS = "package.module:attribute, file.py:attribute"
 SHOWN = 8  # names in an error
 
@@ -77,6 +78,11 @@ class Part:
 def is_reference(text: str) -> bool:
     """Whether the text has the form of a reference to code. Built-in prefixes (`timm:`) have it, too, and come first."""
     return REFERENCE.fullmatch(text) is not None
+
+
+def is_label(text: str) -> bool:
+    """Whether the text has the form of `Part.label`: what a cache or a run calls a part of somebody's own."""
+    return LABEL.fullmatch(text) is not None
 
 
 def find(kind: Kind, given: object, known: Iterable[str] = ()) -> Part:

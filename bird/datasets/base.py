@@ -71,6 +71,8 @@ class Dataset(ABC):
     """id -> who is in the image, where the data set knows: a subject is never in two splits"""
     factors: Mapping[str, Factor] = {}
     """the columns that the groups are crossed from, where there are several"""
+    own: Mapping[str, str | None] = {}
+    """what identifies the code of a data set of the user's own (`bird.own.Part.identity`)"""
     unknown_groups = False
     """whether train rows may be of group -1, which nobody knows"""
 

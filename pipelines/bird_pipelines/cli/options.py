@@ -20,6 +20,7 @@ __all__ = [
     "CacheArgument",
     "Config",
     "Json",
+    "OwnDataset",
     "OwnStudent",
     "SetOptions",
     "Setting",
@@ -35,6 +36,13 @@ OwnStudent = Annotated[
     str | None,
     typer.Option(
         help="The module of a student of your own, as it was trained: package.module:attribute, file.py:attribute."
+    ),
+]
+OwnDataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="A data set of your own, as the cache was made from: package.module:attribute, file.py:attribute.",
     ),
 ]
 SetOptions = Annotated[

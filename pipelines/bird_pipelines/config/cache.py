@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from bird.errors import UsageError
+from bird.own import Part
 from bird_pipelines.config.option import Declared, Option, Record, declared
 
 __all__ = [
@@ -172,7 +173,8 @@ PARTS: Mapping[str, type[Record]] = {"rows": Rows, "asked": Asked, "service": Se
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig:
-    """An order for a cache. `dry_run` only says what would be asked of the teacher."""
+    """An order for a cache. `dry_run` only says what would be asked of the teacher. `own` are the parts of the user's own,
+    by kind: the option of that kind then holds a part's label."""
 
     teacher: str
     out: str
@@ -182,6 +184,7 @@ class PrecomputeConfig:
     service: Service
     stored: Stored
     work: Work
+    own: Mapping[str, Part] = field(default_factory=dict)
 
 
 NAMES = (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bird.errors import UsageError, nearest, unknown_name
-from bird.own import Part
+from bird.own import Part, find, is_label
 from bird_pipelines.config import cache, run
 from bird_pipelines.config.cache import PrecomputeConfig, options_of_a_cache
 from bird_pipelines.config.option import Declared, Record, declared
@@ -38,8 +38,18 @@ def resolve_precompute(flags: Mapping[str, Any], file: Path | None = None) -> Pr
     values = {} if file is None else _read(file, "bird precompute")
     values |= {name.removesuffix("_"): value for name, value in flags.items() if value is not None}
     values = {name: str(value) if name in ("out", "update") else value for name, value in values.items()}
-    found = _checked(values, options_of_a_cache(), cache.PARTS, "bird precompute", file)
-    return PrecomputeConfig(**found)
+    _locate(values)
+    own = own_parts(values)
+    found = _checked({**values, **_labels(own)}, options_of_a_cache(), cache.PARTS, "bird precompute", file)
+    return PrecomputeConfig(**found, own=own)
+
+
+def _locate(values: dict[str, Any]) -> None:
+    """Read "hf:FOLDER" as a data set and its folder. Raises UsageError for two folders."""
+    if isinstance(name := values.get("dataset"), str) and name.startswith("hf:"):
+        from bird.datasets import located
+
+        values["dataset"], values["data_root"] = located(name, values.get("data_root"))
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mapping[str, Any] | None = None) -> RunConfig:
@@ -53,6 +63,7 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
     for given in ({} if file is None else _read(file), flags):
         values |= {name.removesuffix("_"): value for name, value in given.items() if value is not None}
     named = NAMED_PRESETS[_known_preset(values.pop("preset"))] if "preset" in values else {}
+    _locate(values)
     own = own_parts(values)
     config = run_of({**PRESETS.get(str(values.get("dataset")), {}), **named, **values, **_labels(own)}, file)
     config = dataclasses.replace(config, own=own)
@@ -204,14 +215,21 @@ def usual_average(method: str, part: Part | None = None) -> float:
 
 
 def own_parts(values: Mapping[str, Any]) -> dict[str, Part]:
-    """The parts of the user's own among the options `student` and `method`, by kind: references, names that packages have
-    registered, and objects. Built-in names come first. Executes what is named; raises UsageError for what does not fit."""
+    """The parts of the user's own among the options `student`, `method` and `dataset`, by kind: references, names that
+    packages have registered, and objects. Built-in names come first. Executes what is named; raises UsageError for what does
+    not fit."""
+    from bird.datasets import DATASETS
+
+    found: dict[str, Part] = {}
+    student, method, dataset = (values.get(kind) for kind in ("student", "method", "dataset"))
+    if dataset is not None and not (isinstance(dataset, str) and (dataset in DATASETS or is_label(dataset))):
+        found["dataset"] = find("dataset", dataset, DATASETS)
+    if student is None and method is None:
+        return found
     from bird.methods import METHODS, own_method
     from bird.student_bodies import TIMM, own_student
     from bird.students import STUDENTS
 
-    found = {}
-    student, method = values.get("student"), values.get("method")
     if student is not None and not (isinstance(student, str) and (student in STUDENTS or student.startswith(TIMM))):
         found["student"] = own_student(student, [*STUDENTS, TIMM])
     if method is not None and not (isinstance(method, str) and method in METHODS):
@@ -235,7 +253,7 @@ def _require_known(config: RunConfig) -> None:
     from bird.datasets import DATASETS
     from bird.student_bodies import TIMM, known_timm
 
-    if config.source.dataset not in DATASETS:
+    if config.source.dataset not in DATASETS and not is_label(config.source.dataset):
         raise unknown_name("--dataset", config.source.dataset, DATASETS, "see `bird list datasets`")
     if config.student.startswith(TIMM):
         known_timm(config.student)

@@ -212,9 +212,10 @@ class RunConfig:
     own: Mapping[str, Part] = field(default_factory=dict)
 
     def part(self, kind: str) -> Part | None:
-        """The part of the user's own that this run uses as its student or method, if it does."""
+        """The part of the user's own that this run uses as its student, method or data set, if it does."""
         found = self.own.get(kind)
-        return found if found is not None and found.label == getattr(self, kind) else None
+        named = self.source.dataset if kind == "dataset" else getattr(self, kind)
+        return found if found is not None and found.label == named else None
 
     def flat(self) -> dict[str, Any]:
         """Every option by its name outside."""
@@ -228,7 +229,9 @@ class RunConfig:
         """What must be equal for a run folder to be resumed, as JSON: everything that decides the result."""
         places = {each.name for each in options_of_a_run() if each.option.place}
         found = {name: as_json(value) for name, value in self.flat().items() if name not in places}
-        own = {kind: part.identity() for kind in self.own if (part := self.part(kind)) is not None}
+        # A data set's label says enough: a run on a cache need not be given the code.
+        kinds = [kind for kind in self.own if kind != "dataset"]
+        own = {kind: part.identity() for kind in kinds if (part := self.part(kind)) is not None}
         return {**found, "own": own} if own else found
 
     def but(self, **changes: Any) -> RunConfig:

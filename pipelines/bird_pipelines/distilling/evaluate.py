@@ -7,6 +7,7 @@ from typing import Any
 
 from bird.devices import choose_device
 from bird.errors import RunError, UsageError
+from bird.own import find
 from bird.student_bodies import own_student
 from bird.students import STUDENTS, Student, load_student
 from bird_cache.errors import NotACacheError, StaleCacheError
@@ -26,16 +27,17 @@ def evaluate(
     data_root: Path | None = None,
     cache: str | None = None,
     student: object = None,
+    dataset: object = None,
 ) -> dict[str, Any]:
     """The metrics of `run` on `split`, also written to RUN/metrics-SPLIT.json, and the predictions to
     RUN/predictions-SPLIT.npz.
 
     `data_root` and `cache` override the paths stored in the run; `student` is the module of a student of the user's own,
-    or a reference to it. Raises RunError for a folder without a finished
+    or a reference to it, `dataset` a data set of the user's own. Raises RunError for a folder without a finished
     run, NotACacheError if its cache is missing, StaleCacheError if the path holds another cache, UsageError for
     an unknown split and for a student of the user's own that is not given, or another one.
     """
-    loaded, data, _ = open_run(run, data_root=data_root, cache=cache, student=student)
+    loaded, data, _ = open_run(run, data_root=data_root, cache=cache, student=student, dataset=dataset)
     device = choose_device("auto")
     metrics = score(loaded.to(device), data, split, device, save_to=run)
     runs.write_json(run / f"metrics-{split}.json", metrics)
@@ -43,13 +45,26 @@ def evaluate(
 
 
 def open_run(
-    run: Path, *, data_root: Path | None = None, cache: str | None = None, student: object = None
+    run: Path,
+    *,
+    data_root: Path | None = None,
+    cache: str | None = None,
+    student: object = None,
+    dataset: object = None,
 ) -> tuple[Student, RunData, RunConfig]:
     """A finished run's student, its data and its configuration. Raises as `evaluate` does."""
     config, fingerprint = run_config(run, data_root=data_root, cache=cache)
     loaded = load_student(run, None if student is None else own_student(student, STUDENTS))
+    own = None if dataset is None else find("dataset", dataset)
+    if own is not None and own.label != config.source.dataset:
+        raise UsageError(
+            where=own.where,
+            found=own.label,
+            wanted=f"{config.source.dataset}, as the run has it",
+            fix="give the data set that it was trained on, from an unchanged file",
+        )
     try:
-        data = load_data(config.source, config.student, config.place.workers)
+        data = load_data(config.source, config.student, config.place.workers, own)
     except NotACacheError as error:
         raise NotACacheError(
             where=error.where,

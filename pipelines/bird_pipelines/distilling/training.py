@@ -67,7 +67,7 @@ def distill(config: RunConfig) -> dict[str, Any]:
 
 def read(config: RunConfig) -> RunData:
     """What the run may see."""
-    data = load_data(config.source, config.student, config.place.workers)
+    data = load_data(config.source, config.student, config.place.workers, config.part("dataset"))
     return with_known_groups(data, config.source.groups_known, config.method)
 
 

@@ -130,6 +130,7 @@ def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "settings": dict(dataset.settings),
+        **({"own": dict(dataset.own)} if dataset.own else {}),
         "rows": len(table),
         "identity": samples_of(table).identity(),
     }
