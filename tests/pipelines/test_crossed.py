@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
-from helpers.shell import bird, bird_json, panel
+from helpers.shell import bird, panel
 from PIL import Image
 
+import bird_pipelines
 from bird_cache.store import open_cache
+from bird_pipelines.cli.options import settings_of
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.training import distill
 from bird_pipelines.reporting.report import write_report
@@ -39,8 +41,8 @@ COLUMNS = ("--setting", "path=photo", "--setting", "label=smile", "--setting", "
 @pytest.fixture(scope="module")
 def crossed(photos, teacher, tmp_path_factory):
     out = tmp_path_factory.mktemp("crossed") / "cache"
-    flags = ("--teacher", f"run:{teacher}", "--dataset", "table", "--data-root", photos, "--workers", 1)
-    bird("precompute", *flags, *COLUMNS, "--setting", "group=sex,age", "--out", out)
+    flags = {"teacher": f"run:{teacher}", "dataset": "table", "data_root": photos, "workers": 1}
+    bird_pipelines.precompute(**flags, settings=settings_of([*COLUMNS[1::2], "group=sex,age"]), out=out)
     return out
 
 
@@ -52,8 +54,8 @@ def test_a_cache_of_crossed_groups_says_what_they_are_crossed_from(crossed, phot
     assert plan.factors[1].codes == (0, 1, 0, 1)
     assert plan.causes["dataset"]["settings"]["group"] == "sex,age"
     one = tmp_path / "one"
-    flags = ("--teacher", f"run:{teacher}", "--dataset", "table", "--data-root", photos, "--workers", 1)
-    bird("precompute", *flags, *COLUMNS, "--setting", "group=sex", "--out", one)
+    flags = {"teacher": f"run:{teacher}", "dataset": "table", "data_root": photos, "workers": 1}
+    bird_pipelines.precompute(**flags, settings=settings_of([*COLUMNS[1::2], "group=sex"]), out=one)
     assert open_cache(one).manifest.plan.factors == ()
     plain = open_cache(one).manifest.plan.model_dump(mode="json")
     assert "factors" not in plain  # a cache of one group column is written as it always was
@@ -61,8 +63,8 @@ def test_a_cache_of_crossed_groups_says_what_they_are_crossed_from(crossed, phot
 
 def test_metrics_and_report_have_each_column_by_itself(crossed, tmp_path):
     for seed in (0, 1):
-        run = ("--cache", crossed, "--epochs", 2, "--method", "bird", "--seed", seed, "--out", tmp_path / f"run{seed}")
-        found = bird_json("distill", *run)["metrics"]["test"]
+        out = tmp_path / f"run{seed}"
+        found = bird_pipelines.distill(cache=crossed, epochs=2, seed=seed, out=out)["metrics"]["test"]
     assert np.shape(found["recalls"]) == (2, 4)
     marginals = found["marginals"]
     assert [each["group_names"] for each in marginals.values()] == [["F", "M"], ["old", "young"]]
@@ -70,7 +72,7 @@ def test_metrics_and_report_have_each_column_by_itself(crossed, tmp_path):
     assert np.array_equal(np.asarray(marginals["sex"]["confusion"])[:, 0], counts[:, 0] + counts[:, 1])
     assert np.array_equal(np.asarray(marginals["age"]["confusion"])[:, 1], counts[:, 1] + counts[:, 3])
     assert marginals["age"]["accuracy"] == found["accuracy"]
-    again = bird_json("evaluate", tmp_path / "run1")
+    again = bird_pipelines.evaluate(tmp_path / "run1")
     assert again["marginals"] == marginals
     told = bird("evaluate", tmp_path / "run1", "--split", "meta").stdout
     assert "by sex alone (F, M): mean_deo" in told
