@@ -74,7 +74,7 @@ def test_an_adapter_needs_no_code_and_an_image_student_is_given_it_again(own, sq
     run = bird_pipelines.distill(cache=own, out=tmp_path / "adapter", **SHORT)
     assert run["config"]["dataset"].startswith("Squares@")
     image = {"cache": own, "student": "tiny-convnet", "out": tmp_path / "image", **SHORT}
-    with pytest.raises(UsageError, match="a record cannot open by itself.*give it again with --dataset"):
+    with pytest.raises(UsageError, match=r"a record cannot open by itself.*give it again with --dataset"):
         bird_pipelines.distill(**image)
     assert not (tmp_path / "image").exists()
     bird_pipelines.distill(**image, dataset=f"{squares}:Squares")

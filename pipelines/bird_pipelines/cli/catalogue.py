@@ -64,9 +64,14 @@ def _methods() -> dict[str, str]:
 
 def _datasets() -> dict[str, str]:
     from bird.datasets import DATASETS
+    from bird.own import registered
 
-    return {
+    built_in = {
         name: f"{kind.description}. --data-root: {kind.layout}. settings: "
         + ", ".join(f"{setting}={default!r}" for setting, default in kind.defaults.items())
         for name, kind in DATASETS.items()
     }
+    own = {
+        "file.py:NAME, package.module:NAME": "a data set of your own, in code; settings: those that it takes by name"
+    }
+    return built_in | {name: f"your own: {value}" for name, value in registered("dataset").items()} | own

@@ -35,7 +35,13 @@ class Rows:
     panel: ClassVar[str | None] = "Images"
     __pydantic_config__: ClassVar[Any] = STRICT
 
-    dataset: Annotated[str, Option("digits-s, cifar10s, celeba, utkface or table (`bird list datasets`).")]
+    dataset: Annotated[
+        str,
+        Option(
+            "digits-s, cifar10s, celeba, utkface, table, imagefolder, hf:FOLDER, or your own: file.py:NAME"
+            " (`bird list datasets`)."
+        ),
+    ]
     data_root: Annotated[Path | None, Option("Folder of the data set. `bird list datasets` shows its layout.")] = None
     settings: Annotated[Mapping[str, str | int | float | bool], Option("The data set's, by name.", hidden=True)] = (
         field(default_factory=dict)

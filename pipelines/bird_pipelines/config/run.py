@@ -29,7 +29,9 @@ class Source:
     panel: ClassVar[str | None] = None
     __pydantic_config__: ClassVar[Any] = STRICT
 
-    dataset: Annotated[str, Option("digits-s, cifar10s, celeba, utkface or table.")]
+    dataset: Annotated[
+        str, Option("digits-s, cifar10s, celeba, utkface, table, imagefolder, hf:FOLDER, or your own: file.py:NAME.")
+    ]
     cache: Annotated[str | None, Option("The cache that `bird precompute` wrote: a folder or URL.", place=True)] = None
     data_root: Annotated[
         Path | None, Option("Folder of the data set. `bird list datasets` shows its layout.", place=True)
