@@ -26,7 +26,7 @@ from typing import Any, Literal, final
 
 from bird.errors import UsageError, nearest, unknown_name
 
-__all__ = ["Kind", "Part", "find", "is_label", "is_reference", "registered", "wrong_part"]
+__all__ = ["FORMS", "Kind", "Part", "find", "is_label", "is_reference", "registered", "wrong_part"]
 
 Kind = Literal["student", "teacher", "method", "dataset"]
 

@@ -108,12 +108,9 @@ def _fill(student: Student, state: Mapping[str, Tensor], where: str) -> list[str
 
 
 def _missing(where: str, wanted: str, error: Exception) -> MissingWeightsError:
-    from huggingface_hub import constants
-
-    offline = f"; nobody is asked: offline, or no answer at {constants.ENDPOINT}" if constants.HF_HUB_OFFLINE else ""
     return MissingWeightsError(
         where=where,
-        found=f"no weights here, and none could be downloaded ({type(error).__name__}: {first_line(error)}{offline})",
+        found=f"no weights here, and none could be downloaded ({type(error).__name__}: {first_line(error)})",
         wanted=wanted,
         fix="fetch them on a machine with a network and give them with --init FILE",
     )

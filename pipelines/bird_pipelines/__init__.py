@@ -10,14 +10,14 @@ __all__ = ["audit", "distill", "evaluate", "precompute", "report"]
 
 
 def precompute(
-    *, teacher: str, dataset: str | object, out: str | Path, config: str | Path | None = None, **options: Any
+    *, teacher: str | object, dataset: str | object, out: str | Path, config: str | Path | None = None, **options: Any
 ) -> dict[str, Any]:
     """`bird precompute` from Python: write, or finish, the cache of `teacher` over `dataset` in `out`. Returns what
     `bird cache info` shows.
 
     `options` are the command's, with underscores (`slice_` for slice, `range_` for range); `config` is a TOML file of
-    them; `settings` are the data set's, by name. None means the default. `dataset` may be your own (docs/own-parts.md): a
-    reference as on the command line, or the object. Raises the errors that the command reports:
+    them; `settings` are the data set's, by name. None means the default. `teacher` and `dataset` may be your own
+    (docs/own-parts.md): references as on the command line, or the objects. Raises the errors that the command reports:
     BirdError of bird.errors or CacheError of bird_cache.
 
         info = bird_pipelines.precompute(teacher="onnx:model.onnx", dataset="digits-s", out="out/cache")

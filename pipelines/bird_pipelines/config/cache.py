@@ -195,7 +195,14 @@ class PrecomputeConfig:
 
 NAMES = (
     Declared(
-        "teacher", "teacher", str, MISSING, Option("clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`)."), None
+        "teacher",
+        "teacher",
+        str,
+        MISSING,
+        Option(
+            "clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`); or package.module:attribute, file.py:attribute."
+        ),
+        None,
     ),
     Declared(
         "out",

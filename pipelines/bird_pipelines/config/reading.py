@@ -215,12 +215,14 @@ def usual_average(method: str, part: Part | None = None) -> float:
 
 
 def own_parts(values: Mapping[str, Any]) -> dict[str, Part]:
-    """The parts of the user's own among the options `student`, `method` and `dataset`, by kind: references, names that
+    """The parts of the user's own among `student`, `method`, `teacher` and `dataset`, by kind: references, names that
     packages have registered, and objects. Built-in names come first. Executes what is named; raises UsageError for what does
     not fit."""
     from bird.datasets import DATASETS
 
     found: dict[str, Part] = {}
+    if not isinstance(teacher := values.get("teacher", ""), str):  # a reference is resolved where teachers are loaded
+        found["teacher"] = find("teacher", teacher)
     student, method, dataset = (values.get(kind) for kind in ("student", "method", "dataset"))
     if dataset is not None and not (isinstance(dataset, str) and (dataset in DATASETS or is_label(dataset))):
         found["dataset"] = find("dataset", dataset, DATASETS)

@@ -16,6 +16,7 @@ from bird_pipelines.config import RunConfig
 from bird_pipelines.config.reading import run_of
 from bird_pipelines.distilling.data import RunData, load_data
 from bird_pipelines.distilling.scoring import score
+from bird_pipelines.marks import with_caveats
 
 __all__ = ["evaluate", "open_run", "run_config"]
 
@@ -41,7 +42,7 @@ def evaluate(
     device = choose_device("auto")
     metrics = score(loaded.to(device), data, split, device, save_to=run)
     runs.write_json(run / f"metrics-{split}.json", metrics)
-    return metrics
+    return with_caveats(metrics, data.class_names)
 
 
 def open_run(
