@@ -18,6 +18,7 @@ from bird.methods.distances import Distance
 from bird.students import load_student
 from bird_cache.errors import StaleCacheError
 from bird_cache.store import open_cache
+from bird_pipelines.cli import app
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.training import distill
 from bird_pipelines.progress import Interrupted
@@ -141,16 +142,22 @@ def alone(data, out, **flags):
     return distill(resolve({**given, "epochs": 1, "batch_size": 16, "out": out, **flags}))
 
 
-def test_a_student_a_loss_and_a_teacher_of_ones_own_in_one_command_each(data, parts, tmp_path):
+def command(*words):
+    """The command line, without a process of its own."""
+    app([*map(str, words)], standalone_mode=False)
+
+
+def test_a_student_a_loss_and_a_teacher_of_ones_own_in_one_command_each(data, parts, tmp_path, capfd):
     where = ("--dataset", "table", "--data-root", data, "--setting", "image_size=32", "--image-size", 32)
-    bird("precompute", "--teacher", f"{parts}:patches", *where, "--out", tmp_path / "cache")
-    said = bird(
+    command("precompute", "--teacher", f"{parts}:patches", *where, "--out", tmp_path / "cache")
+    command(
         *("distill", "--cache", tmp_path / "cache", "--data-root", data, "--out", tmp_path / "run", "--image-size", 24),
         *("--student", f"{parts}:Net", "--method", f"bird+{parts}:distant"),
         *("--epochs", 2, "--warmup", 1, "--batch-size", 16, "--meta-per-cell", 2, "--feedback-through", "last"),
     )
-    assert "the features are the input of its last layer fc (8)" in said.stderr
-    assert said.stderr.count("from scratch") == 1
+    said = capfd.readouterr().err
+    assert "the features are the input of its last layer fc (8)" in said
+    assert said.count("from scratch") == 1
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     digest = open_cache(tmp_path / "cache").manifest.plan.causes["teacher"]["config"]["own"]["sha256"]
     assert info["config"]["own"] == {
@@ -159,9 +166,9 @@ def test_a_student_a_loss_and_a_teacher_of_ones_own_in_one_command_each(data, pa
     }
     assert (info["image_size"], info["initial"]) == (24, None)
     assert info["config"]["teacher"] == f"patches@{digest[:12]}"
-    said = panel(bird("evaluate", tmp_path / "run", code=2))
-    assert "--student parts.py:Net" in said
-    bird("evaluate", tmp_path / "run", "--student", f"{parts}:Net")
+    with pytest.raises(UsageError, match=r"give it as --student parts.py:Net; no code is imported"):
+        command("evaluate", tmp_path / "run")
+    command("evaluate", tmp_path / "run", "--student", f"{parts}:Net")
 
 
 @pytest.mark.parametrize(
