@@ -23,7 +23,17 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [
     ROOT / "docs" / f"{name}.md"
-    for name in ("index", "your-own-data", "teachers", "methods", "reading-the-numbers", "audit", "cache", "scaling")
+    for name in (
+        "index",
+        "your-own-data",
+        "teachers",
+        "methods",
+        "own-parts",
+        "reading-the-numbers",
+        "audit",
+        "cache",
+        "scaling",
+    )
 ]
 FENCE = re.compile(
     r"(?:^<!-- not run: (?P<why>[^\n]+?) -->\n)?^```(?P<language>sh|python)\n(?P<text>.*?)^```$",

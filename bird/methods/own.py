@@ -1,8 +1,8 @@
 """Methods of your own: a `Method`, or a distance that BIRD is put around.
 
-A distance is a `bird.methods.distances.Distance`, or a plain function of (student features, teacher features), both
-(batch, d), that returns a scalar or one value a sample. The teacher's features are standardised and gated, the student's are
-mapped to the teacher's width.
+A distance is a plain function of (student features, teacher features), both (batch, d), that returns a scalar or one value a
+sample; or a function of (h, gated, batch), as `bird.BirdStep` takes it; or a `bird.methods.distances.Distance`. The
+teacher's features are standardised and gated, the student's are mapped to the teacher's width.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def own_method(given: object, known: Iterable[str]) -> Part:
         return part
     if isinstance(value, Distance):
         distance = value
+    elif callable(value) and _binds(value, 3) and not _binds(value, 2):
+        distance = Distance(value)
     elif callable(value):
         _require_loss(part, value)
         distance = Distance(partial(_of_features, value))
@@ -65,6 +67,15 @@ def made_by(part: Part, hyper: Hyperparameters, groups: int) -> Method:
         ) from error
     assert isinstance(made, Method)
     return made
+
+
+def _binds(value: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with so many arguments."""
+    try:
+        inspect.signature(value).bind(*range(count))
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _of_features(loss: Callable[[Tensor, Tensor], Tensor], h: Any, gated: Tensor, batch: object) -> Tensor:
