@@ -24,7 +24,7 @@ README = ROOT / "README.md"
 PAGES = [
     ROOT / "docs" / f"{name}.md"
     for name in (
-        *("index", "your-own-data", "teachers", "methods", "reading-the-numbers", "audit", "cache"),
+        *("index", "your-own-data", "teachers", "methods", "own-parts", "reading-the-numbers", "audit", "cache"),
         *("cache-by-itself", "scaling"),
     )
 ]

@@ -103,7 +103,7 @@ class Regressed(nn.Module):
     def __init__(self, student: Student, dim: int | None, *, staged: bool = False) -> None:
         super().__init__()
         if staged:
-            require_stages(student.architecture)
+            require_stages(student.architecture, student.stages)
         self.student, self.staged = student, staged
         self.regressor = nn.Identity() if dim is None or dim == student.dim else nn.Linear(student.dim, dim)
 
@@ -116,7 +116,7 @@ class Regressed(nn.Module):
     def last_part(self) -> frozenset[str]:
         """The names of the parameters from the student's last residual stage on. Raises UsageError where it has none."""
         names = [name for name, _ in self.named_parameters()]
-        first = f"student.backbone.{last_stage(self.student.architecture)}."
+        first = f"student.backbone.{last_stage(self.student.architecture, self.student.stages)}."
         return frozenset(names[next(place for place, name in enumerate(names) if name.startswith(first)) :])
 
 

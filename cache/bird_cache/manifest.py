@@ -28,6 +28,7 @@ __all__ = [
     "FORMAT",
     "CellAudit",
     "Compress",
+    "Factor",
     "FileRecord",
     "Kind",
     "Layer",
@@ -85,6 +86,15 @@ class LeftOut(Record):
         )
 
 
+class Factor(Record):
+    """One of several group columns that were crossed: its name, those of its values, and which of them each group has, in
+    the order of `Plan.group_names`."""
+
+    name: str
+    names: tuple[str, ...]
+    codes: tuple[int, ...]
+
+
 class Layer(Record):
     """One array of the cache: the shape of a row, how it is stored, and what kind of vector it is."""
 
@@ -116,7 +126,9 @@ class Plan(Record):
     left_out: tuple[LeftOut, ...] | None = None
     """what was listed and is not among the rows; None in caches that do not record it"""
     compress: Compress = "none"
-    NEWER: ClassVar[frozenset[str]] = frozenset({"left_out", "compress"})
+    factors: tuple[Factor, ...] = ()
+    """the columns that the groups are crossed from, where there are several"""
+    NEWER: ClassVar[frozenset[str]] = frozenset({"left_out", "compress", "factors"})
 
     @property
     def fingerprint(self) -> str:

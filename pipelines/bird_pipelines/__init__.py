@@ -10,13 +10,14 @@ __all__ = ["audit", "distill", "evaluate", "precompute", "report"]
 
 
 def precompute(
-    *, teacher: str, dataset: str, out: str | Path, config: str | Path | None = None, **options: Any
+    *, teacher: str | object, dataset: str | object, out: str | Path, config: str | Path | None = None, **options: Any
 ) -> dict[str, Any]:
     """`bird precompute` from Python: write, or finish, the cache of `teacher` over `dataset` in `out`. Returns what
     `bird cache info` shows.
 
     `options` are the command's, with underscores (`slice_` for slice, `range_` for range); `config` is a TOML file of
-    them; `settings` are the data set's, by name. None means the default. Raises the errors that the command reports:
+    them; `settings` are the data set's, by name. None means the default. `teacher` and `dataset` may be your own
+    (docs/own-parts.md): references as on the command line, or the objects. Raises the errors that the command reports:
     BirdError of bird.errors or CacheError of bird_cache.
 
         info = bird_pipelines.precompute(teacher="onnx:model.onnx", dataset="digits-s", out="out/cache")
@@ -33,8 +34,9 @@ def distill(*, cache: str | Path, out: str | Path, config: str | Path | None = N
     `metrics`, by split.
 
     `options` are the command's, with underscores (`lambda_` for lambda): `bird distill --help` lists them; `config` is a
-    TOML file of them. None means the default. Raises the errors that the command reports: UsageError for options that
-    are unknown or out of range, RunError if `out` holds another run, and the errors of the cache and the data set (all
+    TOML file of them. None means the default. `student`, `method` and `dataset` may be your own (docs/own-parts.md):
+    references as on the command line, or the objects. Raises the errors that the command reports: UsageError for options
+    that are unknown or out of range, RunError if `out` holds another run, and the errors of the cache and the data set (all
     BirdError of bird.errors or CacheError of bird_cache).
 
         info = bird_pipelines.distill(cache="out/cache", out="out/run", method="bird", lambda_=0.1)
@@ -50,18 +52,26 @@ def distill(*, cache: str | Path, out: str | Path, config: str | Path | None = N
 
 
 def evaluate(
-    run: str | Path, split: str = "test", *, data_root: str | Path | None = None, cache: str | None = None
+    run: str | Path,
+    split: str = "test",
+    *,
+    data_root: str | Path | None = None,
+    cache: str | None = None,
+    student: object = None,
+    dataset: object = None,
 ) -> dict[str, Any]:
     """`bird evaluate` from Python: the metrics of a finished run on one split, also written into its folder.
 
-    `data_root` and `cache` say where its data and its cache are now, if they moved. Raises the errors that the command
+    `data_root` and `cache` say where its data and its cache are now, if they moved; `student` is the module of a student of
+    your own, `dataset` a data set of your own. Raises the errors that the command
     reports.
 
         bird_pipelines.evaluate("out/run", "meta")["mean_deo"]
     """
     from bird_pipelines.distilling.evaluate import evaluate as score
 
-    return score(Path(run), split, data_root=None if data_root is None else Path(data_root), cache=cache)
+    root = None if data_root is None else Path(data_root)
+    return score(Path(run), split, data_root=root, cache=cache, student=student, dataset=dataset)
 
 
 def report(

@@ -55,13 +55,16 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
             identity = identity | {"average": identity.get("average", usual) if usual else 0.0}
         there, here = flatten(_defaults()) | flatten(identity), flatten(asked["identity"])
         there, here = there | {"fingerprint": found.get("fingerprint")}, here | {"fingerprint": fingerprint}
+        own = {field for field in here if field.startswith("own.")}
         for field in sorted({*there, *here}):
             if there.get(field) != here.get(field):
+                file = config.own[field.split(".")[1]].file if field in own else None
                 raise _refuse(
                     folder,
                     f"a run with {field} = {there.get(field)}",
-                    f"{field} = {here.get(field)}",
-                    "choose another --out, or repeat the old settings to resume it",
+                    f"{field} = {here.get(field)}" + (f", that of {file}" if file else ""),
+                    "choose another --out, or repeat the old settings to resume it"
+                    + (f", with {file} as it was" if file else ""),
                 )
         return
     if foreign := [entry.name for entry in folder.iterdir() if entry.name not in LOCKS]:

@@ -15,7 +15,7 @@ from bird_pipelines.cli.audit import audit
 from bird_pipelines.cli.cache import cache_app
 from bird_pipelines.cli.compare import compare
 from bird_pipelines.cli.dial import dial
-from bird_pipelines.cli.options import Config, Json, Setting, output, settings_of, takes
+from bird_pipelines.cli.options import Config, Json, OwnDataset, OwnStudent, Setting, output, settings_of, takes
 from bird_pipelines.cli.reproduce import reproduce
 from bird_pipelines.cli.shipping import export, predict
 from bird_pipelines.cli.tune import tune
@@ -95,17 +95,20 @@ def distill(
             help="paper: use the paper's values where they differ from the defaults.", rich_help_panel=Weights.panel
         ),
     ] = None,
+    dataset: OwnDataset = None,
     config: Config = None,
     json_: Json = False,
 ) -> None:
     """Phase 2: distil a student from a cache. The teacher is never loaded."""
-    output(bird_pipelines.distill(**flags, preset=preset, config=config), json_, show.run)
+    output(bird_pipelines.distill(**flags, dataset=dataset, preset=preset, config=config), json_, show.run)
 
 
 TRAINED = (
     "dataset",
     "out",
     "student",
+    "init",
+    "image_size",
     "data_root",
     "limit",
     "seed",
@@ -135,12 +138,15 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, meta or test.")] = "test",
     data_root: Annotated[Path | None, typer.Option(help="Where its data set is now, if it moved.")] = None,
     cache: Annotated[str | None, typer.Option(help="Where the run's cache is now, if it moved.")] = None,
+    student: OwnStudent = None,
+    dataset: OwnDataset = None,
     json_: Json = False,
 ) -> None:
     """Compute the metrics of a finished run on one split, with intervals and floors."""
     from bird_pipelines.distilling.evaluate import evaluate as run_evaluate
 
-    output(run_evaluate(run, split, data_root=data_root, cache=cache), json_, show.metrics_of)
+    found = run_evaluate(run, split, data_root=data_root, cache=cache, student=student, dataset=dataset)
+    output(found, json_, show.metrics_of)
 
 
 @app.command()

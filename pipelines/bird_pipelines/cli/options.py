@@ -20,6 +20,8 @@ __all__ = [
     "CacheArgument",
     "Config",
     "Json",
+    "OwnDataset",
+    "OwnStudent",
     "SetOptions",
     "Setting",
     "options_of",
@@ -30,6 +32,19 @@ __all__ = [
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Config = Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")]
+OwnStudent = Annotated[
+    str | None,
+    typer.Option(
+        help="The module of a student of your own, as it was trained: package.module:attribute, file.py:attribute."
+    ),
+]
+OwnDataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="A data set of your own, as the cache was made from: package.module:attribute, file.py:attribute.",
+    ),
+]
 SetOptions = Annotated[
     list[str] | None,
     typer.Option("--set", help="NAME=VALUE: an option of `bird distill`, for every run. It can be repeated."),

@@ -194,6 +194,20 @@ def metrics_of(metrics: dict[str, Any]) -> None:
     table("x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows)
     if why := metrics.get("trivial"):
         typer.echo(f" trivial student, whose gap says nothing: {why}")
+    for factor, found in metrics.get("marginals", {}).items():
+        typer.echo(f" by {factor} alone ({', '.join(found['group_names'])}): {_gaps(found)}")
+
+
+def _gaps(metrics: dict[str, Any]) -> str:
+    """mean-DEO and max-DEO on one line, with intervals and floors."""
+    told = []
+    for name, short in (("mean_deo", "mean"), ("max_deo", "max")):
+        if metrics[name] is None:
+            told.append(f"{name} n/a")
+            continue
+        low, high = metrics["intervals"][name]
+        told.append(f"{name} {metrics[name]:.2f} [{low:.1f}, {high:.1f}] floor {metrics['deo_floor'][short]:.1f}")
+    return "; ".join(told)
 
 
 def verification(result: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from bird.own import Part
 from bird_pipelines.config.option import Declared, Option, Record, as_json, declared
 
 __all__ = ["CHOOSE", "PARTS", "Place", "RunConfig", "Source", "Training", "Weights", "options_of_a_run"]
@@ -28,7 +29,9 @@ class Source:
     panel: ClassVar[str | None] = None
     __pydantic_config__: ClassVar[Any] = STRICT
 
-    dataset: Annotated[str, Option("digits-s, cifar10s, celeba, utkface or table.")]
+    dataset: Annotated[
+        str, Option("digits-s, cifar10s, celeba, utkface, table, imagefolder, hf:FOLDER, or your own: file.py:NAME.")
+    ]
     cache: Annotated[str | None, Option("The cache that `bird precompute` wrote: a folder or URL.", place=True)] = None
     data_root: Annotated[
         Path | None, Option("Folder of the data set. `bird list datasets` shows its layout.", place=True)
@@ -39,6 +42,10 @@ class Source:
     limit: Annotated[
         int | None,
         Option("Use a fixed subset of N rows. It keeps all proportions; the test split of a cache stays whole.", ge=1),
+    ] = None
+    image_size: Annotated[
+        int | None,
+        Option("Side of the student's images, in pixels.", default="the data set's", ge=8),
     ] = None
     choose: Annotated[
         int | None,
@@ -164,6 +171,15 @@ class Training:
     started: Annotated[
         str | None, Option("Of that run: its configuration without the seed, as a digest.", hidden=True)
     ] = None
+    init: Annotated[
+        str | None,
+        Option(
+            "Weights that an image student starts from: a file (.safetensors or .pth), or pretrained.",
+            default="from scratch",
+            place=True,
+        ),
+    ] = None
+    initial: Annotated[str | None, Option("Of these weights: the file's sha256, or pretrained.", hidden=True)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +209,7 @@ PARTS: Mapping[str, type[Record]] = {"source": Source, "weights": Weights, "trai
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A training run."""
+    """A training run. `own` are the parts of the user's own, by kind: the option of that kind then holds a part's label."""
 
     student: str
     method: str
@@ -201,6 +217,13 @@ class RunConfig:
     weights: Weights
     training: Training
     place: Place
+    own: Mapping[str, Part] = field(default_factory=dict)
+
+    def part(self, kind: str) -> Part | None:
+        """The part of the user's own that this run uses as its student, method or data set, if it does."""
+        found = self.own.get(kind)
+        named = self.source.dataset if kind == "dataset" else getattr(self, kind)
+        return found if found is not None and found.label == named else None
 
     def flat(self) -> dict[str, Any]:
         """Every option by its name outside."""
@@ -213,7 +236,11 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run folder to be resumed, as JSON: everything that decides the result."""
         places = {each.name for each in options_of_a_run() if each.option.place}
-        return {name: as_json(value) for name, value in self.flat().items() if name not in places}
+        found = {name: as_json(value) for name, value in self.flat().items() if name not in places}
+        # A data set's label says enough: a run on a cache need not be given the code.
+        kinds = [kind for kind in self.own if kind != "dataset"]
+        own = {kind: part.identity() for kind in kinds if (part := self.part(kind)) is not None}
+        return {**found, "own": own} if own else found
 
     def but(self, **changes: Any) -> RunConfig:
         """The same with other values of some options, by their names inside. They are not checked."""
@@ -237,11 +264,23 @@ NAMES = (
         "student",
         str,
         dataclasses.MISSING,
-        Option("resnet18, resnet34, shufflenetv2 or adapter.", default="adapter"),
+        Option(
+            "resnet18, resnet34, shufflenetv2, timm:NAME, package.module:attribute, file.py:attribute; or adapter, which "
+            "needs the teacher's vector of every new image.",
+            default="adapter",
+        ),
         None,
     ),
     Declared(
-        "method", "method", str, dataclasses.MISSING, Option("`bird list methods` names them.", default="bird"), None
+        "method",
+        "method",
+        str,
+        dataclasses.MISSING,
+        Option(
+            "`bird list methods` names them; or package.module:attribute, file.py:attribute, bird+file.py:loss.",
+            default="bird",
+        ),
+        None,
     ),
 )
 

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 from bird.methods import Method, SingleLearner
+from bird.own import Part
 from bird.precision import in_bf16
-from bird.students import Student, build_student
+from bird.student_weights import start
+from bird.students import Student, build_student, last_stage
 from bird_cache.order import raw
 from bird_pipelines.config import Training
 from bird_pipelines.distilling.data import RunData
@@ -24,8 +26,12 @@ def make_learner(
     device: torch.device,
     method: Method,
     stage_channels: Sequence[int] = (),
+    *,
+    part: Part | None = None,
+    init: str | None = None,
 ) -> SingleLearner:
-    """The student of that name as the seed draws it, with all that the method trains beside it."""
+    """The student of that name, or the user's own `part`, as the seed draws it or from the weights `init`, with all that the
+    method trains beside it."""
     mean, std = data.moments() if data.features is not None else (None, None)
     drawn: Student = build_student(
         student,
@@ -35,7 +41,12 @@ def make_learner(
         feature_std=std,
         seed=seed_of(training.seed, 3),
         heads=len(data.group_names) if method.heads_by_group else 1,
+        part=part,
     )
+    if init is not None:
+        drawn.started = start(drawn, init)
+    if method.meta and method.hyper.feedback_through == "last":
+        last_stage(student, drawn.stages)
     dim = None if data.features is None else data.features.shape[-1]
     drawn = drawn.to(device)
     seed = seed_of(training.seed, 4)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.errors import unknown_name
-from bird.measuring.metrics import Metrics, assess
+from bird.measuring.metrics import assess
 from bird.students import Student
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.predictions import save_predictions
@@ -38,8 +40,11 @@ def logits_of(
     return torch.cat(parts)
 
 
-def score(student: Student, data: RunData, split: str, device: torch.device, save_to: Path | None = None) -> Metrics:
-    """Metrics on a split, whose predictions are also written to the run folder `save_to` if there is one.
+def score(
+    student: Student, data: RunData, split: str, device: torch.device, save_to: Path | None = None
+) -> dict[str, Any]:
+    """Metrics on a split, as JSON, whose predictions are also written to the run folder `save_to` if there is one. Where the
+    groups are crossed from several columns, `marginals` has the metrics by each column.
 
     Raises UsageError for an empty or unknown split, EmptyCellError for an empty cell."""
     rows = data.rows(split)
@@ -50,13 +55,15 @@ def score(student: Student, data: RunData, split: str, device: torch.device, sav
     scores = torch.softmax(logits.double(), 1).numpy()
     if save_to is not None:
         save_predictions(save_to, split, data.table, rows, scores)
-    return assess(
-        data.table.labels[rows],
-        data.table.groups[rows],
-        logits.argmax(1).numpy(),
-        scores,
-        len(data.class_names),
-        len(data.group_names),
-        class_names=data.class_names,
-        group_names=data.group_names,
-    )
+
+    def by(groups: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:
+        answers = data.table.labels[rows], groups, logits.argmax(1).numpy(), scores
+        sizes = len(data.class_names), len(names)
+        return assess(*answers, *sizes, class_names=data.class_names, group_names=names).as_json()
+
+    crossed = data.table.groups[rows]
+    marginals = {
+        name: {"group_names": [*each.names], **by(np.asarray(each.codes, np.int64)[crossed], each.names)}
+        for name, each in data.factors.items()
+    }
+    return by(crossed, data.group_names) | ({"marginals": marginals} if marginals else {})

@@ -36,7 +36,7 @@ from bird_pipelines.distilling.epoch_losses import Pending
 from bird_pipelines.distilling.groups import with_known_groups
 from bird_pipelines.distilling.learners import make_learner
 from bird_pipelines.distilling.profiling import PARTS, Clock, Tracer
-from bird_pipelines.distilling.requirements import make_method, require_samples, tell_empty_cells
+from bird_pipelines.distilling.requirements import make_method, require_samples, tell_empty_cells, tell_student
 from bird_pipelines.distilling.scoring import logits_of, score
 from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.marks import with_caveats
@@ -67,7 +67,7 @@ def distill(config: RunConfig) -> dict[str, Any]:
 
 def read(config: RunConfig) -> RunData:
     """What the run may see."""
-    data = load_data(config.source, config.student, config.place.workers)
+    data = load_data(config.source, config.student, config.place.workers, config.part("dataset"))
     return with_known_groups(data, config.source.groups_known, config.method)
 
 
@@ -79,6 +79,7 @@ def finish(config: RunConfig, data: RunData) -> None:
     with write_lock(config.place.out):
         if trainer is not None and not (config.place.out / "run.json").exists():
             tell_empty_cells(data)
+            tell_student(trainer.learner.model.student, config.training, config.place.out)
             # An adapter's matrices are small: a second thread gained 14 % on an idle machine, and cost a factor of five
             # beside another program, since idle threads spin.
             with threads(1 if data.images is None else torch.get_num_threads()):
@@ -116,6 +117,7 @@ class Trainer:
             config.student,
             head=self.training.head,
             recompute=self.place.recompute,
+            part=config.part("method"),
         )
         require_samples(config.method, self.method, data, config.source.limit)
         self.moments = data.moments() if self.method.features else None
@@ -123,7 +125,18 @@ class Trainer:
         self.method.prepare(data.cell_counts("train"), data.cell_counts("meta"))
         if self.training.start_from is not None:
             runs.begin_from(config, data.fingerprint)  # refused before the folder is claimed
-        self.learner = make_learner(config.student, self.training, data, self.device, self.method, channels)
+        resumes = (self.place.out / "checkpoint.json").exists()  # then the weights that it started from are not needed
+        self.learner = make_learner(
+            config.student,
+            self.training,
+            data,
+            self.device,
+            self.method,
+            channels,
+            part=config.part("student"),
+            init=None if resumes else self.training.init,
+        )
+        self.initial = self.learner.model.student.started
         self.train_rows, meta, table = data.rows("train"), data.rows("meta"), data.table
         self.meta_rows = StratifiedRows(
             meta, table.labels[meta], table.groups[meta], per_cell=self.training.meta_per_cell, seed=self.training.seed
@@ -289,7 +302,7 @@ class Trainer:
             tensors |= {f"average.{name}": value for name, value in learner.average.state_dict().items()}
         state: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "consumed": self.consumed}
         state |= {"seconds": self.seconds, "parts": self.clock.seconds, "sums": self.sums, "curve": self.curve}
-        state["fingerprint"] = self.data.fingerprint
+        state |= {"fingerprint": self.data.fingerprint, "initial": self.initial}
         runs.save_checkpoint(self.place.out, self.step, tensors, state)
 
     def restore(self) -> None:
@@ -303,6 +316,7 @@ class Trainer:
             self.epoch, self.step, self.consumed = state["epoch"], state["step"], state["consumed"]
             self.seconds, self.sums, self.curve = state["seconds"], state["sums"], state["curve"]
             self.clock.seconds = dict.fromkeys(PARTS, 0.0) | state.get("parts", {})
+            self.initial = state.get("initial")
         elif self.training.start_from is not None:
             self.take(runs.begin_from(self.config, self.data.fingerprint))
 
@@ -331,7 +345,7 @@ class Trainer:
             metrics: Mapping[str, Any] = {"error": f"no sample in the {split} split"}
             if len(data.rows(split)):
                 try:
-                    metrics = score(student, data, split, self.device, keep).as_json()
+                    metrics = score(student, data, split, self.device, keep)
                 except EmptyCellError as error:
                     metrics = {"error": str(error)}
             runs.write_json(out / f"metrics-{split}.json", metrics)
@@ -346,9 +360,13 @@ class Trainer:
             "logits_fingerprint": data.logits_fingerprint if self.method.logits else None,
             "class_names": list(data.class_names),
             "group_names": list(data.group_names),
+            "dataset_settings": dict(data.settings),
+            **({"factors": {name: each.as_json() for name, each in data.factors.items()}} if data.factors else {}),
             "seconds": self.seconds,
             "time_shares": self.clock.shares(),
             "steps": self.step,
+            "image_size": data.image_size or None,
+            "initial": self.initial,
             "rows": {split: len(data.rows(split)) for split in ("train", *self.config.scored())},
             "empty_cells": data.empty_cells(),
             "cells": data.cells(),

@@ -20,6 +20,7 @@ import torch
 
 from bird.datasets import open_dataset
 from bird.datasets.base import Dataset, SampleTable, empty_cells, prepare
+from bird.datasets.own import open_own
 from bird.devices import enough_memory
 from bird.errors import DataError, TeacherError
 from bird.teachers import Service, Teacher, expand_layers
@@ -127,7 +128,12 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
     rows, stored, work = config.rows, config.stored, config.work
     work.part  # noqa: B018  (a slice that is none is refused before the data set is read)
     max_failed = 0.0 if rows.on_error == "fail" else rows.max_failed
-    data = open_dataset(rows.dataset, rows.data_root, **rows.settings)
+    part = config.own.get("dataset")
+    data = (
+        open_own(part, rows.data_root, rows.settings)
+        if part
+        else open_dataset(rows.dataset, rows.data_root, **rows.settings)
+    )
     if rows.max_megapixels is not None:
         data.max_pixels = int(1e6 * rows.max_megapixels)
     teacher = open_teacher(config)

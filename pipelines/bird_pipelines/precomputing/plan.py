@@ -12,7 +12,7 @@ from bird.stored_views import BOX, view_policy
 from bird.teachers import Service, Teacher
 from bird_cache.create import shard_and_chunk_rows
 from bird_cache.errors import StaleCacheError
-from bird_cache.manifest import Layer, LeftOut, Plan
+from bird_cache.manifest import Factor, Layer, LeftOut, Plan
 from bird_cache.samples import PENDING, Samples
 from bird_pipelines.config import Stored
 from bird_pipelines.config.cache import refuse_compress
@@ -23,6 +23,7 @@ __all__ = [
     "BOXES",
     "LAYER",
     "dataset_causes",
+    "factors_of",
     "make_plan",
     "require_cells",
     "require_revision",
@@ -71,10 +72,16 @@ def make_plan(
         images=store == "webdataset",
         class_names=dataset.class_names,
         group_names=dataset.group_names,
+        factors=factors_of(dataset),
         notes={"teacher": teacher.name, "batch_size": str(batch_size), **teacher.notes},
         left_out=LeftOut.of(table.left_out),
         compress=stored.compress,
     )
+
+
+def factors_of(dataset: Dataset) -> tuple[Factor, ...]:
+    """The columns that the groups are crossed from, as a manifest has them."""
+    return tuple(Factor(name=name, names=each.names, codes=each.codes) for name, each in dataset.factors.items())
 
 
 def teacher_causes(teacher: Teacher | Service) -> dict[str, Any]:
@@ -121,6 +128,7 @@ def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "settings": dict(dataset.settings),
+        **({"own": dict(dataset.own)} if dataset.own else {}),
         "rows": len(table),
         "identity": samples_of(table).identity(),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from bird.teachers import Service, Teacher, load_teacher, open_service, takes_of
+from bird.teachers import Service, Teacher, load_teacher, open_service, own_part, takes_of
 from bird.teachers.claims import require_takers
 from bird_pipelines.config import PrecomputeConfig
 from bird_pipelines.progress import tell
@@ -18,11 +18,13 @@ def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
 
     Raises UsageError for an option that it cannot honour, and what `load_teacher` and `open_service` raise.
     """
-    address = "://" in config.teacher
+    part = config.own.get("teacher") or own_part(config.teacher)
+    address = part is None and "://" in config.teacher
     # An address may hold a key: it is repeated nowhere.
     asked, service = config.asked, config.service
     given = {**asked.named(), **dataclasses.asdict(service)}
-    require_takers("a service" if address else config.teacher, given, takes_of(config.teacher))
+    name = "a service" if address else config.teacher if part is None else part.label
+    require_takers(name, given, takes_of(config.teacher, part))
     teacher: Teacher | Service
     if address:
         teacher = open_service(
@@ -35,7 +37,7 @@ def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
         )
     else:
         teacher = load_teacher(
-            config.teacher,
+            config.teacher if part is None else part.label,
             weights=asked.weights,
             device=config.work.device,
             precision=asked.precision,
@@ -45,6 +47,7 @@ def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
             mean=asked.mean,
             std=asked.std,
             range_=asked.range,
+            part=part,
         )
     for what, told in teacher.notes.items():
         tell(f"{teacher.name}, {what}: {told}")
