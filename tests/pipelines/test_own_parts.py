@@ -321,9 +321,9 @@ def test_weights_of_timm_itself_with_a_head_of_another_shape(data, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_run_of_an_own_student_is_no_teacher_by_itself(data, parts, tmp_path):
+def test_a_run_of_an_own_student_is_no_teacher_by_itself(small, data, parts, tmp_path):
     alone(data, tmp_path / "run", student=f"{parts}:Net")
     with pytest.raises(TeacherError, match="no code is imported because a run names it"):
         precomputed(data, tmp_path / "cache", teacher=f"run:{tmp_path / 'run'}", image_size=None)
     with pytest.raises(UsageError, match="which reads no image"):
-        learn(tmp_path, data, tmp_path / "x", student="adapter", image_size=64, dataset="table")
+        learn(small, data, tmp_path / "x", student="adapter", image_size=64)
