@@ -75,20 +75,13 @@ class ImageFolder(ListedImages):
         named = read_split_names("split_names", split_names)
         places, problems, remarks = _places(root, named)
         tables = _tables(root, table, {place.split for place in places.values() if place.split}, places)
-        told = _read_tables(
-            root, tables, names, [*groups, *([label] if label else []), *([subject] if subject else [])]
-        )
+        told = _read_tables(root, tables, names, [*groups, *(name for name in (label, subject) if name)])
         found, unmatched = _matched(root, tables, told, places)
-        remarks += unmatched
-        recorded = {name: value for name, value in names.recorded().items() if name != "label" or label}
-        self.settings = {"table": table, **options.recorded(), **recorded}
+        self.settings = {"table": table, **options.recorded(), **names.recorded(), "label": label}
         if not label:
             _need_class(root, places)
-        splits: list[str | None] | None = [place.split for place in places.values()]
-        if {split and split_named(split, named) for split in splits or []} <= {None, "train"}:
-            if any(splits or []):
-                remarks.append("one split, train: the test rows are drawn from it")
-            splits = None
+            del self.settings["label"]
+        splits, drawn = _splits(places, named)
         self._ids = {*places}
         rows = Rows(
             source=tables[0],
@@ -102,7 +95,7 @@ class ImageFolder(ListedImages):
             subjects=found[subject] if subject else None,
             problems=problems,
         )
-        self._take(rows, options, remarks)
+        self._take(rows, options, [*remarks, *unmatched, *drawn])
 
     def file(self, id: str) -> Path | None:
         """The image's file."""
@@ -144,6 +137,14 @@ def _places(root: Path, named: Mapping[str, str]) -> tuple[dict[str, _Place], li
         split = folders.pop(0) if splits and folders else None
         places[path] = _Place(split, folders[0] if folders else None)
     return places, problems, [*remarks]
+
+
+def _splits(places: Mapping[str, _Place], named: Mapping[str, str]) -> tuple[list[str | None] | None, list[str]]:
+    """The word of each image's split, None where they are drawn; and a sentence where the folders name train alone."""
+    words = [place.split for place in places.values()]
+    if not {split_named(word, named) for word in words if word} <= {"train"}:
+        return words, []
+    return None, ["one split, train: the test rows are drawn from it"] if any(words) else []
 
 
 def _need_class(root: Path, places: Mapping[str, _Place]) -> None:

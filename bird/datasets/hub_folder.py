@@ -146,9 +146,10 @@ class _Images:
 
 
 def _shards(root: Path) -> list[Path]:
-    found = sorted(path for path in root.rglob("*.parquet") if not any(part.startswith(".") for part in path.parts))
-    if found:
-        return found
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.parquet"))
+    shown = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    if shown:
+        return [root / name for name in shown]
     arrow = next(root.rglob("*.arrow"), None)
     raise DataError(
         where=f"data set hf, {root}",

@@ -19,7 +19,15 @@ import xxhash
 from numpy.typing import NDArray
 
 from bird.datasets.base import Dataset, Listing, Problem, SampleTable
-from bird.datasets.columns import categories, categories_or_unknown, in_order, read_split_names, splits_of, subjects_of
+from bird.datasets.columns import (
+    SHOWN,
+    categories,
+    categories_or_unknown,
+    in_order,
+    read_split_names,
+    splits_of,
+    subjects_of,
+)
 from bird.datasets.crossing import cross
 from bird.datasets.subjects import whole_subjects
 from bird.errors import DataError, UsageError
@@ -112,7 +120,11 @@ class ListedImages(Dataset):
             place = file if group else rows.label_source or file
             codes, names, doubts = read(place, column, values, ids, hint=_UNKNOWN if group else "")
             told.extend(doubts)
-            return in_order(codes, names, rows.orders[column]) if column in rows.orders else (codes, names)
+            if column not in rows.orders:
+                return codes, names
+            if unused := [name for name in rows.orders[column] if name not in names]:
+                told.append(f"column {column}: no row is {', '.join(map(repr, unused[:SHOWN]))}")
+            return in_order(codes, names, rows.orders[column])
 
         labels, self.class_names = codes_of(rows.label_name, rows.labels, group=False)
         columns = {name: codes_of(name, values, group=True) for name, values in rows.groups.items()}

@@ -69,6 +69,7 @@ def test_metadata_in_each_split_as_datasets_has_it(tmp_path):
         write(tmp_path / split / "metadata.csv", mine, "file_name,group,label,person")
     data = open_dataset("imagefolder", tmp_path, label="label")  # the table says the class, not the folders
     assert data.class_names == ("old", "young")
+    assert open_dataset("imagefolder", tmp_path, **data.settings).class_names == ("old", "young")
     assert Counter(prepare(data, meta_at_least=1).splits.tolist())["test"] == 12
     assert open_dataset("imagefolder", tmp_path).class_names == ("cat", "dog")
 

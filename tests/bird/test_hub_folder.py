@@ -96,6 +96,19 @@ def test_the_real_library_writes_what_is_read(tmp_path):
     assert np.array_equal(np.asarray(loaded["test"][8]["image"]), pixels)
 
 
+def test_a_hidden_folder_above_hides_nothing_and_one_below_does(tmp_path):
+    root = hub(tmp_path / ".cache" / "faces")
+    shard(root / ".cache" / "train-00000-of-00001.parquet", rows(0, 8))
+    names = {**FEATURES, "sex": {"names": ["women", "men", "others"], "_type": "ClassLabel"}}
+    for path in (root / "data").iterdir():
+        table = pq.read_table(path).to_pydict()
+        shard(path, table, names)
+    data = open_dataset("hf", root, **GROUP)
+    assert len(data.listing().ids) == 96
+    assert data.group_names == ("women", "men")
+    assert "column sex: no row is 'others'" in data.remarks
+
+
 @pytest.mark.parametrize(
     ("names", "counts"),
     [

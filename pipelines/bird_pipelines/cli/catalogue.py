@@ -64,7 +64,6 @@ def _methods() -> dict[str, str]:
 
 def _datasets() -> dict[str, str]:
     from bird.datasets import DATASETS
-    from bird.own import registered
 
     built_in = {
         name: f"{kind.description}. --data-root: {kind.layout}. settings: "
@@ -74,4 +73,4 @@ def _datasets() -> dict[str, str]:
     own = {
         "file.py:NAME, package.module:NAME": "a data set of your own, in code; settings: those that it takes by name"
     }
-    return built_in | {name: f"your own: {value}" for name, value in registered("dataset").items()} | own
+    return built_in | own

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bird_pipelines.cli import show
-from bird_pipelines.cli.options import Json, OwnStudent, output, share
+from bird_pipelines.cli.options import Json, OwnDataset, OwnStudent, output, share
 
 __all__ = ["export", "predict"]
 
@@ -31,13 +31,14 @@ def export(
     data_root: Annotated[Path | None, typer.Option(help="Where its data set is now, if it moved.")] = None,
     cache: Annotated[str | None, typer.Option(help="Where the run's cache is now, if it moved.")] = None,
     student: OwnStudent = None,
+    dataset: OwnDataset = None,
     json_: Json = False,
 ) -> None:
     """Export a student, and accept the file only if it answers as the student does, cell by cell."""
     from bird_pipelines.shipping.export import export as run_export
 
     told = {"precision": precision, "batch": batch, "calibrate": calibrate, "rows": check_rows}
-    moved = {"data_root": data_root, "cache": cache, "student": student}
+    moved = {"data_root": data_root, "cache": cache, "student": student, "dataset": dataset}
     output(run_export(run, out, to, **told, allow_drift=allow_drift, **moved), json_, exported)  # type: ignore[arg-type]
 
 

@@ -46,6 +46,7 @@ def export(
     data_root: Path | None = None,
     cache: str | None = None,
     student: object = None,
+    dataset: object = None,
     quantiser: Quantiser = static_int8,
 ) -> dict[str, Any]:
     """Write the student of `run` to the new folder `out`: the file, student.json and README.md. Returns student.json.
@@ -53,7 +54,7 @@ def export(
     `to` is onnx, pt2, torch or hf; `precision` fp32, fp16 or (ONNX) int8, which `quantiser` makes on about `calibrate` meta
     rows. The file is then run on the test rows (all, or about `rows`) in batches of `batch` and one by one, beside the
     student: `bird_pipelines.shipping.check` says what is accepted. `data_root` and `cache` say where these are, if moved;
-    `student` is the module of a student of the user's own.
+    `student` is the module of a student of the user's own, `dataset` a data set of theirs.
 
     Raises UsageError for an unknown or impossible format, a missing library or an `out` that is in use; RunError for an
     unfinished run, for one without test rows, and for a file that drifts from its student, unless `allow_drift`: then
@@ -63,7 +64,7 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(where=str(out), found="files", wanted="a new or an empty folder", fix="choose another OUT")
     info = _finished(run)
-    trained, data, _ = open_run(run, data_root=data_root, cache=cache, student=student)
+    trained, data, _ = open_run(run, data_root=data_root, cache=cache, student=student, dataset=dataset)
     tested = check_rows(data, rows)
     if not len(tested):
         raise RunError(
