@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 import bird
-import bird_cache
+import bird_cache.command
 import bird_pipelines
 from bird_pipelines.cli import app
 
@@ -24,15 +24,8 @@ README = ROOT / "README.md"
 PAGES = [
     ROOT / "docs" / f"{name}.md"
     for name in (
-        "index",
-        "your-own-data",
-        "teachers",
-        "methods",
-        "own-parts",
-        "reading-the-numbers",
-        "audit",
-        "cache",
-        "scaling",
+        *("index", "your-own-data", "teachers", "methods", "own-parts", "reading-the-numbers", "audit", "cache"),
+        *("cache-by-itself", "scaling"),
     )
 ]
 FENCE = re.compile(
@@ -71,6 +64,9 @@ def run(block, names):
         exec(compile(block.text, "<page>", "exec"), names)
         return
     for program, *words in commands(block.text):
+        if program == "bird-cache":
+            assert bird_cache.command.main(words) == 0
+            continue
         assert program == "bird", program
         app(words, standalone_mode=False)
 
