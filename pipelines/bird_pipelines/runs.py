@@ -56,7 +56,9 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
         there, here = flatten(_defaults()) | flatten(identity), flatten(asked["identity"])
         there, here = there | {"fingerprint": found.get("fingerprint")}, here | {"fingerprint": fingerprint}
         own = {field for field in here if field.startswith("own.")}
-        for field in sorted({*there, *here}):
+        for field in sorted(
+            {*there, *here}, key=lambda name: (name not in own, name)
+        ):  # the file is said, not its label
             if there.get(field) != here.get(field):
                 file = config.own[field.split(".")[1]].file if field in own else None
                 raise _refuse(
