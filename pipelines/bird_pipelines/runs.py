@@ -39,7 +39,7 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
     Raises RunError, naming the field, if the folder holds another run or something else.
     """
     folder = config.place.out
-    asked = {"identity": config.identity(), "fingerprint": fingerprint}
+    asked: dict[str, Any] = {"identity": config.identity(), "fingerprint": fingerprint}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -53,7 +53,7 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
         if "offsets_from" not in identity or "average" not in identity:  # then only some methods heeded `average`
             usual = usual_average(config.method)
             identity = identity | {"average": identity.get("average", usual) if usual else 0.0}
-        there, here = flatten(_defaults()) | flatten(identity), flatten(asked["identity"])
+        there, here = (flatten(_defaults() | each) for each in (identity, asked["identity"]))
         there, here = there | {"fingerprint": found.get("fingerprint")}, here | {"fingerprint": fingerprint}
         for field in sorted({*there, *here}):
             if there.get(field) != here.get(field):
@@ -113,15 +113,16 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
 
 
 # What a run must share with the one that it begins from.
-SHARED = ("dataset", "dataset_settings", "student", "method")
+SHARED = ("dataset", "dataset_settings", "student", "method", "optimizer")
 
 
 def begin_from(config: RunConfig, fingerprint: str | None) -> dict[str, Tensor]:
     """The tensors that `config.training.start_from` ended with. Raises RunError if it is unfinished, or of another kind."""
     assert config.training.start_from is not None
     folder = config.training.start_from
-    there, here = read_json(folder / "run.json"), config.identity()
-    values = {name: (there["config"].get(name), here[name]) for name in SHARED}
+    there = read_json(folder / "run.json")
+    settings, here = _defaults() | there["config"], _defaults() | config.identity()
+    values = {name: (settings.get(name), here[name]) for name in SHARED}
     for name, (found, wanted) in {**values, "fingerprint": (there["fingerprint"], fingerprint)}.items():
         if found != wanted:
             raise _refuse(folder, f"{name} {found}", f"{name} {wanted}", "begin from a run of the same kind")
@@ -160,7 +161,7 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's state as named tensors."""
+    """An optimiser's state as named tensors."""
     state = optimizer.state_dict()["state"]
     return {f"{prefix}.{index}.{name}": value for index, values in state.items() for name, value in values.items()}
 

@@ -112,6 +112,12 @@ TRAINED = (
     "epochs",
     "batch_size",
     "lr",
+    "optimizer",
+    "weight_decay",
+    "lr_schedule",
+    "lr_step_epochs",
+    "lr_gamma",
+    "early_stop",
     "augment",
     "workers",
     "device",
@@ -200,7 +206,7 @@ def list_(
     name: Annotated[str | None, typer.Argument(help="One teacher: which vector it gives. It is loaded.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Local weights of that teacher.")] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="As in the precompute command.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1 for the second GPU.")] = "auto",
     json_: Json = False,
 ) -> None:
     """List teachers, students, methods and data sets. With a teacher's name: show which vector it gives."""
