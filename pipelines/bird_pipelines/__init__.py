@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +28,45 @@ def precompute(
     return precompute_command(resolve_precompute(flags, None if config is None else Path(config)))
 
 
-def distill(*, cache: str | Path, out: str | Path, config: str | Path | None = None, **options: Any) -> dict[str, Any]:
+def distill(
+    *,
+    cache: str | Path,
+    out: str | Path,
+    config: str | Path | None = None,
+    seeds: str | Iterable[int] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """`bird distill` from Python: train (or finish) the run in `out` on the features of `cache`, and return run.json with
     `metrics`, by split.
 
     `options` are the command's, with underscores (`lambda_` for lambda): `bird distill --help` lists them; `config` is a
-    TOML file of them. None means the default. Raises the errors that the command reports: UsageError for options that
-    are unknown or out of range, RunError if `out` holds another run, and the errors of the cache and the data set (all
-    BirdError of bird.errors or CacheError of bird_cache).
+    TOML file of them. None means the default. With several `seeds`, "0-7" or [0, 3, 5], each is a run in `out`/seed-N, and
+    the answer is their summary: `test` has the mean and the standard deviation of each score, x100.
+
+    Raises the errors that the command reports: UsageError for options that are unknown or out of range, RunError if `out`
+    holds another run, and the errors of the cache and the data set (all BirdError of bird.errors or CacheError of
+    bird_cache).
 
         info = bird_pipelines.distill(cache="out/cache", out="out/run", method="bird", lambda_=0.1)
         info["metrics"]["test"]["mean_deo"]
+        eight = bird_pipelines.distill(cache="out/cache", out="out/eight", method="bird", seeds=range(8))
+        eight["test"]["mean_deo"]  # {"mean": ..., "std": ...}
     """
+    from bird.errors import UsageError
     from bird_pipelines.config import resolve
     from bird_pipelines.distilling.data import cache_dataset
     from bird_pipelines.distilling.training import distill as train
 
     defaults = {"student": "adapter", "method": "bird", "dataset": cache_dataset(str(cache))}
     flags = {"cache": str(cache), "out": Path(out), **options}
-    return train(resolve(flags, None if config is None else Path(config), defaults))
+    told = resolve(flags, None if config is None else Path(config), defaults)
+    if seeds is None:
+        return train(told)
+    from bird_pipelines.study.seeds import distill_seeds, seeds_of
+
+    if options.get("seed") is not None:
+        raise UsageError(where="--seeds", found="--seed as well", wanted="one of them", fix="leave --seed out")
+    return distill_seeds(told, seeds_of(seeds))
 
 
 def evaluate(

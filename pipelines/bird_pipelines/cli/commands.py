@@ -20,7 +20,7 @@ from bird_pipelines.cli.reproduce import reproduce
 from bird_pipelines.cli.shipping import export, predict
 from bird_pipelines.cli.tune import tune
 from bird_pipelines.config.cache import options_of_a_cache
-from bird_pipelines.config.run import Weights, options_of_a_run
+from bird_pipelines.config.run import Training, Weights, options_of_a_run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -95,11 +95,19 @@ def distill(
             help="paper: use the paper's values where they differ from the defaults.", rich_help_panel=Weights.panel
         ),
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Several seeds, such as 0-7 or 0,3,5: a run each in OUT/seed-N, and a summary with means and deviations.",
+            rich_help_panel=Training.panel,
+        ),
+    ] = None,
     config: Config = None,
     json_: Json = False,
 ) -> None:
     """Phase 2: distil a student from a cache. The teacher is never loaded."""
-    output(bird_pipelines.distill(**flags, preset=preset, config=config), json_, show.run)
+    found = bird_pipelines.distill(**flags, preset=preset, seeds=seeds, config=config)
+    output(found, json_, show.run if seeds is None else show.seeds)
 
 
 TRAINED = (
