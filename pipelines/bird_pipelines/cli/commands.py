@@ -129,6 +129,7 @@ TRAINED = (
     "augment",
     "workers",
     "device",
+    "report_to",
 )
 
 

@@ -202,6 +202,14 @@ class Place:
     device: Annotated[str, Option("auto, cpu, cuda, or cuda:1 for the second GPU.", place=True)] = "auto"
     workers: Annotated[int, Option("Threads that decode images.", ge=1, place=True)] = 2
     checkpoint_seconds: Annotated[float, Option("Between two checkpoints.", gt=0, hidden=True, place=True)] = 60.0
+    report_to: Annotated[
+        str | None,
+        Option(
+            "Also record the curve in tensorboard, trackio, wandb or mlflow, separated by commas. Nothing leaves the "
+            "machine unless your environment says so: wandb is offline, mlflow a file beside OUT.",
+            place=True,
+        ),
+    ] = None
     profile: Annotated[
         bool, Option("Write a trace of a few steps into the run's folder.", flag="--profile", place=True)
     ] = False

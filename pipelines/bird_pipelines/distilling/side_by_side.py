@@ -113,12 +113,16 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
             for start in range(0, len(left), most):
                 assert source is not None
                 trainers = [Trainer(config, data) for config in left[start : start + most]]
-                for trainer in trainers:
-                    trainer.restore()
-                for together in at_one_place(trainers):
-                    Stack(together, source).run()
-                for trainer in trainers:
-                    trainer.conclude()
+                try:
+                    for trainer in trainers:
+                        trainer.restore()
+                    for together in at_one_place(trainers):
+                        Stack(together, source).run()
+                    for trainer in trainers:
+                        trainer.conclude()
+                finally:
+                    for trainer in trainers:
+                        trainer.trackers.release()
 
 
 def models_at_once(data: RunData) -> int:

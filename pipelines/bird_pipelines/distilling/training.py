@@ -52,6 +52,7 @@ from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.marks import with_caveats
 from bird_pipelines.prefetch import one_ahead
 from bird_pipelines.progress import Interrupted, progress, stop_requests
+from bird_pipelines.tracking import Trackers
 
 __all__ = ["Material", "Trainer", "distill", "outcome"]
 
@@ -91,8 +92,11 @@ def finish(config: RunConfig, data: RunData) -> None:
             # An adapter's matrices are small: a second thread gained 14 % on an idle machine, and cost a factor of five
             # beside another program, since idle threads spin.
             with threads(1 if data.images is None else torch.get_num_threads()):
-                trainer.run()
-                trainer.conclude()
+                try:
+                    trainer.run()
+                    trainer.conclude()
+                finally:
+                    trainer.trackers.release()
 
 
 def outcome(config: RunConfig) -> dict[str, Any]:
@@ -146,6 +150,7 @@ class Trainer:
         self.sums: dict[str, float] = {}
         self.pending = Pending()
         self.curve: list[dict[str, Any]] = []
+        self.trackers = Trackers(self.place.report_to, self.place.out, config.identity())
         self.teacher_logits: Tensor | None = None
         self.best: dict[str, Tensor] = {}
         """the student of the best epoch so far, where the run may stop early"""
@@ -282,6 +287,7 @@ class Trainer:
         lines = "".join(json.dumps(each) + "\n" for each in self.curve)
         replace(self.place.out / "curve.jsonl", lines.encode())
         self.save()
+        self.trackers.epochs(self.curve)
 
     def save(self) -> None:
         """Everything that cannot be derived, in one checkpoint."""
@@ -341,6 +347,7 @@ class Trainer:
         files = student_files(student, data.fingerprint, data.class_names, data.group_names, white)
         for name, content in files.items():
             replace(out / name, content)
+        scores = {}
         for split in self.config.scored():
             keep = out if split != "meta" else None
             metrics: Mapping[str, Any] = {"error": f"no sample in the {split} split"}
@@ -350,6 +357,8 @@ class Trainer:
                 except EmptyCellError as error:
                     metrics = {"error": str(error)}
             runs.write_json(out / f"metrics-{split}.json", metrics)
+            scores[split] = metrics
+        self.trackers.end(self.curve, scores)
         runs.finish(out, self.summary())
 
     def summary(self) -> dict[str, Any]:
