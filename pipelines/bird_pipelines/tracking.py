@@ -233,10 +233,11 @@ class Trackers:
     def end(self, curve: Sequence[Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]]) -> None:
         """Send what is left of the curve and the scores of the finished student, by split, and close the records."""
         self.epochs(curve)
-        values = {
-            f"{split}/{name}": each[name] for split, each in metrics.items() for name in SCORES if _is(each.get(name))
-        }
+        values: dict[str, float] = {}
         for split, each in metrics.items():
+            if split == "meta":  # it is in the curve
+                continue
+            values |= {f"{split}/{name}": each[name] for name in SCORES if _is(each.get(name))}
             if _is(each.get("mean_deo")):
                 values |= {f"{split}/mean_deo_floor": each["deo_floor"]["mean"]}
                 values |= {f"{split}/trivial": float(bool(each.get("trivial")))}

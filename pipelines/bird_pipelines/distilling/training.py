@@ -338,11 +338,15 @@ class Trainer:
         if learner.aide_optimizer is not None:
             runs.restore_optimizer("aide_optimizer", learner.aide_optimizer, tensors)
 
+    def take_best(self) -> None:
+        """The student of the best epoch, where the run could stop early."""
+        if self.best:
+            self.learner.student.load_state_dict(self.best)
+
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
         out, data, student = self.place.out, self.data, self.learner.student
-        if self.best:
-            student.load_state_dict(self.best)
+        self.take_best()
         white = data.images.white_level if data.images else None
         files = student_files(student, data.fingerprint, data.class_names, data.group_names, white)
         for name, content in files.items():
