@@ -11,6 +11,9 @@ table of numbers. They are the teacher's features and the student's input at onc
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,13 +45,14 @@ class BirdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     - `meta_fraction` of the rows of each (class, group) cell are the meta split, which the feedback of BIRD is computed on.
       The others are trained on.
     - `options`: other options of `bird distill` by name, such as {"lr_schedule": "cosine", "early_stop": 5}.
-    - `random_state`: an int, or None or a RandomState for a seed drawn from it. It decides the split, the initial weights and
-      the order of the samples.
+    - `random_state`: an int, or None or a RandomState from which a seed is drawn. It decides the split, the initial weights
+      and the order of the samples.
+    - `verbose`: show the progress on stderr.
 
-    After `fit`: `classes_`, `groups_` (the names of the groups, sorted), `student_` (`bird.students.Student`), `n_features_in_`.
+    After `fit`: `classes_`, `groups_` (sorted), `student_` (a `bird.students.Student`), `n_features_in_`.
 
-    `fit` without `groups` puts all rows into one group: then no loss compares groups, and bird is distillation through a fixed
-    gate. A fitted classifier never reads a group. Fairness is measured, not promised: see `bird_pipelines.audit`.
+    `fit` without `groups` puts all rows into one group: then no loss compares groups, and bird is distillation through a
+    fixed gate. A fitted classifier never reads a group. `bird_pipelines.audit` measures the gaps of its predictions.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class BirdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         options: Mapping[str, Any] | None = None,
         device: str = "auto",
         random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
     ) -> None:
         self.method = method
         self.epochs = epochs
@@ -75,6 +80,7 @@ class BirdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.options = options
         self.device = device
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> BirdClassifier:
         """Train on vectors X (rows, d), classes y (rows,) and protected groups (rows,).
@@ -95,15 +101,11 @@ class BirdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not isinstance(seed, int | np.integer):
             seed = int(check_random_state(seed).randint(2**31 - 1))
         splits = _splits(labels * len(self.groups_) + cells, self.meta_fraction, int(seed))
-        table = SampleTable(
-            np.arange(len(X)).astype(str),
-            labels.astype(np.int64),
-            cells.astype(np.int64),
-            splits,
-            np.arange(len(X)).astype(str),
-        )
+        ids = np.arange(len(X)).astype(str)
+        table = SampleTable(ids, labels.astype(np.int64), cells.astype(np.int64), splits, ids)
         data = _data(X, table, self.classes_, self.groups_)
-        with tempfile.TemporaryDirectory() as folder, threads(1):
+        told_to = sys.stderr if self.verbose else io.StringIO()
+        with tempfile.TemporaryDirectory() as folder, threads(1), contextlib.redirect_stderr(told_to):
             trainer = Trainer(self._config(Path(folder), int(seed)), data)
             trainer.run()
             trainer.take_best()

@@ -24,8 +24,8 @@ def test_scikit_learn_s_own_checks():
 
 
 def shortcut(rows, seed):
-    """Two classes; the first number tells the class with noise, the second the group; in 95 % of rows the group goes with the
-    class."""
+    """Two classes; the first number tells the class with noise, the second the group, which goes with the class in 95 % of
+    rows."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 2, rows)
     groups = np.where(rng.random(rows) < 0.95, y, 1 - y)
