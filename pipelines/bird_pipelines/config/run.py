@@ -113,7 +113,9 @@ class Weights:
     pool: Annotated[
         bool,
         Option(
-            "bird-offsets: move all offsets together, along log p(class given group). For few meta rows.", flag="--pool"
+            "bird-offsets: move all offsets together, along log p(class given group). For few meta rows.",
+            flag="--pool",
+            later=True,
         ),
     ] = False
     soft_max: Annotated[
