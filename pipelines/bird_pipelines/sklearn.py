@@ -88,22 +88,23 @@ class BirdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises ValueError for arrays that do not fit, UsageError for an option that is unknown or out of range,
         EmptyCellError for a method that needs a row in every (class, group) cell where one has none.
         """
-        X, y = validate_data(self, X, y, dtype=np.float32)
+        vectors: NDArray[np.float32]
+        vectors, y = validate_data(self, X, y, dtype=np.float32)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"{type(self).__name__} needs samples of two classes or more; there is one class")
-        told = np.zeros(len(X), int) if groups is None else column_or_1d(groups)
-        if len(told) != len(X):
-            raise ValueError(f"{len(told)} groups for {len(X)} rows")
+        told: NDArray[Any] = np.zeros(len(vectors), np.int64) if groups is None else column_or_1d(groups)
+        if len(told) != len(vectors):
+            raise ValueError(f"{len(told)} groups for {len(vectors)} rows")
         self.groups_, cells = np.unique(told, return_inverse=True)
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = int(check_random_state(seed).randint(2**31 - 1))
         splits = _splits(labels * len(self.groups_) + cells, self.meta_fraction, int(seed))
-        ids = np.arange(len(X)).astype(str)
+        ids = np.arange(len(vectors)).astype(str)
         table = SampleTable(ids, labels.astype(np.int64), cells.astype(np.int64), splits, ids)
-        data = _data(X, table, self.classes_, self.groups_)
+        data = _data(vectors, table, self.classes_, self.groups_)
         told_to = sys.stderr if self.verbose else io.StringIO()
         with tempfile.TemporaryDirectory() as folder, threads(1), contextlib.redirect_stderr(told_to):
             trainer = Trainer(self._config(Path(folder), int(seed)), data)
@@ -124,8 +125,8 @@ class BirdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The class of the highest probability."""
-        scores = self.predict_proba(X)
-        return np.asarray(self.classes_)[scores.argmax(1)]
+        found: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(1)]
+        return found
 
     def _config(self, folder: Path, seed: int) -> RunConfig:
         """The run that `fit` is, in a folder for its checkpoints."""
