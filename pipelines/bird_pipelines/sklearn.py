@@ -125,7 +125,8 @@ class BirdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The class of the highest probability."""
-        found: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(1)]
+        scores = self.predict_proba(X)  # first, since it says whether `fit` was called
+        found: NDArray[Any] = self.classes_[scores.argmax(1)]
         return found
 
     def _config(self, folder: Path, seed: int) -> RunConfig:
