@@ -14,7 +14,8 @@ __all__ = ["choose_device", "enough_memory", "fetch", "send", "threads"]
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one. Raises UsageError for an unknown device."""
+    """ "auto" is CUDA where there is one; "cuda:1" is its second device. Raises UsageError for an unknown device, and for
+    one that this machine does not have."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -22,9 +23,12 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise unknown_name("--device", name, ("auto", "cpu", "cuda"))
+        raise unknown_name("--device", name, ("auto", "cpu", "cuda", "cuda:0"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(where="--device", found=repr(name), wanted="a device of this machine", fix="use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        known = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+        raise UsageError(where="--device", found=repr(name), wanted=f"one of {known}", fix="devices count from 0")
     return device
 
 

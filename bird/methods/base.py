@@ -16,6 +16,7 @@ from bird.step.feedback import Weight
 from bird.step.gate import Gate, StageGates, move
 from bird.step.guard import Guard
 from bird.step.offsets import Offsets
+from bird.step.optimizers import OptimizerName, student_optimizer
 from bird.students import StagedOutput, Student, StudentOutput, last_stage, require_stages
 
 __all__ = ["Batch", "Hyperparameters", "Learner", "Losses", "Method", "Regressed", "SingleLearner"]
@@ -130,7 +131,7 @@ class Learner(ABC):
 
     @abstractmethod
     def descend(self, loss: Float[Tensor, "*models"]) -> None:
-        """One Adam step of the student on `loss`."""
+        """One step of the student's optimiser on `loss`."""
 
     @abstractmethod
     def move_gate(self, gradients: Sequence[Tensor]) -> None:
@@ -139,7 +140,8 @@ class Learner(ABC):
 
 @final
 class SingleLearner(Learner):
-    """One student with its regressor, its gate, and their Adam optimisers.
+    """One student with its regressor and its gate, each with its optimiser: the student's is `optimizer` (a name in
+    bird.step.optimizers) with `weight_decay`, the gate's is Adam.
 
     `aide` is what a method trains or keeps beside the student (the adversary of AD, the weights of group-DRO); its
     parameters, if it has any, have an Adam of their own. With `average` > 0 the student that ships has the running mean
@@ -161,12 +163,14 @@ class SingleLearner(Learner):
         aide_lr: float = 1e-3,
         staged: bool = False,
         average: float = 0.0,
+        optimizer: OptimizerName = "adam",
+        weight_decay: float = 0.0,
     ) -> None:
         device = student.mean.device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = Regressed(student, teacher_dim, staged=staged).to(device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr, fused=True)
+        self.optimizer = student_optimizer(optimizer, self.model.parameters(), lr, weight_decay)
         self.gate = gate or (None if teacher_dim is None else Gate(teacher_dim, seed))
         self.guard = Guard()
         self.aide = aide
@@ -187,7 +191,7 @@ class SingleLearner(Learner):
         return cast("Student", self.average.module)
 
     def descend(self, loss: Float[Tensor, "*models"]) -> None:
-        """One Adam step of the student on `loss`."""
+        """One step of the student on `loss`."""
         torch.autograd.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # not held during the next forward pass
@@ -244,9 +248,12 @@ class Method(ABC):
         lr: float,
         mu2: float,
         seed: int,
+        optimizer: OptimizerName = "adam",
+        weight_decay: float = 0.0,
     ) -> SingleLearner:
         """All that this method trains, around `student`. `teacher_dim` is the width of the teacher's features, if there is
-        a teacher; `stage_channels` the channels of its residual stages, where `stages` is "maps"."""
+        a teacher; `stage_channels` the channels of its residual stages, where `stages` is "maps"; `lr`, `optimizer` and
+        `weight_decay` are the student's, `mu2` is the learning rate of the gate."""
         average = self.hyper.average
         return SingleLearner(
             student,
@@ -259,6 +266,8 @@ class Method(ABC):
             aide_lr=self.hyper.ad_lr,
             staged=self.stages is not None,
             average=(0.999 if self.averages else 0.0) if average is None else average,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
         )
 
     def gate(

@@ -126,6 +126,8 @@ class BirdStep:
             loss, parts = step(batch, meta_batch, warm=epoch >= 5)
             optimizer.zero_grad(); loss.backward(); optimizer.step()
 
+    - The student's optimiser is yours: any one, with any schedule, weight decay or clipping. The look-ahead is a plain
+      gradient step of `mu1` whatever it is, also while its rate decays.
     - `student`: any module whose answer is (features (batch, d), logits (batch, classes)), or that `adapt` turns into one
       (`bird.students.StudentOutput`, or StagedOutput with maps). It is called with `batch.inputs`. Features have the
       teacher's width; if yours have not, put a linear layer behind them, into the student and its optimiser. It may be

@@ -23,7 +23,7 @@ from bird_cache.manifest import FileRecord, Manifest, Plan, Receipt, open_sealed
 from bird_cache.numbers import from_storage
 from bird_cache.samples import OK, Samples
 from bird_cache.storage import Folder
-from bird_cache.summary import describe
+from bird_cache.summary import as_html, describe
 from bird_cache.table import TableFile
 from bird_cache.vectors import Vectors
 
@@ -195,6 +195,10 @@ class FeatureStore:
     def info(self) -> dict[str, Any]:
         """What the cache holds, as JSON values."""
         return describe(self.path, self.fingerprint, self.manifest, self.part_receipts, self.samples)
+
+    def _repr_html_(self) -> str:
+        """A short table for a notebook."""
+        return as_html(self.path, self.fingerprint, self.manifest)
 
     def _decode(self, layer: str, shard: int, rows: slice | NDArray[np.int64]) -> NDArray[np.generic]:
         part = self.manifest.part_of(layer)

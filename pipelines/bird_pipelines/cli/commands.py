@@ -20,7 +20,7 @@ from bird_pipelines.cli.reproduce import reproduce
 from bird_pipelines.cli.shipping import export, predict
 from bird_pipelines.cli.tune import tune
 from bird_pipelines.config.cache import options_of_a_cache
-from bird_pipelines.config.run import Weights, options_of_a_run
+from bird_pipelines.config.run import Training, Weights, options_of_a_run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -96,11 +96,19 @@ def distill(
         ),
     ] = None,
     dataset: OwnDataset = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Several seeds, such as 0-7 or 0,3,5: a run each in OUT/seed-N, and a summary with means and deviations.",
+            rich_help_panel=Training.panel,
+        ),
+    ] = None,
     config: Config = None,
     json_: Json = False,
 ) -> None:
     """Phase 2: distil a student from a cache. The teacher is never loaded."""
-    output(bird_pipelines.distill(**flags, dataset=dataset, preset=preset, config=config), json_, show.run)
+    found = bird_pipelines.distill(**flags, dataset=dataset, preset=preset, seeds=seeds, config=config)
+    output(found, json_, show.run if seeds is None else show.seeds)
 
 
 TRAINED = (
@@ -115,9 +123,16 @@ TRAINED = (
     "epochs",
     "batch_size",
     "lr",
+    "optimizer",
+    "weight_decay",
+    "lr_schedule",
+    "lr_step_epochs",
+    "lr_gamma",
+    "early_stop",
     "augment",
     "workers",
     "device",
+    "report_to",
 )
 
 
@@ -206,7 +221,7 @@ def list_(
     name: Annotated[str | None, typer.Argument(help="One teacher: which vector it gives. It is loaded.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Local weights of that teacher.")] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="As in the precompute command.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1 for the second GPU.")] = "auto",
     json_: Json = False,
 ) -> None:
     """List teachers, students, methods and data sets. With a teacher's name: show which vector it gives."""

@@ -20,6 +20,7 @@ __all__ = [
     "repaired",
     "replace_what_the_terminal_lacks",
     "run",
+    "seeds",
     "surprise",
     "table",
     "tuned",
@@ -281,6 +282,27 @@ def compared(result: dict[str, Any]) -> None:
     if any(each["p"] is None for metrics in result["differences"].values() for each in metrics.values()):
         typer.echo(" p: n/a with fewer than eight seeds")
     typer.echo(f"report: {result['report']}")
+
+
+def seeds(result: dict[str, Any]) -> None:
+    """The scores of several seeds of one configuration: one by one, and mean and deviation."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = {"auroc": "AUROC", "f1_macro": "F1", "accuracy": "accuracy", "mean_deo": "mean-DEO", "max_deo": "max-DEO"}
+    found, config = result["test"], result["config"]
+    title = f"{config['method']} -> {config['student']}, test, x100"
+    scores = Table(title=title, title_justify="left", box=None)
+    for column in ("seed", *names.values()):
+        scores.add_column(column, justify="left" if column == "seed" else "right", no_wrap=True)
+    for each in result["by_seed"]:
+        scores.add_row(str(each["seed"]), *(number(each[name]) for name in names))
+    scores.add_row("mean ± deviation", *("n/a" if name not in found else _spread(found[name]) for name in names))
+    Console().print(scores)
+    typer.echo(f" floor: chance alone makes a mean-DEO of {number(found['deo_floor'])}")
+    if found["trivial"]:
+        typer.echo(f" {found['trivial']}")
+    typer.echo(f"runs: {result['out']}/seed-N")
 
 
 def dialled(result: dict[str, Any]) -> None:

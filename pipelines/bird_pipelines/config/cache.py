@@ -158,7 +158,7 @@ class Work:
         int | None,
         Option("Threads that decode images and run a teacher on the CPU.", default="one per core, from 2 to 16", ge=1),
     ] = None
-    device: Annotated[str, Option("auto, cpu or cuda.")] = "auto"
+    device: Annotated[str, Option("auto, cpu, cuda, or cuda:1 for the second GPU.")] = "auto"
     slice: Annotated[
         str, Option("I/N: compute every Nth shard, starting with the Ith. Join the parts with `bird cache merge`.")
     ] = "1/1"

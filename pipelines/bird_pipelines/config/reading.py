@@ -29,6 +29,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 }
 # Values that hold for every data set, by the name that `--preset` gives them.
 NAMED_PRESETS: Mapping[str, Mapping[str, float]] = {"paper": {"at_beta": 1e6}}
+USUAL_STEPS: Mapping[str, float] = {"lr_step_epochs": 10, "lr_gamma": 0.1}
 AD_SHORT = 20  # epochs up to which the student of AD moves in every one
 
 
@@ -79,6 +80,7 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
         config = config.but(average=usual_average(config.method, config.part("method")))
     if weights.ad_every == 0:
         config = config.but(ad_every=1 if training.epochs <= AD_SHORT else 3)
+    config = config.but(**_steps(config))
     if training.warmup > training.epochs:
         raise UsageError(
             where="--warmup",
@@ -87,6 +89,22 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
             fix="lower it, or train longer",
         )
     return config
+
+
+def _steps(config: RunConfig) -> dict[str, float]:
+    """The settings of `--lr-schedule step`, where it is asked for. Raises UsageError for such a setting without it."""
+    given = {name: getattr(config.training, name) for name in USUAL_STEPS}
+    said = {name: value for name, value in given.items() if value is not None}
+    if config.training.lr_schedule == "step":
+        return {**USUAL_STEPS, **said}
+    if said:
+        raise UsageError(
+            where=", ".join(f"--{name.replace('_', '-')}" for name in said),
+            found=f"--lr-schedule {config.training.lr_schedule}",
+            wanted="--lr-schedule step, which alone reads it",
+            fix="add --lr-schedule step, or leave it out",
+        )
+    return {}
 
 
 def run_of(values: Mapping[str, Any], file: Path | None = None) -> RunConfig:

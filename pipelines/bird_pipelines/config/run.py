@@ -120,7 +120,9 @@ class Weights:
     pool: Annotated[
         bool,
         Option(
-            "bird-offsets: move all offsets together, along log p(class given group). For few meta rows.", flag="--pool"
+            "bird-offsets: move all offsets together, along log p(class given group). For few meta rows.",
+            flag="--pool",
+            later=True,
         ),
     ] = False
     soft_max: Annotated[
@@ -149,7 +151,38 @@ class Training:
         int, Option("Number of first epochs in which lambda is 0 and phi stays.", default="half of them", ge=-1)
     ] = -1
     batch_size: Annotated[int, Option("Samples per step.", ge=2)] = 128
-    lr: Annotated[float, Option("Adam's learning rate.", gt=0)] = 1e-3
+    lr: Annotated[float, Option("The student's learning rate.", gt=0)] = 1e-3
+    optimizer: Annotated[
+        Literal["adam", "adamw", "sgd"],
+        Option("The student's optimiser: adam, adamw, or sgd with momentum .9.", later=True),
+    ] = "adam"
+    weight_decay: Annotated[
+        float,
+        Option("Weight decay of the student. adamw decouples it; else it is added to the gradient.", ge=0, later=True),
+    ] = 0.0
+    lr_schedule: Annotated[
+        Literal["constant", "step", "cosine"],
+        Option(
+            "How --lr changes from epoch to epoch: constant, step (times --lr-gamma every --lr-step-epochs) or cosine.",
+            later=True,
+        ),
+    ] = "constant"
+    lr_step_epochs: Annotated[
+        int | None, Option("--lr-schedule step: epochs between two steps.", default="10", ge=1, later=True)
+    ] = None
+    lr_gamma: Annotated[
+        float | None, Option("--lr-schedule step: factor of each step.", default=".1", gt=0, le=1, later=True)
+    ] = None
+    early_stop: Annotated[
+        int,
+        Option(
+            "Stop after N epochs without a better balanced accuracy on meta, and keep the best student. Epochs of the "
+            "warmup do not count.",
+            default="0: never",
+            ge=0,
+            later=True,
+        ),
+    ] = 0
     meta_per_cell: Annotated[
         int, Option("Samples drawn from each (class, group) cell of the meta split per step.", ge=1)
     ] = 8
@@ -190,9 +223,17 @@ class Place:
     __pydantic_config__: ClassVar[Any] = STRICT
 
     out: Annotated[Path, Option("Folder to write; the same command resumes what is there.", place=True)]
-    device: Annotated[str, Option("auto, cpu or cuda.", place=True)] = "auto"
+    device: Annotated[str, Option("auto, cpu, cuda, or cuda:1 for the second GPU.", place=True)] = "auto"
     workers: Annotated[int, Option("Threads that decode images.", ge=1, place=True)] = 2
     checkpoint_seconds: Annotated[float, Option("Between two checkpoints.", gt=0, hidden=True, place=True)] = 60.0
+    report_to: Annotated[
+        str | None,
+        Option(
+            "Also record the curve in tensorboard, trackio, wandb or mlflow, separated by commas. Nothing leaves the "
+            "machine unless your environment says so: wandb is offline, mlflow a file beside OUT.",
+            place=True,
+        ),
+    ] = None
     profile: Annotated[
         bool, Option("Write a trace of a few steps into the run's folder.", flag="--profile", place=True)
     ] = False
@@ -235,8 +276,12 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run folder to be resumed, as JSON: everything that decides the result."""
-        places = {each.name for each in options_of_a_run() if each.option.place}
-        found = {name: as_json(value) for name, value in self.flat().items() if name not in places}
+        options, values = {each.name: each for each in options_of_a_run()}, self.flat()
+        found = {
+            name: as_json(values[name])
+            for name, each in options.items()
+            if not each.option.place and not (each.option.later and values[name] == each.default)
+        }
         # A data set's label says enough: a run on a cache need not be given the code.
         kinds = [kind for kind in self.own if kind != "dataset"]
         own = {kind: part.identity() for kind in kinds if (part := self.part(kind)) is not None}

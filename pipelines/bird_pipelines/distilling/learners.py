@@ -51,7 +51,14 @@ def make_learner(
     drawn = drawn.to(device)
     seed = seed_of(training.seed, 4)
     learner = method.learner(
-        drawn, teacher_dim=dim, stage_channels=stage_channels, lr=training.lr, mu2=method.hyper.mu2, seed=seed
+        drawn,
+        teacher_dim=dim,
+        stage_channels=stage_channels,
+        lr=training.lr,
+        mu2=method.hyper.mu2,
+        seed=seed,
+        optimizer=training.optimizer,
+        weight_decay=training.weight_decay,
     )
     if training.precision == "bf16":
         in_bf16(learner.model)

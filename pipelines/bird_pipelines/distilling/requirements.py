@@ -14,7 +14,14 @@ from bird_pipelines.distilling.data import RunData
 from bird_pipelines.marks import few
 from bird_pipelines.progress import tell
 
-__all__ = ["hyperparameters", "make_method", "require_samples", "tell_empty_cells", "tell_student"]
+__all__ = [
+    "hyperparameters",
+    "make_method",
+    "require_meta_to_stop",
+    "require_samples",
+    "tell_empty_cells",
+    "tell_student",
+]
 
 
 def hyperparameters(weights: Weights) -> Hyperparameters:
@@ -87,6 +94,17 @@ def require_samples(name: str, method: Method, data: RunData, limit: int | None 
                 fix=("raise --limit, " if limited else "add such samples, ")
                 + f"leave out the class or the group, or use a method that does without ({', '.join(others)})",
             )
+
+
+def require_meta_to_stop(training: Training, data: RunData) -> None:
+    """Raise UsageError for an early stop where there is no meta sample to judge by."""
+    if training.early_stop and not len(data.rows("meta")):
+        raise UsageError(
+            where=f"--early-stop {training.early_stop}",
+            found="no sample in the meta split",
+            wanted="meta rows: their balanced accuracy says which epoch is best",
+            fix="leave it out, or put rows into the meta split",
+        )
 
 
 def tell_empty_cells(data: RunData) -> None:

@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bird.errors import unknown_name
-from bird.measuring.metrics import assess
+from bird.errors import DataError, unknown_name
+from bird.measuring.caveats import trivial, undefined
+from bird.measuring.metrics import assess, confusion, mean_deo, recalls
 from bird.students import Student
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.predictions import save_predictions
 
-__all__ = ["logits_of", "score"]
+__all__ = ["logits_of", "meta_score", "score"]
 
 BATCH = 256
 
@@ -67,3 +68,28 @@ def score(
         for name, each in data.factors.items()
     }
     return by(crossed, data.group_names) | ({"marginals": marginals} if marginals else {})
+
+
+def meta_score(student: Student, data: RunData, device: torch.device, *, balanced: bool) -> dict[str, Any] | None:
+    """Accuracy and mean-DEO on the meta split, x100, and why the gap says nothing, if so; None where there is no meta
+    sample. A gap is None where a cell is empty. With `balanced` the balanced accuracy, too."""
+    rows, table, names = data.rows("meta"), data.table, data.class_names
+    if not len(rows):
+        return None
+    predictions = logits_of(student, data, rows, device).argmax(1).numpy()
+    counts = confusion(table.labels[rows], table.groups[rows], predictions, len(names), len(data.group_names))
+    accuracy = None if "accuracy" in undefined(counts) else float(100 * (predictions == table.labels[rows]).mean())
+    found: dict[str, Any] = {"accuracy": accuracy, "trivial": trivial(counts, names)}
+    if balanced:
+        found["balanced_accuracy"] = balanced_accuracy(counts)
+    try:
+        return found | {"mean_deo": mean_deo(recalls(counts))}
+    except DataError:
+        return found | {"mean_deo": None}
+
+
+def balanced_accuracy(counts: Int[NDArray[np.int64], "classes groups classes"]) -> float:
+    """The mean recall of the (class, group) cells that have a row, x100. A student that serves the large cells alone, or
+    names one class, scores low here; a gap would not show it."""
+    rows, right = counts.sum(2), np.einsum("cmc->cm", counts)
+    return float(100 * (right[rows > 0] / rows[rows > 0]).mean())

@@ -34,6 +34,7 @@ from bird_pipelines.distilling.data import RunData
 from bird_pipelines.distilling.epoch_losses import Pending
 from bird_pipelines.distilling.profiling import Clock
 from bird_pipelines.distilling.requirements import hyperparameters, tell_empty_cells
+from bird_pipelines.distilling.schedule import rate_factor, scale_rate
 from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.distilling.training import LESS, Trainer, distill, outcome, read
 from bird_pipelines.progress import Interrupted, progress, stop_requests
@@ -86,7 +87,9 @@ def groups_of(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
 
 
 def stackable(config: RunConfig) -> bool:
-    """Whether runs like this one can be trained side by side."""
+    """Whether runs like this one can be trained side by side. Runs that stop early each end at an epoch of their own."""
+    if config.training.early_stop:
+        return False
     if config.student not in STUDENTS or STUDENTS[config.student].input != "features" or config.method not in METHODS:
         return False
     return build_method(config.method, Hyperparameters(), 2).stackable
@@ -110,12 +113,16 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
             for start in range(0, len(left), most):
                 assert source is not None
                 trainers = [Trainer(config, data) for config in left[start : start + most]]
-                for trainer in trainers:
-                    trainer.restore()
-                for together in at_one_place(trainers):
-                    Stack(together, source).run()
-                for trainer in trainers:
-                    trainer.conclude()
+                try:
+                    for trainer in trainers:
+                        trainer.restore()
+                    for together in at_one_place(trainers):
+                        Stack(together, source).run()
+                    for trainer in trainers:
+                        trainer.conclude()
+                finally:
+                    for trainer in trainers:
+                        trainer.trackers.release()
 
 
 def models_at_once(data: RunData) -> int:
@@ -193,6 +200,7 @@ class Stack:
         with stop_requests() as stop, progress(what, "samples", total, done) as advance:
             while first.epoch < config.training.epochs:
                 self.method.begin_epoch(first.epoch)
+                scale_rate(self.learner.optimizer, rate_factor(config.training, first.epoch))
                 orders = np.stack([shuffled(each.train_rows, each.seed, each.epoch) for each in self.trainers])
                 began = saved = time.monotonic()
                 self.clock.start()

@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.devices import choose_device, enough_memory, threads
-from bird.errors import DataError, EmptyCellError
-from bird.measuring.caveats import trivial, undefined
-from bird.measuring.metrics import confusion, mean_deo, recalls
-from bird.methods import Batch, SingleLearner
+from bird.errors import EmptyCellError
+from bird.methods import Batch
 from bird.precision import require_precision
 from bird.step.offsets import Offsets
 from bird.student_views import draw_views
@@ -32,20 +30,33 @@ from bird_cache.order import StratifiedRows, batches, raw, shuffled
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.data import RunData, load_data
-from bird_pipelines.distilling.epoch_losses import Pending
+from bird_pipelines.distilling.epoch_losses import Pending, gate_histogram
 from bird_pipelines.distilling.groups import with_known_groups
 from bird_pipelines.distilling.learners import make_learner
 from bird_pipelines.distilling.profiling import PARTS, Clock, Tracer
-from bird_pipelines.distilling.requirements import make_method, require_samples, tell_empty_cells, tell_student
-from bird_pipelines.distilling.scoring import logits_of, score
+from bird_pipelines.distilling.requirements import (
+    make_method,
+    require_meta_to_stop,
+    require_samples,
+    tell_empty_cells,
+    tell_student,
+)
+from bird_pipelines.distilling.schedule import (
+    best_epoch,
+    chosen,
+    rate_factor,
+    scale_rate,
+    stopped_early,
+)
+from bird_pipelines.distilling.scoring import meta_score, score
 from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.marks import with_caveats
 from bird_pipelines.prefetch import one_ahead
 from bird_pipelines.progress import Interrupted, progress, stop_requests
+from bird_pipelines.tracking import Trackers
 
 __all__ = ["Material", "Trainer", "distill", "outcome"]
 
-GATE_BINS = 50
 LESS = "lower --batch-size or --meta-per-cell, or add --recompute; what was saved is kept"
 LIBRARIES = ("bird-distill", "torch", "torchvision", "numpy", "zarr")
 
@@ -83,8 +94,11 @@ def finish(config: RunConfig, data: RunData) -> None:
             # An adapter's matrices are small: a second thread gained 14 % on an idle machine, and cost a factor of five
             # beside another program, since idle threads spin.
             with threads(1 if data.images is None else torch.get_num_threads()):
-                trainer.run()
-                trainer.conclude()
+                try:
+                    trainer.run()
+                    trainer.conclude()
+                finally:
+                    trainer.trackers.release()
 
 
 def outcome(config: RunConfig) -> dict[str, Any]:
@@ -120,6 +134,7 @@ class Trainer:
             part=config.part("method"),
         )
         require_samples(config.method, self.method, data, config.source.limit)
+        require_meta_to_stop(config.training, data)
         self.moments = data.moments() if self.method.features else None
         channels = data.stages.open(self.method.stages) if self.method.stages and data.stages is not None else []
         self.method.prepare(data.cell_counts("train"), data.cell_counts("meta"))
@@ -149,22 +164,26 @@ class Trainer:
         self.sums: dict[str, float] = {}
         self.pending = Pending()
         self.curve: list[dict[str, Any]] = []
+        self.trackers = Trackers(self.place.report_to, self.place.out, config.identity())
         self.teacher_logits: Tensor | None = None
+        self.best: dict[str, Tensor] = {}
+        """the student of the best epoch so far, where the run may stop early"""
 
     def run(self) -> None:
         """All epochs that are left."""
         self.restore()
         self.clock.watch(self.learner)
-        if self.method.logits and self.epoch < self.training.epochs:
+        if self.method.logits and not self.ended:
             self.teacher_logits = teacher_logits(self.data, self.training, self.device)
         total = self.training.epochs * len(self.train_rows)
         done = self.epoch * len(self.train_rows) + self.consumed
         what = f"{self.config.method} -> {self.config.student}"
         with stop_requests() as stop, progress(what, "samples", total, done) as advance:
-            while self.epoch < self.training.epochs:
+            while not self.ended:
                 began = saved = time.monotonic()
                 self.clock.start()
                 self.method.begin_epoch(self.epoch)
+                scale_rate(self.learner.optimizer, rate_factor(self.training, self.epoch))
                 order = shuffled(self.train_rows, self.seed, self.epoch)
                 self.clock.enter("data")
                 with closing(self.materials(order)) as materials:
@@ -183,6 +202,16 @@ class Trainer:
                 self.end_epoch()
         if self.tracer is not None:
             self.tracer.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether no epoch is left."""
+        return self.epoch >= self.training.epochs or stopped_early(self.training, self.curve, self.unsettled)
+
+    @property
+    def unsettled(self) -> int:
+        """How many first epochs do not count for an early stop: those in which the method is not yet itself."""
+        return self.training.warmup if self.method.gated else 0
 
     @property
     def warm(self) -> bool:
@@ -263,27 +292,16 @@ class Trainer:
             line["offsets"] = [[round(value, 4) for value in row] for row in self.learner.gate.phi.tolist()]
         elif self.method.gated:
             line["gate"] = {"counts": gate_histogram(self.learner)}
-        line["meta"] = self.meta_score()
+        balanced = self.training.early_stop > 0
+        line["meta"] = meta_score(self.learner.student, self.data, self.device, balanced=balanced)
         self.curve.append(line)
+        if self.training.early_stop and best_epoch(self.curve, self.unsettled) == self.epoch:
+            self.best = {name: value.clone() for name, value in self.learner.student.state_dict().items()}
         self.sums, self.consumed = {}, 0
         lines = "".join(json.dumps(each) + "\n" for each in self.curve)
         replace(self.place.out / "curve.jsonl", lines.encode())
         self.save()
-
-    def meta_score(self) -> dict[str, Any] | None:
-        """Accuracy and mean-DEO on the meta split, x100, and why the gap says nothing, if so; None where there is no meta
-        sample. A gap is None where a cell is empty."""
-        rows, table, names = self.data.rows("meta"), self.data.table, self.data.class_names
-        if not len(rows):
-            return None
-        predictions = logits_of(self.learner.student, self.data, rows, self.device).argmax(1).numpy()
-        counts = confusion(table.labels[rows], table.groups[rows], predictions, len(names), len(self.data.group_names))
-        accuracy = None if "accuracy" in undefined(counts) else float(100 * (predictions == table.labels[rows]).mean())
-        found = {"accuracy": accuracy, "trivial": trivial(counts, names)}
-        try:
-            return found | {"mean_deo": mean_deo(recalls(counts))}
-        except DataError:
-            return found | {"mean_deo": None}
+        self.trackers.epochs(self.curve)
 
     def save(self) -> None:
         """Everything that cannot be derived, in one checkpoint."""
@@ -300,6 +318,7 @@ class Trainer:
             tensors |= runs.optimizer_tensors("aide_optimizer", learner.aide_optimizer)
         if learner.average is not None:
             tensors |= {f"average.{name}": value for name, value in learner.average.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
         state: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "consumed": self.consumed}
         state |= {"seconds": self.seconds, "parts": self.clock.seconds, "sums": self.sums, "curve": self.curve}
         state |= {"fingerprint": self.data.fingerprint, "initial": self.initial}
@@ -313,6 +332,7 @@ class Trainer:
             self.take(tensors)
             if self.learner.average is not None:
                 self.learner.average.load_state_dict(runs.under("average", tensors))
+            self.best = runs.under("best", tensors)
             self.epoch, self.step, self.consumed = state["epoch"], state["step"], state["consumed"]
             self.seconds, self.sums, self.curve = state["seconds"], state["sums"], state["curve"]
             self.clock.seconds = dict.fromkeys(PARTS, 0.0) | state.get("parts", {})
@@ -333,13 +353,20 @@ class Trainer:
         if learner.aide_optimizer is not None:
             runs.restore_optimizer("aide_optimizer", learner.aide_optimizer, tensors)
 
+    def take_best(self) -> None:
+        """The student of the best epoch, where the run could stop early."""
+        if self.best:
+            self.learner.student.load_state_dict(self.best)
+
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
         out, data, student = self.place.out, self.data, self.learner.student
+        self.take_best()
         white = data.images.white_level if data.images else None
         files = student_files(student, data.fingerprint, data.class_names, data.group_names, white)
         for name, content in files.items():
             replace(out / name, content)
+        scores = {}
         for split in self.config.scored():
             keep = out if split != "meta" else None
             metrics: Mapping[str, Any] = {"error": f"no sample in the {split} split"}
@@ -349,6 +376,8 @@ class Trainer:
                 except EmptyCellError as error:
                     metrics = {"error": str(error)}
             runs.write_json(out / f"metrics-{split}.json", metrics)
+            scores[split] = metrics
+        self.trackers.end(self.curve, scores)
         runs.finish(out, self.summary())
 
     def summary(self) -> dict[str, Any]:
@@ -377,6 +406,7 @@ class Trainer:
             "models_at_once": self.beside,
             "view_policy": data.view_policy(self.training.augment, staged=self.method.stages is not None),
             "versions": {name: version(name) for name in LIBRARIES},
+            **({"early_stop": chosen(self.curve, self.unsettled)} if self.training.early_stop else {}),
         }
 
 
@@ -385,11 +415,3 @@ def meta_of(material: Material, clock: Clock) -> Batch:
     assert material.meta is not None, "a method that takes meta batches without saying so (Method.meta)"
     clock.enter("meta")
     return material.meta
-
-
-def gate_histogram(learner: SingleLearner) -> list[int]:
-    """How many gate values fall in each of the bins of [0, 1]."""
-    assert learner.gate is not None
-    phi = torch.cat([parameter.detach().flatten() for parameter in learner.gate.parameters()])
-    values = torch.sigmoid(phi).cpu().numpy()
-    return [int(count) for count in np.histogram(values, GATE_BINS, (0.0, 1.0))[0]]
