@@ -16,6 +16,7 @@ from bird.step.feedback import Weight
 from bird.step.gate import Gate, StageGates, move
 from bird.step.guard import Guard
 from bird.step.offsets import Offsets
+from bird.step.ranks import ALONE, Ranks
 from bird.students import StagedOutput, Student, StudentOutput, last_stage, require_stages
 
 __all__ = ["Batch", "Hyperparameters", "Learner", "Losses", "Method", "Regressed", "SingleLearner"]
@@ -120,15 +121,17 @@ class Regressed(nn.Module):
 
 class Learner(ABC):
     """What training changes, as a method sees it: a student, and a gate if there is a teacher. The guard watches the
-    student's feedback; it changes nothing, and no checkpoint holds it."""
+    student's feedback; it changes nothing, and no checkpoint holds it. `ranks` are the processes that train it together."""
 
     model: nn.Module
     gate: Gate | StageGates | Offsets | None
     guard: Guard
+    ranks: Ranks = ALONE
 
     @abstractmethod
-    def descend(self, loss: Float[Tensor, "*models"]) -> None:
-        """One Adam step of the student on `loss`."""
+    def descend(self, loss: Float[Tensor, "*models"], *, summed: bool = False) -> None:
+        """One Adam step of the student on `loss`: a mean over the rows of the batch, or, where it is `summed`, one whose
+        gradients add up over the ranks."""
 
     @abstractmethod
     def move_gate(self, gradients: Sequence[Tensor]) -> None:
@@ -184,9 +187,10 @@ class SingleLearner(Learner):
             return self.model.student
         return cast("Student", self.average.module)
 
-    def descend(self, loss: Float[Tensor, "*models"]) -> None:
+    def descend(self, loss: Float[Tensor, "*models"], *, summed: bool = False) -> None:
         """One Adam step of the student on `loss`."""
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss if summed else self.ranks.part(loss))
+        self.ranks.sum_gradients(self.model.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # not held during the next forward pass
         self.update_average()
