@@ -229,6 +229,8 @@ class Method(ABC):
     cells: Mapping[str, str] = {}
     """the splits of which the method needs a sample in every (class, group) cell, and why: without one it is another
     method"""
+    one_process = ""
+    """why several processes cannot train one student with it (bird.step.ranks); empty where they can"""
     recompute = False
     """to be set: two more forward passes a step rather than two graphs at once, where a meta batch is in it"""
     number = 0

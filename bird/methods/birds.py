@@ -13,7 +13,7 @@ from torch import Tensor
 from bird.losses.terms import bias_loss, cross_entropy
 from bird.losses.weighting import adjusted_cross_entropy, log_prior
 from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method, Regressed
-from bird.methods.baselines import MMD_CELLS
+from bird.methods.baselines import ALL_PAIRS, MMD_CELLS
 from bird.methods.bird_step import bird_loss, task_loss
 from bird.methods.distances import Distance, attention_distance, feature_distance, mmd_distance
 from bird.step.feedback import Through
@@ -169,4 +169,5 @@ def bird_mfd(hyper: Hyperparameters, groups: int) -> Bird:
     """BIRD around MFD: the teacher's features are gated before they meet the student's (Table 5)."""
     method = Bird(hyper, groups, distance=mmd_distance(hyper.mfd_weight, groups))
     method.cells = {**method.cells, **MMD_CELLS}
+    method.one_process = ALL_PAIRS
     return method

@@ -133,4 +133,6 @@ def test_a_total_has_no_forward_mode():
 
 def test_rows_are_dealt_without_loss():
     batch = batch_of(0)
-    assert sorted(torch.cat([own(batch, rank, 5).labels for rank in range(5)]).tolist()) == batch.labels.sort()[0].tolist()
+    assert (
+        sorted(torch.cat([own(batch, rank, 5).labels for rank in range(5)]).tolist()) == batch.labels.sort()[0].tolist()
+    )

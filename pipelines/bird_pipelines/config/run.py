@@ -135,7 +135,7 @@ class Training:
     warmup: Annotated[
         int, Option("Number of first epochs in which lambda is 0 and phi stays.", default="half of them", ge=-1)
     ] = -1
-    batch_size: Annotated[int, Option("Samples per step.", ge=2)] = 128
+    batch_size: Annotated[int, Option("Samples per step, of all processes together under torchrun.", ge=2)] = 128
     lr: Annotated[float, Option("Adam's learning rate.", gt=0)] = 1e-3
     meta_per_cell: Annotated[
         int, Option("Samples drawn from each (class, group) cell of the meta split per step.", ge=1)
@@ -171,6 +171,9 @@ class Place:
     device: Annotated[str, Option("auto, cpu or cuda.", place=True)] = "auto"
     workers: Annotated[int, Option("Threads that decode images.", ge=1, place=True)] = 2
     checkpoint_seconds: Annotated[float, Option("Between two checkpoints.", gt=0, hidden=True, place=True)] = 60.0
+    rank_seconds: Annotated[
+        float, Option("Under torchrun: how long a process waits for the others.", gt=0, hidden=True, place=True)
+    ] = 600.0
     profile: Annotated[
         bool, Option("Write a trace of a few steps into the run's folder.", flag="--profile", place=True)
     ] = False

@@ -10,9 +10,10 @@ from bird.errors import RunError, UsageError
 from bird.students import Student, load_student
 from bird_cache.errors import NotACacheError, StaleCacheError
 from bird_pipelines import runs
-from bird_pipelines.config import RunConfig
+from bird_pipelines.config import Place, RunConfig
 from bird_pipelines.config.reading import run_of
 from bird_pipelines.distilling.data import RunData, load_data
+from bird_pipelines.distilling.ranks import joined
 from bird_pipelines.distilling.scoring import score
 
 __all__ = ["evaluate", "open_run", "run_config"]
@@ -28,11 +29,14 @@ def evaluate(
     run, NotACacheError if its cache is missing, StaleCacheError if the path holds another cache, UsageError for
     an unknown split.
     """
-    student, data, _ = open_run(run, data_root=data_root, cache=cache)
-    device = choose_device("auto")
-    metrics = score(student.to(device), data, split, device, save_to=run).as_json()
-    runs.write_json(run / f"metrics-{split}.json", metrics)
-    return metrics
+    with joined(Place(out=run)) as world:
+        student, data, _ = open_run(run, data_root=data_root, cache=cache)
+        device = choose_device("auto")
+        keep = run if world.first else None
+        metrics = score(student.to(device), data, split, device, keep, world).as_json()
+        if world.first:
+            runs.write_json(run / f"metrics-{split}.json", metrics)
+        return metrics
 
 
 def open_run(

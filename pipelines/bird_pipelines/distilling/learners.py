@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from bird.methods import Method, SingleLearner
 from bird.precision import in_bf16
@@ -14,7 +15,9 @@ from bird_cache.order import raw
 from bird_pipelines.config import Training
 from bird_pipelines.distilling.data import RunData
 
-__all__ = ["make_learner", "seed_of"]
+__all__ = ["batch_statistics", "gate_histogram", "make_learner", "seed_of"]
+
+GATE_BINS = 50
 
 
 def make_learner(
@@ -50,3 +53,18 @@ def make_learner(
 def seed_of(seed: int, purpose: int) -> int:
     """A seed for torch that differs by purpose."""
     return int(raw(seed, purpose, count=1)[0] >> np.uint64(1))
+
+
+def batch_statistics(model: nn.Module, worlds: list[int]) -> str | None:
+    """Which rows a batch norm's statistics are of; None where the student has none."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return None
+    return "each rank's own rows of a batch" if max(worlds) > 1 else "all rows of a batch"
+
+
+def gate_histogram(learner: SingleLearner) -> list[int]:
+    """How many gate values fall in each of the bins of [0, 1]."""
+    assert learner.gate is not None
+    phi = torch.cat([parameter.detach().flatten() for parameter in learner.gate.parameters()])
+    values = torch.sigmoid(phi).cpu().numpy()
+    return [int(count) for count in np.histogram(values, GATE_BINS, (0.0, 1.0))[0]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.devices import choose_device, enough_memory, threads
-from bird.errors import DataError, EmptyCellError
-from bird.measuring.caveats import trivial, undefined
-from bird.measuring.metrics import confusion, mean_deo, recalls
-from bird.methods import Batch, SingleLearner
+from bird.errors import EmptyCellError
+from bird.methods import Batch
 from bird.precision import require_precision
 from bird.step.offsets import Offsets
 from bird.student_views import draw_views
@@ -34,10 +32,11 @@ from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.data import RunData, load_data
 from bird_pipelines.distilling.epoch_losses import Pending
 from bird_pipelines.distilling.groups import with_known_groups
-from bird_pipelines.distilling.learners import make_learner
+from bird_pipelines.distilling.learners import batch_statistics, gate_histogram, make_learner
 from bird_pipelines.distilling.profiling import PARTS, Clock, Tracer
+from bird_pipelines.distilling.ranks import ONE, World, joined, refuse_ranks
 from bird_pipelines.distilling.requirements import make_method, require_samples, tell_empty_cells
-from bird_pipelines.distilling.scoring import logits_of, score
+from bird_pipelines.distilling.scoring import meta_score, score
 from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.marks import with_caveats
 from bird_pipelines.prefetch import one_ahead
@@ -45,7 +44,6 @@ from bird_pipelines.progress import Interrupted, progress, stop_requests
 
 __all__ = ["Material", "Trainer", "distill", "outcome"]
 
-GATE_BINS = 50
 LESS = "lower --batch-size or --meta-per-cell, or add --recompute; what was saved is kept"
 LIBRARIES = ("bird-distill", "torch", "torchvision", "numpy", "zarr")
 
@@ -56,13 +54,15 @@ def distill(config: RunConfig) -> dict[str, Any]:
 
     Raises RunError if the folder holds another run, the cache's and the data set's errors, UsageError for a method
     that needs what is not there or a precision that the device has not, EmptyCellError for one that needs a sample in
-    every cell; all of them before the folder is touched. Interrupted after saving a checkpoint.
+    every cell; all of them before the folder is touched. Interrupted after saving a checkpoint. Under torchrun all of
+    its processes train the run together (bird_pipelines.distilling.ranks); LostRankError where another one ends.
     """
-    require_precision(config.training.precision, choose_device(config.place.device))
-    data = read(config)
-    with enough_memory(f"--batch-size {config.training.batch_size}", LESS):
-        finish(config, data)
-    return outcome(config)
+    with joined(config.place) as world:
+        require_precision(config.training.precision, choose_device(config.place.device))
+        data = read(config)
+        with enough_memory(f"--batch-size {config.training.batch_size}", LESS):
+            finish(config, data, world)
+        return outcome(config)
 
 
 def read(config: RunConfig) -> RunData:
@@ -71,19 +71,23 @@ def read(config: RunConfig) -> RunData:
     return with_known_groups(data, config.source.groups_known, config.method)
 
 
-def finish(config: RunConfig, data: RunData) -> None:
-    """Do what is left of a run."""
+def finish(config: RunConfig, data: RunData, world: World = ONE) -> None:
+    """Do what is left of a run. Rank 0 of the world has the folder."""
     # Made before the folder is claimed: one that a misspelt name had claimed would refuse the right one.
-    trainer = None if (config.place.out / "run.json").exists() else Trainer(config, data)
-    runs.claim(config, data.fingerprint)
-    with write_lock(config.place.out):
-        if trainer is not None and not (config.place.out / "run.json").exists():
+    _, done = world.decide(False, (config.place.out / "run.json").exists())
+    trainer = None if done else Trainer(config, data, world)
+    if world.first:
+        runs.claim(config, data.fingerprint)
+    with write_lock(config.place.out) if world.first else nullcontext():
+        _, done = world.decide(False, (config.place.out / "run.json").exists())
+        if trainer is not None and not done:
             tell_empty_cells(data)
             # An adapter's matrices are small: a second thread gained 14 % on an idle machine, and cost a factor of five
             # beside another program, since idle threads spin.
-            with threads(1 if data.images is None else torch.get_num_threads()):
+            with threads(1 if data.images is None else world.threads()):
                 trainer.run()
                 trainer.conclude()
+        world.wait()
 
 
 def outcome(config: RunConfig) -> dict[str, Any]:
@@ -95,17 +99,20 @@ def outcome(config: RunConfig) -> dict[str, Any]:
 
 
 class Material(NamedTuple):
-    """What one step works on, on its device: the batch, and the meta batch where the step has one."""
+    """What one step works on, on its device: the batch, and the meta batch where the step has one; how many rows the batches
+    of all ranks have, and what share of them is in this one."""
 
     batch: Batch
     meta: Batch | None
+    rows: int
+    share: float
 
 
 class Trainer:
     """One run in progress: what it reads, what it changes, and where it stands."""
 
-    def __init__(self, config: RunConfig, data: RunData) -> None:
-        self.config, self.data = config, data
+    def __init__(self, config: RunConfig, data: RunData, world: World = ONE) -> None:
+        self.config, self.data, self.world = config, data, world
         self.training, self.place = config.training, config.place
         self.seed = self.training.seed
         self.device = choose_device(self.place.device)
@@ -124,23 +131,27 @@ class Trainer:
         if self.training.start_from is not None:
             runs.begin_from(config, data.fingerprint)  # refused before the folder is claimed
         self.learner = make_learner(config.student, self.training, data, self.device, self.method, channels)
+        self.learner.ranks, self.worlds = world.ranks, [world.size]
         self.train_rows, meta, table = data.rows("train"), data.rows("meta"), data.table
         self.meta_rows = StratifiedRows(
             meta, table.labels[meta], table.groups[meta], per_cell=self.training.meta_per_cell, seed=self.training.seed
         )
+        drawn = len(self.meta_rows.draw(0)) if self.method.meta else None
+        refuse_ranks(world, config.method, self.method.one_process, self.training.batch_size, drawn)
         self.epoch = self.step = self.consumed = 0
         self.beside = 1
         self.seconds = 0.0
         self.clock = Clock(self.device, wait=self.place.profile)
-        self.tracer = Tracer(self.place.out, self.clock) if self.place.profile else None
+        self.tracer = Tracer(self.place.out, self.clock) if self.place.profile and world.first else None
         self.sums: dict[str, float] = {}
-        self.pending = Pending()
+        self.pending = Pending(world.ranks)
         self.curve: list[dict[str, Any]] = []
         self.teacher_logits: Tensor | None = None
 
     def run(self) -> None:
         """All epochs that are left."""
         self.restore()
+        self.world.require_same_start([*self.learner.model.parameters(), torch.from_numpy(self.train_rows)])
         self.clock.watch(self.learner)
         if self.method.logits and self.epoch < self.training.epochs:
             self.teacher_logits = teacher_logits(self.data, self.training, self.device)
@@ -157,12 +168,13 @@ class Trainer:
                 with closing(self.materials(order)) as materials:
                     for material in materials:
                         self.one_step(material)
-                        advance(len(material.batch.labels), f"epoch {self.epoch + 1}/{self.training.epochs}")
+                        advance(material.rows, f"epoch {self.epoch + 1}/{self.training.epochs}")
                         now = time.monotonic()
-                        if stop() or now - saved > self.place.checkpoint_seconds:
+                        stopped, late = self.world.decide(stop(), now - saved > self.place.checkpoint_seconds)
+                        if stopped or late:
                             self.seconds, began, saved = self.seconds + now - began, now, now
                             self.save()
-                        if stop():
+                        if stopped:
                             raise Interrupted
                         self.clock.enter("data")
                 self.clock.enter("other")
@@ -185,9 +197,17 @@ class Trainer:
         return one_ahead(lambda each: self.material(*each), steps)
 
     def material(self, step: int, rows: NDArray[np.int64]) -> Material:
-        """What the given step of this epoch needs for the given train rows: a function of these and the seed alone."""
-        batch = self.batch(rows, self.views(step, len(rows)), self.stored_views(step, len(rows)))
-        return Material(batch, self.batch(self.meta_rows.draw(step)) if self.method.meta and self.warm else None)
+        """What the given step of this epoch needs for the given train rows: a function of these and the seed alone, of which
+        each rank has its part."""
+        count, meta = len(rows), None
+        mine, share = self.world.deal(count)
+        views = [
+            None if each is None else each[mine] for each in (self.views(step, count), self.stored_views(step, count))
+        ]
+        if self.method.meta and self.warm:
+            drawn = self.meta_rows.draw(step)
+            meta = self.batch(drawn[self.world.deal(len(drawn))[0]])
+        return Material(self.batch(rows[mine], *views), meta, count, share)
 
     def one_step(self, material: Material) -> None:
         """One update of the student."""
@@ -196,11 +216,11 @@ class Trainer:
             self.tracer.before_step(self.warm or self.training.warmup == self.training.epochs)
         self.learner.model.train()
         clock.enter("forward")
-        self.method.number = self.step
+        self.method.number, self.learner.ranks.share = self.step, material.share
         losses = self.method.step(self.learner, material.batch, lambda: meta_of(material, clock), warm=self.warm)
         clock.enter("other")
-        self.pending.add(losses, len(material.batch.labels), [self.sums])
-        self.count(len(material.batch.labels))
+        self.pending.add(losses, len(material.batch.labels) if material.share else 0, [self.sums])
+        self.count(material.rows)
 
     def count(self, rows: int) -> None:
         """A step on `rows` rows is done."""
@@ -250,31 +270,19 @@ class Trainer:
             line["offsets"] = [[round(value, 4) for value in row] for row in self.learner.gate.phi.tolist()]
         elif self.method.gated:
             line["gate"] = {"counts": gate_histogram(self.learner)}
-        line["meta"] = self.meta_score()
+        line["meta"] = meta_score(self.learner.student, self.data, self.device, self.world)
         self.curve.append(line)
         self.sums, self.consumed = {}, 0
         lines = "".join(json.dumps(each) + "\n" for each in self.curve)
-        replace(self.place.out / "curve.jsonl", lines.encode())
+        if self.world.first:
+            replace(self.place.out / "curve.jsonl", lines.encode())
         self.save()
-
-    def meta_score(self) -> dict[str, Any] | None:
-        """Accuracy and mean-DEO on the meta split, x100, and why the gap says nothing, if so; None where there is no meta
-        sample. A gap is None where a cell is empty."""
-        rows, table, names = self.data.rows("meta"), self.data.table, self.data.class_names
-        if not len(rows):
-            return None
-        predictions = logits_of(self.learner.student, self.data, rows, self.device).argmax(1).numpy()
-        counts = confusion(table.labels[rows], table.groups[rows], predictions, len(names), len(self.data.group_names))
-        accuracy = None if "accuracy" in undefined(counts) else float(100 * (predictions == table.labels[rows]).mean())
-        found = {"accuracy": accuracy, "trivial": trivial(counts, names)}
-        try:
-            return found | {"mean_deo": mean_deo(recalls(counts))}
-        except DataError:
-            return found | {"mean_deo": None}
 
     def save(self) -> None:
         """Everything that cannot be derived, in one checkpoint."""
         self.pending.settle([self.sums])
+        if not self.world.first:
+            return
         learner = self.learner
         tensors = {f"model.{name}": value for name, value in learner.model.state_dict().items()}
         tensors |= runs.optimizer_tensors("optimizer", learner.optimizer)
@@ -289,7 +297,7 @@ class Trainer:
             tensors |= {f"average.{name}": value for name, value in learner.average.state_dict().items()}
         state: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "consumed": self.consumed}
         state |= {"seconds": self.seconds, "parts": self.clock.seconds, "sums": self.sums, "curve": self.curve}
-        state["fingerprint"] = self.data.fingerprint
+        state |= {"fingerprint": self.data.fingerprint, "ranks": self.worlds}
         runs.save_checkpoint(self.place.out, self.step, tensors, state)
 
     def restore(self) -> None:
@@ -302,6 +310,8 @@ class Trainer:
                 self.learner.average.load_state_dict(runs.under("average", tensors))
             self.epoch, self.step, self.consumed = state["epoch"], state["step"], state["consumed"]
             self.seconds, self.sums, self.curve = state["seconds"], state["sums"], state["curve"]
+            before = state.get("ranks", [1])
+            self.worlds = before if before[-1] == self.world.size else [*before, self.world.size]
             self.clock.seconds = dict.fromkeys(PARTS, 0.0) | state.get("parts", {})
         elif self.training.start_from is not None:
             self.take(runs.begin_from(self.config, self.data.fingerprint))
@@ -321,21 +331,23 @@ class Trainer:
 
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
-        out, data, student = self.place.out, self.data, self.learner.student
+        out, data, student, first = self.place.out, self.data, self.learner.student, self.world.first
         white = data.images.white_level if data.images else None
         files = student_files(student, data.fingerprint, data.class_names, data.group_names, white)
-        for name, content in files.items():
+        for name, content in files.items() if first else ():
             replace(out / name, content)
         for split in self.config.scored():
-            keep = out if split != "meta" else None
+            keep = out if split != "meta" and first else None
             metrics: Mapping[str, Any] = {"error": f"no sample in the {split} split"}
             if len(data.rows(split)):
                 try:
-                    metrics = score(student, data, split, self.device, keep).as_json()
+                    metrics = score(student, data, split, self.device, keep, self.world).as_json()
                 except EmptyCellError as error:
                     metrics = {"error": str(error)}
-            runs.write_json(out / f"metrics-{split}.json", metrics)
-        runs.finish(out, self.summary())
+            if first:
+                runs.write_json(out / f"metrics-{split}.json", metrics)
+        if first:
+            runs.finish(out, self.summary())
 
     def summary(self) -> dict[str, Any]:
         """What run.json says."""
@@ -357,6 +369,8 @@ class Trainer:
             "estimated_groups": data.estimated,
             "probe_accuracy": data.probe,
             "models_at_once": self.beside,
+            "ranks": self.worlds,
+            "batch_statistics": batch_statistics(self.learner.model, self.worlds),
             "view_policy": data.view_policy(self.training.augment, staged=self.method.stages is not None),
             "versions": {name: version(name) for name in LIBRARIES},
         }
@@ -367,11 +381,3 @@ def meta_of(material: Material, clock: Clock) -> Batch:
     assert material.meta is not None, "a method that takes meta batches without saying so (Method.meta)"
     clock.enter("meta")
     return material.meta
-
-
-def gate_histogram(learner: SingleLearner) -> list[int]:
-    """How many gate values fall in each of the bins of [0, 1]."""
-    assert learner.gate is not None
-    phi = torch.cat([parameter.detach().flatten() for parameter in learner.gate.parameters()])
-    values = torch.sigmoid(phi).cpu().numpy()
-    return [int(count) for count in np.histogram(values, GATE_BINS, (0.0, 1.0))[0]]
