@@ -93,14 +93,13 @@ class Ranks:
 
     def agree(self, tensors: Iterable[Tensor]) -> bool:
         """Whether all ranks have the same bytes here (by a checksum of 20 bits)."""
-        checksum = 0
+        checksum, tensors = 0, [*tensors]
         for each in tensors:
             checksum = zlib.crc32(each.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, checksum)
-            device = each.device
         if self.reduce is None:
             return True
         own = checksum & 0xFFFFF  # its square and the sums of them are exact in double precision
-        (sums,) = self.sum([torch.tensor([1, own, own**2], dtype=torch.float64, device=device)])
+        (sums,) = self.sum([torch.tensor([1, own, own**2], dtype=torch.float64, device=tensors[0].device)])
         ranks, first, second = map(int, sums.tolist())
         return ranks * second == first**2  # equality in Cauchy and Schwarz: all are equal
 

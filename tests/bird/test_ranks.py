@@ -1,8 +1,10 @@
 """Several processes take the step that one takes on all their rows: real processes under torchrun, gloo, loopback."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,18 +20,18 @@ from bird.step.ranks import Ranks
 BOUND = 1e-10
 
 
+def torchrun(world, *words):
+    """What `world` processes say."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def together(world, out, *more):
     """What each of `world` ranks found."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    done = subprocess.run(
-        [*command, "-m", "helpers.ranked", str(out), *more],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    torchrun(world, "-m", "helpers.ranked", str(out), *more)
     return [np.load(out / f"{rank}-of-{world}.npz") for rank in range(world)]
 
 
@@ -72,6 +74,20 @@ def test_more_ranks_take_the_step_of_one_process(tmp_path, record_property, worl
     found = compare(together(world, tmp_path, "--all"), everything(0, 1, None))
     record_property(f"{world} ranks, farthest", found)
     print(f"{world} ranks: {found:.1e} apart at most, {len(STEP_CASES) + len(METHOD_CASES)} cases")
+
+
+@pytest.mark.slow
+def test_the_example_of_the_page_runs_on_two_ranks(tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "scaling.md").read_text()
+    (program,) = (text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "reduce=total" in text)
+    (tmp_path / "own_loop.py").write_text(program)
+    one, two = (sorted(torchrun(world, str(tmp_path / "own_loop.py")).split("\n")[:world]) for world in (1, 2))
+    said = [line.partition(": ")[2] for line in (*one, *two)]
+    assert len(said) == 3
+    assert "L_o 0." in said[0]
+    assert len({*said[1:]}) == 1, "ranks differ"
+    numbers = [[float(each) for each in re.findall(r"\d+\.\d+", line)] for line in said]
+    assert numbers[1] == pytest.approx(numbers[0], abs=1e-4)
 
 
 def test_a_world_of_one_gives_the_same_bits():

@@ -151,7 +151,9 @@ class Trainer:
     def run(self) -> None:
         """All epochs that are left."""
         self.restore()
-        self.world.require_same_start([*self.learner.model.parameters(), torch.from_numpy(self.train_rows)])
+        place, table = torch.tensor([self.epoch, self.step, self.consumed]), self.data.table
+        rows = [torch.from_numpy(each) for each in (self.train_rows, table.labels, table.groups)]
+        self.world.require_same_start([*self.learner.model.parameters(), place, *rows])
         self.clock.watch(self.learner)
         if self.method.logits and self.epoch < self.training.epochs:
             self.teacher_logits = teacher_logits(self.data, self.training, self.device)
