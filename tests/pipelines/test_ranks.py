@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -115,15 +116,15 @@ def test_two_ranks_make_the_run_of_one_process(cache, alone, tmp_path):
     bird("evaluate", tmp_path / "run")
 
 
-LONG = ("--epochs", 40, "--warmup", 20, "--batch-size", 32)
+LONG = ("--epochs", 20, "--warmup", 10, "--batch-size", 32)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.torture), 1])
 def test_a_killed_rank_ends_the_run_and_another_number_finishes_it(cache, tmp_path, killed):
     """The others do not hang; what was saved is resumed with the rows that were left, by two, one or three."""
     whole, run = tmp_path / "whole", tmp_path / "run"
-    distilled(cache, whole, method="bird", epochs=40, warmup=20, batch_size=32)
+    distilled(cache, whole, method="bird", epochs=20, warmup=10, batch_size=32)
     command = ("distill", "--cache", cache, "--out", run, *LONG)
     process = start(2, *command)
     wait_for(exists(f"{run}/checkpoint.json"), process)
@@ -176,7 +177,7 @@ def test_what_one_rank_lacks_is_said_once(cache, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_ranks_of_different_runs_are_refused(cache, tmp_path):
     where = f'exec {sys.executable} -m bird_pipelines "$@" --cache {cache} --out {tmp_path}/run --seed $RANK'
     _, err = torchrun(2, where, "bird", "distill", *SHORT, program=SHELL, ok=False)
@@ -190,10 +191,15 @@ def test_what_several_processes_cannot_do_is_refused_once(cache, tmp_path):
     (said,) = panels(err)
     assert "without torchrun" in said
     assert "exit code: 2" in said
-    _, err = torchrun(2, "distill", "--cache", cache, "--out", tmp_path / "run", "--method", "mfd", ok=False)
-    (said,) = panels(err)
-    assert "all pairs" in said
-    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_is_no_mean_over_rows_is_refused(cache, tmp_path):
+    for method in ("mfd", "bird+mfd"):
+        config = resolve(
+            {"cache": str(cache), "dataset": "digits-s", "student": "adapter", "method": method, "out": tmp_path}
+        )
+        with pytest.raises(UsageError, match=f"{re.escape(method)}.*all pairs"):
+            Trainer(config, read(config), World(0, 2))
 
 
 @pytest.mark.torture
@@ -202,6 +208,17 @@ def test_every_method_in_four_ranks(cache, tmp_path, method):
     distilled(cache, tmp_path / "alone", method=method, **QUICK)
     torchrun(4, "distill", "--cache", cache, "--out", tmp_path / "run", "--method", method, *SHORT)
     same(tmp_path / "run", tmp_path / "alone")
+
+
+@pytest.mark.torture
+def test_torchrun_starts_the_ranks_again(cache, tmp_path):
+    distilled(cache, tmp_path / "whole", method="bird", epochs=20, warmup=10, batch_size=32)
+    program = ("--max-restarts", "1", "-m", "bird_pipelines")
+    process = start(2, "distill", "--cache", cache, "--out", tmp_path / "run", *LONG, program=program)
+    wait_for(exists(f"{tmp_path}/run/checkpoint.json"), process)
+    os.kill(next(pid for pid in children(process) if rank_of(pid) == 1), signal.SIGKILL)
+    ended(process)
+    same(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.torture
@@ -216,7 +233,7 @@ def test_a_rank_that_hangs_is_not_waited_for(cache, tmp_path):
     assert "LostRankError" in said
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_an_image_student_says_whose_statistics_it_has(cache, tmp_path):
     options = ("--student", "shufflenetv2", "--limit", 120, "--epochs", 1, "--warmup", 0, "--batch-size", 32)
     out, _ = torchrun(2, "distill", "--cache", cache, "--out", tmp_path / "run", *options, "--json")
