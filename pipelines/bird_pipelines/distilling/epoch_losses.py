@@ -1,17 +1,20 @@
-"""The sums of an epoch's losses. They are read every some steps: reading a value waits for the device that computes it."""
+"""What the curve says of an epoch: the sums of its losses, and the gate. Losses are read every some steps: reading a
+value waits for the device that computes it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import final
 
+import numpy as np
 import torch
 
-from bird.methods.base import Losses
+from bird.methods.base import Losses, SingleLearner
 from bird.step.ranks import ALONE, Ranks
 
-__all__ = ["Pending"]
+__all__ = ["Pending", "gate_histogram"]
 
+GATE_BINS = 50
 READ_EVERY = 64  # steps
 
 
@@ -41,3 +44,11 @@ class Pending:
                 for own, value in zip(sums, next(values), strict=True):
                     own[name] = own.get(name, 0.0) + value
         self._steps.clear()
+
+
+def gate_histogram(learner: SingleLearner) -> list[int]:
+    """How many gate values fall in each of the bins of [0, 1]."""
+    assert learner.gate is not None
+    phi = torch.cat([parameter.detach().flatten() for parameter in learner.gate.parameters()])
+    values = torch.sigmoid(phi).cpu().numpy()
+    return [int(count) for count in np.histogram(values, GATE_BINS, (0.0, 1.0))[0]]

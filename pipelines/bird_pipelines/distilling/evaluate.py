@@ -15,6 +15,7 @@ from bird_pipelines.config.reading import run_of
 from bird_pipelines.distilling.data import RunData, load_data
 from bird_pipelines.distilling.ranks import joined
 from bird_pipelines.distilling.scoring import score
+from bird_pipelines.marks import with_caveats
 
 __all__ = ["evaluate", "open_run", "run_config"]
 
@@ -36,7 +37,7 @@ def evaluate(
         metrics = score(student.to(device), data, split, device, keep, world).as_json()
         if world.first:
             runs.write_json(run / f"metrics-{split}.json", metrics)
-        return metrics
+        return with_caveats(metrics, data.class_names)
 
 
 def open_run(

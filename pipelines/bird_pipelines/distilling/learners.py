@@ -15,9 +15,7 @@ from bird_cache.order import raw
 from bird_pipelines.config import Training
 from bird_pipelines.distilling.data import RunData
 
-__all__ = ["batch_statistics", "gate_histogram", "make_learner", "seed_of"]
-
-GATE_BINS = 50
+__all__ = ["batch_statistics", "make_learner", "seed_of"]
 
 
 def make_learner(
@@ -60,11 +58,3 @@ def batch_statistics(model: nn.Module, worlds: list[int]) -> str | None:
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         return None
     return "each rank's own rows of a batch" if max(worlds) > 1 else "all rows of a batch"
-
-
-def gate_histogram(learner: SingleLearner) -> list[int]:
-    """How many gate values fall in each of the bins of [0, 1]."""
-    assert learner.gate is not None
-    phi = torch.cat([parameter.detach().flatten() for parameter in learner.gate.parameters()])
-    values = torch.sigmoid(phi).cpu().numpy()
-    return [int(count) for count in np.histogram(values, GATE_BINS, (0.0, 1.0))[0]]

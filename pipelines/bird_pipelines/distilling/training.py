@@ -30,9 +30,9 @@ from bird_cache.order import StratifiedRows, batches, raw, shuffled
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.data import RunData, load_data
-from bird_pipelines.distilling.epoch_losses import Pending
+from bird_pipelines.distilling.epoch_losses import Pending, gate_histogram
 from bird_pipelines.distilling.groups import with_known_groups
-from bird_pipelines.distilling.learners import batch_statistics, gate_histogram, make_learner
+from bird_pipelines.distilling.learners import batch_statistics, make_learner
 from bird_pipelines.distilling.profiling import PARTS, Clock, Tracer
 from bird_pipelines.distilling.ranks import ONE, World, joined, refuse_ranks
 from bird_pipelines.distilling.requirements import make_method, require_samples, tell_empty_cells
