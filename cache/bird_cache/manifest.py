@@ -53,7 +53,7 @@ class Record(BaseModel):
     """A frozen record that refuses unknown fields. Fields that are newer than the first caches (`NEWER`) are written only
     where they say something, so that an older cache is written as it was."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
     NEWER: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")

@@ -25,6 +25,7 @@ from bird_cache.samples import OK, Samples
 from bird_cache.storage import Folder
 from bird_cache.summary import describe
 from bird_cache.table import TableFile
+from bird_cache.vectors import Vectors
 
 __all__ = [
     "FeatureStore",
@@ -70,6 +71,20 @@ class FeatureStore:
                 for receipt in receipts.values():
                     for record in receipt.files.values():
                         self._check_size(record, receipt)
+
+    def __len__(self) -> int:
+        """How many rows there are, those that failed among them."""
+        return self.manifest.plan.rows
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self.manifest.layers()
+
+    __iter__ = None  # layers by name, rows by number: neither is what everybody expects
+
+    def __getitem__(self, layer: str | tuple[str, int]) -> Vectors:
+        """A layer as an array: `cache["penultimate"]`, or `cache["penultimate", 2]` for the view number 2. Raises KeyError
+        naming the layers there are, IndexError."""
+        return Vectors(self, layer) if isinstance(layer, str) else Vectors(self, *layer)
 
     @property
     def receipts(self) -> Mapping[int, Receipt]:
@@ -128,8 +143,8 @@ class FeatureStore:
         owner = rows // self.manifest.plan.shard_rows
         for shard in np.unique(owner).tolist():
             mine = owner == shard
-            start, stop = self.manifest.plan.bounds(shard)
-            out[mine] = from_storage(self.read(layer, start, stop)[rows[mine] - start, view], spec.dtype)
+            start, _ = self.manifest.plan.bounds(shard)
+            out[mine] = from_storage(self._decode(layer, shard, rows[mine] - start)[:, view], spec.dtype)
         return out
 
     def usable(self, layers: Iterable[str]) -> NDArray[np.bool_]:

@@ -13,6 +13,7 @@ from bird_cache.numbers import BLOCK_ROWS, Dtype, from_storage
 from bird_cache.samples import OK, PENDING, Samples
 
 __all__ = [
+    "SPLITS",
     "accounted",
     "add_cells",
     "audit_cells",

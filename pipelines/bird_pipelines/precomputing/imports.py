@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bird.datasets import open_dataset
 from bird.datasets.base import Dataset, SampleTable, prepare
 from bird.errors import DataError, UsageError, unknown_name
+from bird_cache.create import shard_and_chunk_rows
 from bird_cache.errors import FeatureError, ImportedVectorsError
 from bird_cache.files import digest, storage_error
 from bird_cache.importers import Imported, read_vectors
@@ -28,7 +29,7 @@ from bird_cache.summary import name_of_cell
 from bird_cache.writer import open_writer
 from bird_pipelines.precomputing.caches import image_reader
 from bird_pipelines.precomputing.extraction import need_room
-from bird_pipelines.precomputing.plan import dataset_causes, require_cells, samples_of, shard_and_chunk_rows
+from bird_pipelines.precomputing.plan import dataset_causes, require_cells, samples_of
 from bird_pipelines.progress import Interrupted, progress, stop_requests, tell_remarks
 
 __all__ = ["export", "import_vectors"]
