@@ -17,6 +17,7 @@ from bird.step.gate import Gate, StageGates, move
 from bird.step.guard import Guard
 from bird.step.offsets import Offsets
 from bird.step.optimizers import OptimizerName, student_optimizer
+from bird.step.ranks import ALONE, Ranks
 from bird.students import StagedOutput, Student, StudentOutput, last_stage, require_stages
 
 __all__ = ["Batch", "Hyperparameters", "Learner", "Losses", "Method", "Regressed", "SingleLearner"]
@@ -123,15 +124,17 @@ class Regressed(nn.Module):
 
 class Learner(ABC):
     """What training changes, as a method sees it: a student, and a gate if there is a teacher. The guard watches the
-    student's feedback; it changes nothing, and no checkpoint holds it."""
+    student's feedback; it changes nothing, and no checkpoint holds it. `ranks` are the processes that train it together."""
 
     model: nn.Module
     gate: Gate | StageGates | Offsets | None
     guard: Guard
+    ranks: Ranks = ALONE
 
     @abstractmethod
-    def descend(self, loss: Float[Tensor, "*models"]) -> None:
-        """One step of the student's optimiser on `loss`."""
+    def descend(self, loss: Float[Tensor, "*models"], *, summed: bool = False) -> None:
+        """One step of the student on `loss`: a mean over the rows of the batch, or, where it is `summed`, one whose
+        gradients add up over the ranks."""
 
     @abstractmethod
     def move_gate(self, gradients: Sequence[Tensor]) -> None:
@@ -190,9 +193,10 @@ class SingleLearner(Learner):
             return self.model.student
         return cast("Student", self.average.module)
 
-    def descend(self, loss: Float[Tensor, "*models"]) -> None:
+    def descend(self, loss: Float[Tensor, "*models"], *, summed: bool = False) -> None:
         """One step of the student on `loss`."""
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss if summed else self.ranks.part(loss))
+        self.ranks.sum_gradients(self.model.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # not held during the next forward pass
         self.update_average()
@@ -231,6 +235,8 @@ class Method(ABC):
     cells: Mapping[str, str] = {}
     """the splits of which the method needs a sample in every (class, group) cell, and why: without one it is another
     method"""
+    one_process = ""
+    """why several processes cannot train one student with it (bird.step.ranks); empty where they can"""
     recompute = False
     """to be set: two more forward passes a step rather than two graphs at once, where a meta batch is in it"""
     number = 0

@@ -88,8 +88,8 @@ class StackedLearner(Learner):
         self.guard = Guard()
         self.optimizer = joint_optimizer([learner.optimizer for learner in learners])
 
-    def descend(self, loss: Float[Tensor, "*models"]) -> None:
-        """One step of each model on its loss."""
+    def descend(self, loss: Float[Tensor, "*models"], *, summed: bool = False) -> None:
+        """One step of each model on its loss. (A stack lives in one process.)"""
         self.model.zero_grad(set_to_none=True)
         torch.autograd.backward(loss.sum())
         for index, learner in enumerate(self.learners):

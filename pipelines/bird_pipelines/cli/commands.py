@@ -16,6 +16,7 @@ from bird_pipelines.cli.cache import cache_app
 from bird_pipelines.cli.compare import compare
 from bird_pipelines.cli.dial import dial
 from bird_pipelines.cli.options import Config, Json, OwnDataset, OwnStudent, Setting, output, settings_of, takes
+from bird_pipelines.cli.ranks import exit_of, listen_no_more, refuse_command, to_say
 from bird_pipelines.cli.reproduce import reproduce
 from bird_pipelines.cli.shipping import export, predict
 from bird_pipelines.cli.tune import tune
@@ -41,11 +42,13 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Fair knowledge distillation in two phases: cache a frozen teacher once, then distil with student feedback."""
+    refuse_command(context.invoked_subcommand)
 
 
 def main() -> None:
@@ -59,21 +62,25 @@ def main() -> None:
     try:
         app(args=args, prog_name="bird")
     except Exception as error:
-        from bird.errors import BirdError
+        listen_no_more()
+        from bird.errors import BirdError, LostRankError
         from bird_cache.errors import CacheError
         from bird_pipelines.progress import Interrupted
 
+        title, colour, code = type(error).__name__, "red", 1
         if isinstance(error, Interrupted):
-            show.panel("Interrupted", {"what is done is kept": "run the same command again to resume"}, "yellow")
-            sys.exit(130)
-        if debug:
+            lines = {"what is done is kept": "run the same command again to resume"}
+            colour, code = "yellow", 130
+        elif debug:
             raise
-        if isinstance(error, BirdError | CacheError):
+        elif isinstance(error, BirdError | CacheError):
             lines = {"where": error.where, "found": error.found, "wanted": error.wanted, "what to do": error.fix}
-            show.panel(type(error).__name__, lines, "red")
-            sys.exit(error.exit_code)
-        show.panel(type(error).__name__, show.surprise(error), "red")
-        sys.exit(1)
+            code = error.exit_code
+        else:
+            lines = show.surprise(error)
+        if to_say(lines, follows=isinstance(error, LostRankError)):
+            show.panel(title, lines | exit_of(code), colour)
+        sys.exit(code)
 
 
 @app.command()
@@ -106,7 +113,10 @@ def distill(
     config: Config = None,
     json_: Json = False,
 ) -> None:
-    """Phase 2: distil a student from a cache. The teacher is never loaded."""
+    """Phase 2: distil a student from a cache. The teacher is never loaded.
+
+    Under torchrun (`torchrun --nproc-per-node 4 -m bird_pipelines distill ...`) all processes train one student, with the
+    rows and the steps of one process; batch norm has the statistics of each process's own rows."""
     found = bird_pipelines.distill(**flags, dataset=dataset, preset=preset, seeds=seeds, config=config)
     output(found, json_, show.run if seeds is None else show.seeds)
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from bird.launch import launched
 from bird_pipelines.config.option import Declared
 
 __all__ = [
@@ -165,7 +166,9 @@ def options_of(pairs: list[str] | None) -> dict[str, Any]:
 
 
 def output(value: dict[str, Any], as_json: bool, show: Any) -> None:
-    """What a command found: one JSON object, or as `show` lays it out."""
+    """What a command found: one JSON object, or as `show` lays it out. Of the processes of one run the first says it."""
+    if launched().rank:
+        return
     if as_json:
         utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
         print(json.dumps(value, ensure_ascii=not utf8))

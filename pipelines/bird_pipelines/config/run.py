@@ -150,7 +150,7 @@ class Training:
     warmup: Annotated[
         int, Option("Number of first epochs in which lambda is 0 and phi stays.", default="half of them", ge=-1)
     ] = -1
-    batch_size: Annotated[int, Option("Samples per step.", ge=2)] = 128
+    batch_size: Annotated[int, Option("Samples per step, of all processes together under torchrun.", ge=2)] = 128
     lr: Annotated[float, Option("The student's learning rate.", gt=0)] = 1e-3
     optimizer: Annotated[
         Literal["adam", "adamw", "sgd"],
@@ -234,6 +234,9 @@ class Place:
             place=True,
         ),
     ] = None
+    rank_seconds: Annotated[
+        float, Option("Under torchrun: how long a process waits for the others.", gt=0, hidden=True, place=True)
+    ] = 600.0
     profile: Annotated[
         bool, Option("Write a trace of a few steps into the run's folder.", flag="--profile", place=True)
     ] = False

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from bird.methods.base import Losses, SingleLearner
+from bird.step.ranks import ALONE, Ranks
 
 __all__ = ["Pending", "gate_histogram"]
 
@@ -19,9 +20,10 @@ READ_EVERY = 64  # steps
 
 @final
 class Pending:
-    """What the last steps lost, not read yet."""
+    """What the last steps lost, not read yet. `ranks` train together: each notes the losses of its own rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self._steps: list[tuple[Losses, int]] = []
 
     def add(self, losses: Losses, rows: int, sums: Sequence[dict[str, float]]) -> None:
@@ -31,15 +33,16 @@ class Pending:
             self.settle(sums)
 
     def settle(self, sums: Sequence[dict[str, float]]) -> None:
-        """Add all that was noted to `sums`, one dict a model: by name, each step's loss times its rows."""
+        """Add all that was noted to `sums`, one dict a model: by name, each step's loss times its rows, of all ranks."""
         if not self._steps:
             return
-        noted = [value.reshape(-1) for losses, _ in self._steps for value in losses.values()]
-        values = iter(torch.stack(noted).tolist())  # (losses, models), in one transfer
-        for losses, rows in self._steps:
+        noted = [value.reshape(-1).double() * rows for losses, rows in self._steps for value in losses.values()]
+        (every,) = self._ranks.sum([torch.stack(noted)])
+        values = iter(every.tolist())  # (losses, models), in one transfer
+        for losses, _ in self._steps:
             for name in losses:
                 for own, value in zip(sums, next(values), strict=True):
-                    own[name] = own.get(name, 0.0) + value * rows
+                    own[name] = own.get(name, 0.0) + value
         self._steps.clear()
 
 

@@ -12,9 +12,10 @@ from bird.student_bodies import own_student
 from bird.students import STUDENTS, Student, load_student
 from bird_cache.errors import NotACacheError, StaleCacheError
 from bird_pipelines import runs
-from bird_pipelines.config import RunConfig
+from bird_pipelines.config import Place, RunConfig
 from bird_pipelines.config.reading import run_of
 from bird_pipelines.distilling.data import RunData, load_data
+from bird_pipelines.distilling.ranks import joined
 from bird_pipelines.distilling.scoring import score
 from bird_pipelines.marks import with_caveats
 
@@ -38,11 +39,14 @@ def evaluate(
     run, NotACacheError if its cache is missing, StaleCacheError if the path holds another cache, UsageError for
     an unknown split and for a student of the user's own that is not given, or another one.
     """
-    loaded, data, _ = open_run(run, data_root=data_root, cache=cache, student=student, dataset=dataset)
-    device = choose_device("auto")
-    metrics = score(loaded.to(device), data, split, device, save_to=run)
-    runs.write_json(run / f"metrics-{split}.json", metrics)
-    return with_caveats(metrics, data.class_names)
+    with joined(Place(out=run)) as world:
+        loaded, data, _ = open_run(run, data_root=data_root, cache=cache, student=student, dataset=dataset)
+        device = choose_device("auto")
+        keep = run if world.first else None
+        metrics = score(loaded.to(device), data, split, device, keep, world)
+        if world.first:
+            runs.write_json(run / f"metrics-{split}.json", metrics)
+        return with_caveats(metrics, data.class_names)
 
 
 def open_run(

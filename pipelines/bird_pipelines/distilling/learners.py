@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from bird.methods import Method, SingleLearner
 from bird.own import Part
@@ -16,7 +17,7 @@ from bird_cache.order import raw
 from bird_pipelines.config import Training
 from bird_pipelines.distilling.data import RunData
 
-__all__ = ["make_learner", "seed_of"]
+__all__ = ["batch_statistics", "make_learner", "seed_of"]
 
 
 def make_learner(
@@ -68,3 +69,10 @@ def make_learner(
 def seed_of(seed: int, purpose: int) -> int:
     """A seed for torch that differs by purpose."""
     return int(raw(seed, purpose, count=1)[0] >> np.uint64(1))
+
+
+def batch_statistics(model: nn.Module, worlds: list[int]) -> str | None:
+    """Which rows a batch norm's statistics are of; None where the student has none."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return None
+    return "each rank's own rows of a batch" if max(worlds) > 1 else "all rows of a batch"

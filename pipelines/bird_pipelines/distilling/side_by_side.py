@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bird.devices import choose_device, enough_memory, send, threads
 from bird.errors import UsageError
+from bird.launch import launched
 from bird.methods import METHODS, Batch, Hyperparameters, build_method
 from bird.precision import in_bf16, require_precision
 from bird.step.stack import StackedLearner
@@ -51,9 +52,16 @@ STACK_NUMBERS = 8 << 20
 def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     """Train (or finish) all runs and return what `distill` returns for each, in their order. Finished ones are skipped.
 
-    Raises UsageError for two runs in one folder, and whatever `distill` raises; a run of a stack that is interrupted
-    resumes from its last checkpoint, with others or alone.
+    Raises UsageError for two runs in one folder and under torchrun, and whatever `distill` raises; a run of a stack that is
+    interrupted resumes from its last checkpoint, with others or alone.
     """
+    if launched().world > 1:
+        raise UsageError(
+            where="torchrun",
+            found=f"many runs for {launched().world} processes",
+            wanted="one run that they train together",
+            fix="run it without torchrun: many runs go side by side in one process",
+        )
     folders = [config.place.out.resolve() for config in configs]
     if repeated := sorted({str(out) for out in folders if folders.count(out) > 1}):
         raise UsageError(

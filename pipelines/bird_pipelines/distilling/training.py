@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -32,8 +32,9 @@ from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.data import RunData, load_data
 from bird_pipelines.distilling.epoch_losses import Pending, gate_histogram
 from bird_pipelines.distilling.groups import with_known_groups
-from bird_pipelines.distilling.learners import make_learner
+from bird_pipelines.distilling.learners import batch_statistics, make_learner
 from bird_pipelines.distilling.profiling import PARTS, Clock, Tracer
+from bird_pipelines.distilling.ranks import ONE, World, joined, refuse_ranks
 from bird_pipelines.distilling.requirements import (
     make_method,
     require_meta_to_stop,
@@ -67,13 +68,15 @@ def distill(config: RunConfig) -> dict[str, Any]:
 
     Raises RunError if the folder holds another run, the cache's and the data set's errors, UsageError for a method
     that needs what is not there or a precision that the device has not, EmptyCellError for one that needs a sample in
-    every cell; all of them before the folder is touched. Interrupted after saving a checkpoint.
+    every cell; all of them before the folder is touched. Interrupted after saving a checkpoint. Under torchrun all of
+    its processes train the run together (bird_pipelines.distilling.ranks); LostRankError where another one ends.
     """
-    require_precision(config.training.precision, choose_device(config.place.device))
-    data = read(config)
-    with enough_memory(f"--batch-size {config.training.batch_size}", LESS):
-        finish(config, data)
-    return outcome(config)
+    with joined(config.place) as world:
+        require_precision(config.training.precision, choose_device(config.place.device))
+        data = read(config)
+        with enough_memory(f"--batch-size {config.training.batch_size}", LESS):
+            finish(config, data, world)
+        return outcome(config)
 
 
 def read(config: RunConfig) -> RunData:
@@ -82,23 +85,27 @@ def read(config: RunConfig) -> RunData:
     return with_known_groups(data, config.source.groups_known, config.method)
 
 
-def finish(config: RunConfig, data: RunData) -> None:
-    """Do what is left of a run."""
+def finish(config: RunConfig, data: RunData, world: World = ONE) -> None:
+    """Do what is left of a run. Rank 0 of the world has the folder."""
     # Made before the folder is claimed: one that a misspelt name had claimed would refuse the right one.
-    trainer = None if (config.place.out / "run.json").exists() else Trainer(config, data)
-    runs.claim(config, data.fingerprint)
-    with write_lock(config.place.out):
-        if trainer is not None and not (config.place.out / "run.json").exists():
+    _, done = world.decide(False, (config.place.out / "run.json").exists())
+    trainer = None if done else Trainer(config, data, world)
+    if world.first:
+        runs.claim(config, data.fingerprint)
+    with write_lock(config.place.out) if world.first else nullcontext():
+        _, done = world.decide(False, (config.place.out / "run.json").exists())
+        if trainer is not None and not done:
             tell_empty_cells(data)
             tell_student(trainer.learner.model.student, config.training, config.place.out)
             # An adapter's matrices are small: a second thread gained 14 % on an idle machine, and cost a factor of five
             # beside another program, since idle threads spin.
-            with threads(1 if data.images is None else torch.get_num_threads()):
+            with threads(1 if data.images is None else world.threads()):
                 try:
                     trainer.run()
                     trainer.conclude()
                 finally:
                     trainer.trackers.release()
+        world.wait()
 
 
 def outcome(config: RunConfig) -> dict[str, Any]:
@@ -110,17 +117,20 @@ def outcome(config: RunConfig) -> dict[str, Any]:
 
 
 class Material(NamedTuple):
-    """What one step works on, on its device: the batch, and the meta batch where the step has one."""
+    """What one step works on, on its device: the batch, and the meta batch where the step has one; how many rows the batches
+    of all ranks have, and what share of them is in this one."""
 
     batch: Batch
     meta: Batch | None
+    rows: int
+    share: float
 
 
 class Trainer:
     """One run in progress: what it reads, what it changes, and where it stands."""
 
-    def __init__(self, config: RunConfig, data: RunData) -> None:
-        self.config, self.data = config, data
+    def __init__(self, config: RunConfig, data: RunData, world: World = ONE) -> None:
+        self.config, self.data, self.world = config, data, world
         self.training, self.place = config.training, config.place
         self.seed = self.training.seed
         self.device = choose_device(self.place.device)
@@ -152,19 +162,22 @@ class Trainer:
             init=None if resumes else self.training.init,
         )
         self.initial = self.learner.model.student.started
+        self.learner.ranks, self.worlds = world.ranks, [world.size]
         self.train_rows, meta, table = data.rows("train"), data.rows("meta"), data.table
         self.meta_rows = StratifiedRows(
             meta, table.labels[meta], table.groups[meta], per_cell=self.training.meta_per_cell, seed=self.training.seed
         )
+        drawn = len(self.meta_rows.draw(0)) if self.method.meta else None
+        refuse_ranks(world, config.method, self.method.one_process, self.training.batch_size, drawn)
         self.epoch = self.step = self.consumed = 0
         self.beside = 1
         self.seconds = 0.0
         self.clock = Clock(self.device, wait=self.place.profile)
-        self.tracer = Tracer(self.place.out, self.clock) if self.place.profile else None
+        self.tracer = Tracer(self.place.out, self.clock) if self.place.profile and world.first else None
         self.sums: dict[str, float] = {}
-        self.pending = Pending()
+        self.pending = Pending(world.ranks)
         self.curve: list[dict[str, Any]] = []
-        self.trackers = Trackers(self.place.report_to, self.place.out, config.identity())
+        self.trackers = Trackers(self.place.report_to if world.first else None, self.place.out, config.identity())
         self.teacher_logits: Tensor | None = None
         self.best: dict[str, Tensor] = {}
         """the student of the best epoch so far, where the run may stop early"""
@@ -172,6 +185,9 @@ class Trainer:
     def run(self) -> None:
         """All epochs that are left."""
         self.restore()
+        place, table = torch.tensor([self.epoch, self.step, self.consumed]), self.data.table
+        rows = [torch.from_numpy(each) for each in (self.train_rows, table.labels, table.groups)]
+        self.world.require_same_start([*self.learner.model.parameters(), place, *rows])
         self.clock.watch(self.learner)
         if self.method.logits and not self.ended:
             self.teacher_logits = teacher_logits(self.data, self.training, self.device)
@@ -189,12 +205,13 @@ class Trainer:
                 with closing(self.materials(order)) as materials:
                     for material in materials:
                         self.one_step(material)
-                        advance(len(material.batch.labels), f"epoch {self.epoch + 1}/{self.training.epochs}")
+                        advance(material.rows, f"epoch {self.epoch + 1}/{self.training.epochs}")
                         now = time.monotonic()
-                        if stop() or now - saved > self.place.checkpoint_seconds:
+                        stopped, late = self.world.decide(stop(), now - saved > self.place.checkpoint_seconds)
+                        if stopped or late:
                             self.seconds, began, saved = self.seconds + now - began, now, now
                             self.save()
-                        if stop():
+                        if stopped:
                             raise Interrupted
                         self.clock.enter("data")
                 self.clock.enter("other")
@@ -227,9 +244,17 @@ class Trainer:
         return one_ahead(lambda each: self.material(*each), steps)
 
     def material(self, step: int, rows: NDArray[np.int64]) -> Material:
-        """What the given step of this epoch needs for the given train rows: a function of these and the seed alone."""
-        batch = self.batch(rows, self.views(step, len(rows)), self.stored_views(step, len(rows)))
-        return Material(batch, self.batch(self.meta_rows.draw(step)) if self.method.meta and self.warm else None)
+        """What the given step of this epoch needs for the given train rows: a function of these and the seed alone, of which
+        each rank has its part."""
+        count, meta = len(rows), None
+        mine, share = self.world.deal(count)
+        views = [
+            None if each is None else each[mine] for each in (self.views(step, count), self.stored_views(step, count))
+        ]
+        if self.method.meta and self.warm:
+            drawn = self.meta_rows.draw(step)
+            meta = self.batch(drawn[self.world.deal(len(drawn))[0]])
+        return Material(self.batch(rows[mine], *views), meta, count, share)
 
     def one_step(self, material: Material) -> None:
         """One update of the student."""
@@ -238,11 +263,11 @@ class Trainer:
             self.tracer.before_step(self.warm or self.training.warmup == self.training.epochs)
         self.learner.model.train()
         clock.enter("forward")
-        self.method.number = self.step
+        self.method.number, self.learner.ranks.share = self.step, material.share
         losses = self.method.step(self.learner, material.batch, lambda: meta_of(material, clock), warm=self.warm)
         clock.enter("other")
-        self.pending.add(losses, len(material.batch.labels), [self.sums])
-        self.count(len(material.batch.labels))
+        self.pending.add(losses, len(material.batch.labels) if material.share else 0, [self.sums])
+        self.count(material.rows)
 
     def count(self, rows: int) -> None:
         """A step on `rows` rows is done."""
@@ -293,19 +318,22 @@ class Trainer:
         elif self.method.gated:
             line["gate"] = {"counts": gate_histogram(self.learner)}
         balanced = self.training.early_stop > 0
-        line["meta"] = meta_score(self.learner.student, self.data, self.device, balanced=balanced)
+        line["meta"] = meta_score(self.learner.student, self.data, self.device, self.world, balanced=balanced)
         self.curve.append(line)
         if self.training.early_stop and best_epoch(self.curve, self.unsettled) == self.epoch:
             self.best = {name: value.clone() for name, value in self.learner.student.state_dict().items()}
         self.sums, self.consumed = {}, 0
         lines = "".join(json.dumps(each) + "\n" for each in self.curve)
-        replace(self.place.out / "curve.jsonl", lines.encode())
+        if self.world.first:
+            replace(self.place.out / "curve.jsonl", lines.encode())
         self.save()
         self.trackers.epochs(self.curve)
 
     def save(self) -> None:
         """Everything that cannot be derived, in one checkpoint."""
         self.pending.settle([self.sums])
+        if not self.world.first:
+            return
         learner = self.learner
         tensors = {f"model.{name}": value for name, value in learner.model.state_dict().items()}
         tensors |= runs.optimizer_tensors("optimizer", learner.optimizer)
@@ -321,7 +349,7 @@ class Trainer:
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         state: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "consumed": self.consumed}
         state |= {"seconds": self.seconds, "parts": self.clock.seconds, "sums": self.sums, "curve": self.curve}
-        state |= {"fingerprint": self.data.fingerprint, "initial": self.initial}
+        state |= {"fingerprint": self.data.fingerprint, "initial": self.initial, "ranks": self.worlds}
         runs.save_checkpoint(self.place.out, self.step, tensors, state)
 
     def restore(self) -> None:
@@ -335,6 +363,8 @@ class Trainer:
             self.best = runs.under("best", tensors)
             self.epoch, self.step, self.consumed = state["epoch"], state["step"], state["consumed"]
             self.seconds, self.sums, self.curve = state["seconds"], state["sums"], state["curve"]
+            before = state.get("ranks", [1])
+            self.worlds = before if before[-1] == self.world.size else [*before, self.world.size]
             self.clock.seconds = dict.fromkeys(PARTS, 0.0) | state.get("parts", {})
             self.initial = state.get("initial")
         elif self.training.start_from is not None:
@@ -360,25 +390,28 @@ class Trainer:
 
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
-        out, data, student = self.place.out, self.data, self.learner.student
+        out, data, first = self.place.out, self.data, self.world.first
         self.take_best()
+        student = self.learner.student
         white = data.images.white_level if data.images else None
         files = student_files(student, data.fingerprint, data.class_names, data.group_names, white)
-        for name, content in files.items():
+        for name, content in files.items() if first else ():
             replace(out / name, content)
         scores = {}
         for split in self.config.scored():
-            keep = out if split != "meta" else None
+            keep = out if split != "meta" and first else None
             metrics: Mapping[str, Any] = {"error": f"no sample in the {split} split"}
             if len(data.rows(split)):
                 try:
-                    metrics = score(student, data, split, self.device, keep)
+                    metrics = score(student, data, split, self.device, keep, self.world)
                 except EmptyCellError as error:
                     metrics = {"error": str(error)}
-            runs.write_json(out / f"metrics-{split}.json", metrics)
+            if first:
+                runs.write_json(out / f"metrics-{split}.json", metrics)
             scores[split] = metrics
         self.trackers.end(self.curve, scores)
-        runs.finish(out, self.summary())
+        if first:
+            runs.finish(out, self.summary())
 
     def summary(self) -> dict[str, Any]:
         """What run.json says."""
@@ -404,6 +437,8 @@ class Trainer:
             "estimated_groups": data.estimated,
             "probe_accuracy": data.probe,
             "models_at_once": self.beside,
+            "ranks": self.worlds,
+            "batch_statistics": batch_statistics(self.learner.model, self.worlds),
             "view_policy": data.view_policy(self.training.augment, staged=self.method.stages is not None),
             "versions": {name: version(name) for name in LIBRARIES},
             **({"early_stop": chosen(self.curve, self.unsettled)} if self.training.early_stop else {}),
