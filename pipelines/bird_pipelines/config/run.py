@@ -45,7 +45,7 @@ class Source:
     ] = None
     image_size: Annotated[
         int | None,
-        Option("Side of the student's images, in pixels.", default="the data set's", ge=8),
+        Option("Side of the student's images, in pixels.", default="the data set's", ge=8, later=True),
     ] = None
     choose: Annotated[
         int | None,
@@ -212,7 +212,9 @@ class Training:
             place=True,
         ),
     ] = None
-    initial: Annotated[str | None, Option("Of these weights: the file's sha256, or pretrained.", hidden=True)] = None
+    initial: Annotated[
+        str | None, Option("Of these weights: the file's sha256, or pretrained.", hidden=True, later=True)
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing, nullcontext
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,10 +28,11 @@ from bird_cache.files import replace, write_lock
 from bird_cache.order import StratifiedRows, batches, raw, shuffled
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
+from bird_pipelines.distilling.checkpoints import take, tensors_of
 from bird_pipelines.distilling.data import RunData, load_data
 from bird_pipelines.distilling.epoch_losses import Pending, gate_histogram
 from bird_pipelines.distilling.groups import with_known_groups
-from bird_pipelines.distilling.learners import batch_statistics, make_learner
+from bird_pipelines.distilling.learners import make_learner
 from bird_pipelines.distilling.profiling import PARTS, Clock, Tracer
 from bird_pipelines.distilling.ranks import ONE, World, joined, refuse_ranks
 from bird_pipelines.distilling.requirements import (
@@ -44,7 +44,6 @@ from bird_pipelines.distilling.requirements import (
 )
 from bird_pipelines.distilling.schedule import (
     best_epoch,
-    chosen,
     rate_factor,
     scale_rate,
     stopped_early,
@@ -334,19 +333,7 @@ class Trainer:
         self.pending.settle([self.sums])
         if not self.world.first:
             return
-        learner = self.learner
-        tensors = {f"model.{name}": value for name, value in learner.model.state_dict().items()}
-        tensors |= runs.optimizer_tensors("optimizer", learner.optimizer)
-        if learner.gate is not None and learner.gate_optimizer is not None:
-            tensors |= {f"gate.{name}": value for name, value in learner.gate.state_dict().items()}
-            tensors |= runs.optimizer_tensors("gate_optimizer", learner.gate_optimizer)
-        if learner.aide is not None:
-            tensors |= {f"aide.{name}": value for name, value in learner.aide.state_dict().items()}
-        if learner.aide_optimizer is not None:
-            tensors |= runs.optimizer_tensors("aide_optimizer", learner.aide_optimizer)
-        if learner.average is not None:
-            tensors |= {f"average.{name}": value for name, value in learner.average.state_dict().items()}
-        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        tensors = tensors_of(self.learner, self.best)
         state: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "consumed": self.consumed}
         state |= {"seconds": self.seconds, "parts": self.clock.seconds, "sums": self.sums, "curve": self.curve}
         state |= {"fingerprint": self.data.fingerprint, "initial": self.initial, "ranks": self.worlds}
@@ -357,9 +344,7 @@ class Trainer:
         loaded = runs.load_checkpoint(self.place.out)
         if loaded is not None:
             tensors, state = loaded
-            self.take(tensors)
-            if self.learner.average is not None:
-                self.learner.average.load_state_dict(runs.under("average", tensors))
+            take(self.learner, tensors, average=True)
             self.best = runs.under("best", tensors)
             self.epoch, self.step, self.consumed = state["epoch"], state["step"], state["consumed"]
             self.seconds, self.sums, self.curve = state["seconds"], state["sums"], state["curve"]
@@ -368,20 +353,7 @@ class Trainer:
             self.clock.seconds = dict.fromkeys(PARTS, 0.0) | state.get("parts", {})
             self.initial = state.get("initial")
         elif self.training.start_from is not None:
-            self.take(runs.begin_from(self.config, self.data.fingerprint))
-
-    def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """The student, and what is trained beside it, as a checkpoint has them. (A running mean is of one run.)"""
-        learner = self.learner
-        learner.model.load_state_dict(runs.under("model", tensors))
-        runs.restore_optimizer("optimizer", learner.optimizer, tensors)
-        if learner.gate is not None and learner.gate_optimizer is not None:
-            learner.gate.load_state_dict(runs.under("gate", tensors))
-            runs.restore_optimizer("gate_optimizer", learner.gate_optimizer, tensors)
-        if learner.aide is not None:
-            learner.aide.load_state_dict(runs.under("aide", tensors))
-        if learner.aide_optimizer is not None:
-            runs.restore_optimizer("aide_optimizer", learner.aide_optimizer, tensors)
+            take(self.learner, runs.begin_from(self.config, self.data.fingerprint))
 
     def take_best(self) -> None:
         """The student of the best epoch, where the run could stop early."""
@@ -411,38 +383,7 @@ class Trainer:
             scores[split] = metrics
         self.trackers.end(self.curve, scores)
         if first:
-            runs.finish(out, self.summary())
-
-    def summary(self) -> dict[str, Any]:
-        """What run.json says."""
-        data = self.data
-        return {
-            "config": self.config.identity() | {"teacher": data.teacher},
-            "fingerprint": data.fingerprint,
-            "logits_fingerprint": data.logits_fingerprint if self.method.logits else None,
-            "class_names": list(data.class_names),
-            "group_names": list(data.group_names),
-            "dataset_settings": dict(data.settings),
-            **({"factors": {name: each.as_json() for name, each in data.factors.items()}} if data.factors else {}),
-            "seconds": self.seconds,
-            "time_shares": self.clock.shares(),
-            "steps": self.step,
-            "image_size": data.image_size or None,
-            "initial": self.initial,
-            "rows": {split: len(data.rows(split)) for split in ("train", *self.config.scored())},
-            "empty_cells": data.empty_cells(),
-            "cells": data.cells(),
-            "failed": dict(data.failed),
-            "accounted": data.accounted,
-            "estimated_groups": data.estimated,
-            "probe_accuracy": data.probe,
-            "models_at_once": self.beside,
-            "ranks": self.worlds,
-            "batch_statistics": batch_statistics(self.learner.model, self.worlds),
-            "view_policy": data.view_policy(self.training.augment, staged=self.method.stages is not None),
-            "versions": {name: version(name) for name in LIBRARIES},
-            **({"early_stop": chosen(self.curve, self.unsettled)} if self.training.early_stop else {}),
-        }
+            runs.finish(out, summary_of(self))
 
 
 def meta_of(material: Material, clock: Clock) -> Batch:
