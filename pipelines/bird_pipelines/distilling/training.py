@@ -49,6 +49,7 @@ from bird_pipelines.distilling.schedule import (
     stopped_early,
 )
 from bird_pipelines.distilling.scoring import meta_score, score
+from bird_pipelines.distilling.summary import summary_of
 from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.marks import with_caveats
 from bird_pipelines.prefetch import one_ahead
@@ -58,7 +59,6 @@ from bird_pipelines.tracking import Trackers
 __all__ = ["Material", "Trainer", "distill", "outcome"]
 
 LESS = "lower --batch-size or --meta-per-cell, or add --recompute; what was saved is kept"
-LIBRARIES = ("bird-distill", "torch", "torchvision", "numpy", "zarr")
 
 
 def distill(config: RunConfig) -> dict[str, Any]:
