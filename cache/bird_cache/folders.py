@@ -83,6 +83,10 @@ class LocalFolder(Folder):
         with write_lock(self.local):
             yield
 
+    def shares(self) -> bool:
+        """See Folder.shares: a file is put only where none is."""
+        return True
+
     def free(self) -> int | None:
         """See Folder.free."""
         import shutil

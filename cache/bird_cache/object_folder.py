@@ -100,6 +100,11 @@ class ObjectFolder(Folder):
         with self._owned():
             yield
 
+    def shares(self) -> bool:
+        """See Folder.shares: where put-if-absent is what it says."""
+        self._creates = self._honours_create()
+        return self._creates
+
     def free(self) -> int | None:
         """See Folder.free."""
         return None

@@ -22,7 +22,7 @@ def precompute(
         info = bird_pipelines.precompute(teacher="onnx:model.onnx", dataset="digits-s", out="out/cache")
     """
     from bird_pipelines.config import resolve_precompute
-    from bird_pipelines.precomputing.extraction import precompute_command
+    from bird_pipelines.precomputing.command import precompute_command
 
     flags = {"teacher": teacher, "dataset": dataset, "out": out, **options}
     return precompute_command(resolve_precompute(flags, None if config is None else Path(config)))

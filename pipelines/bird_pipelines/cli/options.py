@@ -22,6 +22,7 @@ __all__ = [
     "Json",
     "SetOptions",
     "Setting",
+    "SlurmOptions",
     "options_of",
     "output",
     "settings_of",
@@ -38,6 +39,14 @@ CacheArgument = Annotated[str, typer.Argument(help="The cache: a folder, or file
 Setting = Annotated[
     list[str] | None,
     typer.Option(help="A setting of the data set, NAME=VALUE (`bird list datasets`). It can be repeated."),
+]
+SlurmOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="slurm: an option of sbatch, NAME=VALUE, such as partition=gpu. It can be repeated.",
+        rich_help_panel="Several processes or machines",
+    ),
 ]
 Command = Callable[..., None]
 
@@ -118,7 +127,7 @@ def share(value: float | None) -> float | None:
     raise typer.BadParameter(f"{value:g} is no share from 0 to 1{meant}")
 
 
-def settings_of(pairs: list[str] | None) -> dict[str, Any]:
+def settings_of(pairs: list[str] | None, where: str = "--setting", see: str = "`bird list datasets`") -> dict[str, Any]:
     """["skew=0.9"] -> {"skew": 0.9}. Values are read as TOML where they can be, else as text."""
     import tomllib
 
@@ -128,7 +137,7 @@ def settings_of(pairs: list[str] | None) -> dict[str, Any]:
     for pair in pairs or []:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise UsageError(where="--setting", found=repr(pair), wanted="NAME=VALUE", fix="see `bird list datasets`")
+            raise UsageError(where=where, found=repr(pair), wanted="NAME=VALUE", fix=f"see {see}")
         try:
             settings[name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from bird.errors import UsageError
+from bird_pipelines.config.engine import Engine
 from bird_pipelines.config.option import Declared, Option, Record, declared
 
 __all__ = [
     "PARTS",
     "Asked",
+    "Engine",
     "PrecomputeConfig",
     "Rows",
     "Service",
@@ -167,7 +169,14 @@ class Work:
         return int(first), int(last)
 
 
-PARTS: Mapping[str, type[Record]] = {"rows": Rows, "asked": Asked, "service": Service, "stored": Stored, "work": Work}
+PARTS: Mapping[str, type[Record]] = {
+    "rows": Rows,
+    "asked": Asked,
+    "service": Service,
+    "stored": Stored,
+    "work": Work,
+    "workers": Engine,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +191,7 @@ class PrecomputeConfig:
     service: Service
     stored: Stored
     work: Work
+    workers: Engine
 
 
 NAMES = (

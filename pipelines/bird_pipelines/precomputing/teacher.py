@@ -1,16 +1,26 @@
-"""The teacher that a command names, opened, with every option of the command that concerns it."""
+"""The teacher and the data set that a command names, opened, with every option of the command that concerns them."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+from bird.datasets import open_dataset
+from bird.datasets.base import Dataset
 from bird.teachers import Service, Teacher, load_teacher, open_service, takes_of
 from bird.teachers.claims import require_takers
-from bird_pipelines.config import PrecomputeConfig
+from bird_pipelines.config import PrecomputeConfig, Rows
 from bird_pipelines.progress import tell
 
-__all__ = ["describe_teacher", "open_teacher"]
+__all__ = ["describe_teacher", "open_data", "open_teacher"]
+
+
+def open_data(rows: Rows) -> Dataset:
+    """The data set. Raises UsageError, DataError."""
+    data = open_dataset(rows.dataset, rows.data_root, **rows.settings)
+    if rows.max_megapixels is not None:
+        data.max_pixels = int(1e6 * rows.max_megapixels)
+    return data
 
 
 def open_teacher(config: PrecomputeConfig) -> Teacher | Service:

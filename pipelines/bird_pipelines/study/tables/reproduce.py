@@ -125,7 +125,7 @@ def perform(step: Step) -> dict[str, str]:
 
 def write_cache(step: Step) -> None:
     """Precompute a cache, or the layers that it lacks."""
-    from bird_pipelines.precomputing.extraction import precompute_command
+    from bird_pipelines.precomputing.command import precompute_command
 
     job = step.cache
     assert job is not None
