@@ -17,7 +17,7 @@ from typing import Any
 
 from bird.errors import UsageError
 
-__all__ = ["ray_cluster"]
+__all__ = ["ray_cluster", "require_ray"]
 
 ANSWER_SECONDS = 5.0
 
@@ -26,17 +26,14 @@ ANSWER_SECONDS = 5.0
 def ray_cluster(address: str | None, cpus: int) -> Iterator[Any]:
     """The module `ray`, connected: to `address`, else to RAY_ADDRESS, else to a Ray of this machine with at least `cpus`
     slots for workers. What was connected before stays connected. Raises UsageError."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray = _imported()
+    ray = require_ray(address)
     if ray.is_initialized():
         yield ray
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address(address)
     given: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         given |= {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
-    else:
-        _require_answer(address)
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if main else None
     try:
@@ -52,7 +49,10 @@ def ray_cluster(address: str | None, cpus: int) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _imported() -> Any:
+def require_ray(address: str | None) -> Any:
+    """The module `ray`, not connected yet. Raises UsageError where it is not installed, or nobody answers at the address:
+    Ray itself tries for two minutes."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         import ray
     except ImportError:
@@ -62,11 +62,16 @@ def _imported() -> Any:
             wanted="Ray 2.60 or newer on every machine",
             fix='pip install "bird-distill[ray]"',
         ) from None
+    if not ray.is_initialized() and (place := _address(address)) != "local":
+        _require_answer(place)
     return ray
 
 
+def _address(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or "local"
+
+
 def _require_answer(address: str) -> None:
-    """Raise UsageError where nobody listens at an address: Ray itself tries for two minutes."""
     place = address.removeprefix("ray://")
     if address == "auto":
         try:

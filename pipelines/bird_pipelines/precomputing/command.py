@@ -10,7 +10,7 @@ from bird.teachers import Service, Teacher
 from bird_cache.samples import OK
 from bird_cache.store import open_cache
 from bird_pipelines.config import PrecomputeConfig
-from bird_pipelines.precomputing.engines import precompute_by_workers
+from bird_pipelines.precomputing.engines import ENGINES, precompute_by_workers
 from bird_pipelines.precomputing.extraction import precompute, usual_workers
 from bird_pipelines.precomputing.plan import require_cells, warn_of_cells
 from bird_pipelines.precomputing.teacher import describe_teacher, open_data, open_teacher
@@ -64,7 +64,8 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
 
 
 def require_one_way(config: PrecomputeConfig) -> None:
-    """Raise UsageError, before the data set is read, for a slice that is none or options that exclude each other."""
+    """Raise UsageError, before the data set is read, for a slice that is none, options that exclude each other,
+    or an engine that is not there."""
     config.workers.require_own()
     if config.workers.spreads and config.work.part != (1, 1):
         raise UsageError(
@@ -80,6 +81,8 @@ def require_one_way(config: PrecomputeConfig) -> None:
             wanted="one process, which keeps to the service's rate",
             fix="leave --engine and --processes out",
         )
+    if config.workers.spreads:
+        ENGINES[config.workers.engine].require(config.workers)
 
 
 def estimate(teacher: Teacher | Service, data: Dataset, table: SampleTable, price: float | None) -> dict[str, Any]:

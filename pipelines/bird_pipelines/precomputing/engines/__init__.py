@@ -31,7 +31,7 @@ from bird_pipelines.progress import progress, stop_requests
 
 __all__ = ["ENGINES", "precompute_by_workers"]
 
-ENGINES: Mapping[str, Callable[[Order], Workers]] = {"local": Processes, "ray": RayActors, "slurm": SlurmJobs}
+ENGINES: Mapping[str, type[Workers]] = {"local": Processes, "ray": RayActors, "slurm": SlurmJobs}
 
 
 def precompute_by_workers(
@@ -59,8 +59,9 @@ def precompute_by_workers(
             threads=torch.get_num_threads(),
             folder=str(Path.cwd()),
         )
+        engine: Callable[[Order], Workers] = ENGINES[config.workers.engine]
         if order.shards:
-            with ENGINES[config.workers.engine](order) as workers, stop_requests() as stop:
+            with engine(order) as workers, stop_requests() as stop:
                 total = writer.plan.rows
                 with progress(f"precompute {name}", "images", total, total - waiting) as advance:
                     Coordinator(writer, workers, advance, max_failed).run(stop)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from bird_pipelines.config import PrecomputeConfig
+from bird_pipelines.config import Engine, PrecomputeConfig
 
 __all__ = ["Ended", "Order", "Workers", "portable"]
 
@@ -47,6 +47,11 @@ class Workers(ABC):
 
     share = 1
     """how many shards are given in one call"""
+
+    @classmethod
+    @abstractmethod
+    def require(cls, asked: Engine) -> None:
+        """Raise UsageError, before anything is read, where the engine is not there."""
 
     @abstractmethod
     def free(self) -> int:

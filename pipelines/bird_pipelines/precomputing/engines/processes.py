@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import final
 
+from bird_pipelines.config import Engine
 from bird_pipelines.precomputing.engines.base import Ended, Order, Workers, portable
 from bird_pipelines.progress import Interrupted
 
@@ -42,6 +43,10 @@ class Processes(Workers):
     def __init__(self, order: Order) -> None:
         self.order, self.count, self.calls = order, min(order.config.workers.processes, len(order.shards)), 0
         self.children = [self.start(number) for number in range(self.count)]
+
+    @classmethod
+    def require(cls, asked: Engine) -> None:
+        """See Workers.require: processes are always there."""
 
     def start(self, number: int) -> Child:
         """A new process, which opens its teacher."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from bird.errors import UsageError
+from bird_pipelines.config import Engine
 from bird_pipelines.precomputing.engines.base import Ended, Order, Workers, portable
-from bird_pipelines.ray_cluster import ray_cluster
+from bird_pipelines.ray_cluster import ray_cluster, require_ray
 
 __all__ = ["RayActors"]
 
@@ -69,6 +70,11 @@ class RayActors(Workers):
             count = min(asked.actors or max(1, room), len(order.shards))
             self.actors = [self.start(number) for number in range(count)]
             self.stack = stack.pop_all()
+
+    @classmethod
+    def require(cls, asked: Engine) -> None:
+        """See Workers.require."""
+        require_ray(asked.address)
 
     def room(self) -> int:
         """How many actors the cluster has room for now."""

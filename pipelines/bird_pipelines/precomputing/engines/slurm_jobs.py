@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, final
 
 from bird.errors import RunError, UsageError
+from bird_pipelines.config import Engine
 from bird_pipelines.precomputing.engines.base import Ended, Order, Workers, portable
 
 __all__ = ["SlurmJobs"]
@@ -51,6 +52,11 @@ class SlurmJobs(Workers):
         self.folder = Path(order.folder) / "bird-slurm" if "://" in out else Path(f"{out}-slurm")
         self.executor = executor_of(self.folder, {"time": MINUTES, "job_name": "bird", **asked.set}, self.threads)
         self.jobs: dict[int, Job] = {}
+
+    @classmethod
+    def require(cls, asked: Engine) -> None:
+        """See Workers.require."""
+        require_slurm()
 
     def free(self) -> int:
         """See Workers.free."""
@@ -137,11 +143,10 @@ def ended_of(number: int, job: Job) -> Ended | None:
     return None
 
 
-def executor_of(folder: Path, options: Mapping[str, Any], threads: int) -> Any:
-    """submitit's executor for jobs with these options of sbatch. Raises UsageError, RunError."""
+def require_slurm() -> Any:
+    """The module `submitit`. Raises UsageError where it is not installed, or where Slurm is not."""
     try:
         import submitit
-        from submitit.slurm.slurm import _make_sbatch_string
     except ImportError:
         raise UsageError(
             where="--engine slurm",
@@ -156,18 +161,25 @@ def executor_of(folder: Path, options: Mapping[str, Any], threads: int) -> Any:
             wanted="a machine from which Slurm jobs are submitted",
             fix="run the command there, or use --engine local",
         )
+    return submitit
+
+
+def executor_of(folder: Path, options: Mapping[str, Any], threads: int) -> Any:
+    """submitit's executor for jobs with these options of sbatch. Raises UsageError, RunError."""
+    submitit = require_slurm()
+    from submitit.slurm.slurm import _make_sbatch_string
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        found = error.strerror or str(error)
         raise RunError(
-            where=str(folder),
-            found=error.strerror or str(error),
-            wanted="a folder for the logs of the jobs",
-            fix="choose another --out",
+            where=str(folder), found=found, wanted="a folder for the logs of the jobs", fix="choose another --out"
         ) from error
     executor = submitit.SlurmExecutor(folder=folder)
     names = {*inspect.signature(_make_sbatch_string).parameters} - {"mem", "command", "folder"}
-    known = {name.replace("-", "_"): value for name, value in options.items() if name.replace("-", "_") in names}
-    other = {name.replace("_", "-"): value for name, value in options.items() if name.replace("-", "_") not in names}
+    given = {name.replace("-", "_"): value for name, value in options.items()}
+    known = {name: value for name, value in given.items() if name in names}
+    other = {name.replace("_", "-"): value for name, value in given.items() if name not in names}
     executor.update_parameters(**{"cpus_per_task": threads, **known, "additional_parameters": other})
     return executor
