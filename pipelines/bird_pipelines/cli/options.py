@@ -17,8 +17,10 @@ import typer
 from bird_pipelines.config.option import Declared
 
 __all__ = [
+    "Address",
     "CacheArgument",
     "Config",
+    "Engine",
     "Json",
     "SetOptions",
     "Setting",
@@ -47,6 +49,11 @@ SlurmOptions = Annotated[
         help="slurm: an option of sbatch, NAME=VALUE, such as partition=gpu. It can be repeated.",
         rich_help_panel="Several processes or machines",
     ),
+]
+Engine = Annotated[str, typer.Option(help="Where the runs are made: local or ray.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="ray: HOST:PORT of a cluster, or auto. Default: RAY_ADDRESS, else a Ray on this machine."),
 ]
 Command = Callable[..., None]
 

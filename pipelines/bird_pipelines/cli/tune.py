@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from bird_pipelines.cli import show
-from bird_pipelines.cli.options import Config, Json, output, takes
+from bird_pipelines.cli.options import Address, Config, Engine, Json, output, takes
 from bird_pipelines.config.run import options_of_a_run
 
 __all__ = ["tune"]
@@ -38,6 +38,8 @@ def tune(
     ] = 1.0,
     floor: Annotated[float | None, typer.Option(help="Lowest allowed value, x100. It replaces --drop.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search and of the halves of the meta split.")] = 0,
+    engine: Engine = "local",
+    address: Address = None,
     config: Config = None,
     json_: Json = False,
 ) -> None:
@@ -46,9 +48,11 @@ def tune(
     from bird.errors import unknown_name
     from bird_pipelines.config import resolve
     from bird_pipelines.distilling.data import cache_dataset
+    from bird_pipelines.study.places import require_place, trainer
     from bird_pipelines.study.tune import tune as run
     from bird_pipelines.study.tune_search import FLOORS, Search
 
+    require_place(engine, address)
     defaults = {"dataset": cache_dataset(flags["cache"]), "method": "bird", "student": "adapter"}
     base = resolve(flags, config, defaults)
     if floor_on not in FLOORS:
@@ -63,4 +67,5 @@ def tune(
         floor=floor,
         seed=seed,
     )
-    output(run(base, search), json_, show.tuned)
+    with trainer(engine, address) as train:
+        output(run(base, search, train), json_, show.tuned)
