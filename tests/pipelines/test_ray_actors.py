@@ -25,14 +25,28 @@ from bird_pipelines.precomputing.engines.ray_actors import RayActors
 pytest.importorskip("ray", reason="ray is not installed (pip install bird-distill[ray])")
 
 
+AGENTS = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+
+
+def ports():
+    """A free port for each of a node's agents: for those that find one themselves Ray waits 30 s, which a busy machine
+    exceeds."""
+    with contextlib.ExitStack() as held:
+        found = [held.enter_context(socket.socket()) for _ in AGENTS]
+        for each in found:
+            each.bind(("127.0.0.1", 0))
+        return {name: each.getsockname()[1] for name, each in zip(AGENTS, found, strict=True)}
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes of two processors each."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "600000"}
     from ray.cluster_utils import Cluster
 
-    there = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    there.add_node(num_cpus=2)
+    head = {"num_cpus": 2, "include_dashboard": False, **ports()}
+    there = Cluster(initialize_head=True, head_node_args=head)
+    there.add_node(num_cpus=2, **ports())
     yield there
     there.shutdown()
 
@@ -192,7 +206,7 @@ def test_nodes_killed_in_full(flags, expected, cluster, tmp_path, record_propert
         time.sleep(rng.uniform(0, 8))
         node = cluster.list_all_nodes()[-1]
         cluster.remove_node(node, allow_graceful=False)
-        cluster.add_node(num_cpus=2)
+        cluster.add_node(num_cpus=2, **ports())
         ended(process)
         assert bytes_of(where) == expected
         assert verify(where).findings == []
