@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from bird.datasets.base import Dataset, SampleTable, empty_cells, prepare
@@ -26,7 +27,9 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
     require_one_way(config)
     max_failed = 0.0 if rows.on_error == "fail" else rows.max_failed
     data = open_data(rows)
-    teacher = open_teacher(config)
+    # Where workers compute, the teacher only fixes the plan here: this machine may have no GPU.
+    place = dataclasses.replace(work, device="cpu") if config.workers.spreads else work
+    teacher = open_teacher(dataclasses.replace(config, work=place))
     table = prepare(
         data,
         limit=rows.limit,

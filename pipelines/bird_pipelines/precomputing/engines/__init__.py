@@ -45,8 +45,6 @@ def precompute_by_workers(
     """
     require_sharing(open_folder(config.out))
     plan, samples, _ = planned(teacher, data, table, config.stored, config.asked.precision, config.work.batch_size)
-    name = teacher.name
-    del teacher
     with open_for(config.out, plan, samples) as writer:
         waiting = rows_of(writer.plan, writer.pending())
         need_room(writer.folder, writer.plan, waiting)
@@ -61,9 +59,9 @@ def precompute_by_workers(
         )
         engine: Callable[[Order], Workers] = ENGINES[config.workers.engine]
         if order.shards:
-            with engine(order) as workers, stop_requests() as stop:
+            with stop_requests() as stop, engine(order) as workers:
                 total = writer.plan.rows
-                with progress(f"precompute {name}", "images", total, total - waiting) as advance:
+                with progress(f"precompute {teacher.name}", "images", total, total - waiting) as advance:
                     Coordinator(writer, workers, advance, max_failed).run(stop)
         return writer.finish()
 
