@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import random
 import signal
 import socket
 import sys
@@ -12,30 +11,15 @@ import time
 import psutil
 import pytest
 from helpers.shell import bird, panel
-from helpers.workers import begun, bytes_of, ended, kill, order_for, receipts, start, until
+from helpers.workers import begun, bytes_of, ended, kill, order_for, ports, receipts, start, until
 
 from bird_cache.errors import StaleCacheError, StorageError
 from bird_cache.store import open_cache
-from bird_cache.verify import verify
 from bird_cache.writer import open_writer
-from bird_pipelines.precomputing.engines import coordinator
 from bird_pipelines.precomputing.engines.coordinator import Coordinator
 from bird_pipelines.precomputing.engines.ray_actors import RayActors
 
 pytest.importorskip("ray", reason="ray is not installed (pip install bird-distill[ray])")
-
-
-AGENTS = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
-
-
-def ports():
-    """A free port for each of a node's agents: for those that find one themselves Ray waits 30 s, which a busy machine
-    exceeds."""
-    with contextlib.ExitStack() as held:
-        found = [held.enter_context(socket.socket()) for _ in AGENTS]
-        for each in found:
-            each.bind(("127.0.0.1", 0))
-        return {name: each.getsockname()[1] for name, each in zip(AGENTS, found, strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -133,27 +117,6 @@ def coordinate(where, order):
         Coordinator(writer, workers, lambda *_: None, 0.01).run(lambda: False)
 
 
-@pytest.mark.slow
-def test_a_stalled_actor_costs_nothing_but_time(flags, expected, teacher, inside, tmp_path, monkeypatch):
-    """It is stopped, not dead: nobody notices, and Ray does not end it. Its shard is given to another."""
-    monkeypatch.setattr(coordinator, "SILENT_SECONDS", 5.0)
-    where = tmp_path / "cache"
-    begun(flags, where)
-    order, stopped = order_for(where, teacher, limit=400, engine="ray", actors=2), []
-
-    def stall(*_):
-        if not stopped:
-            stopped.append(actors()[0])
-            stopped[0].suspend()
-
-    store = open_cache(where)
-    with open_writer(where, store.manifest.plan, store.samples) as writer, RayActors(order) as workers:
-        Coordinator(writer, workers, stall, 0.01).run(lambda: False)
-        writer.finish()
-    kill(stopped[0].pid)
-    assert bytes_of(where) == expected
-
-
 def test_an_address_that_does_not_answer_is_said_in_seconds(flags, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -174,40 +137,3 @@ def test_without_ray_one_line_says_which_extra(flags, tmp_path, monkeypatch, cap
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(UsageError, match=rf"bird-distill\[{engine}\]"):
             bird_pipelines.precompute(teacher="onnx:x", dataset="digits-s", out=tmp_path / "cache", engine=engine)
-
-
-@pytest.mark.torture
-def test_actors_killed_in_full(flags, expected, cluster, tmp_path, record_property):
-    """20 kills of actors at random instants."""
-    kills, rng = 0, random.Random(1)
-    while kills < 20:
-        where = tmp_path / f"{kills}"
-        process = by_ray(flags, where, cluster)
-        for _ in range(2):  # of one shard three would end the run
-            if until(actors, process):
-                time.sleep(rng.uniform(0, 8))
-                for actor in actors()[:1]:
-                    kill(actor.pid)
-                    kills += 1
-        ended(process)
-        assert bytes_of(where) == expected
-        assert verify(where).findings == []
-    record_property("35 workers of one cache killed", kills)
-
-
-@pytest.mark.torture
-def test_nodes_killed_in_full(flags, expected, cluster, tmp_path, record_property):
-    """5 kills of a whole node, with its actors."""
-    rng = random.Random(2)
-    for number in range(5):
-        where = tmp_path / f"{number}"
-        process = by_ray(flags, where, cluster)
-        assert until(lambda: len(actors()) >= 4, process)
-        time.sleep(rng.uniform(0, 8))
-        node = cluster.list_all_nodes()[-1]
-        cluster.remove_node(node, allow_graceful=False)
-        cluster.add_node(num_cpus=2, **ports())
-        ended(process)
-        assert bytes_of(where) == expected
-        assert verify(where).findings == []
-    record_property("35 workers of one cache killed", 5)
