@@ -26,11 +26,12 @@ pytest.importorskip("ray", reason="ray is not installed (pip install bird-distil
 def cluster():
     """Two nodes of two processors each."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "600000"}
+    os.environ["RAY_raylet_start_wait_time_s"] = "600"
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 2, "include_dashboard": False, **ports()}
+    head = {"num_cpus": 2, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True, **ports()}
     there = Cluster(initialize_head=True, head_node_args=head)
-    there.add_node(num_cpus=2, **ports())
+    there.add_node(num_cpus=2, include_log_monitor=False, **ports())
     yield there
     there.shutdown()
 

@@ -29,13 +29,23 @@ PLAN = cachekit.plan(ROWS, shard_rows=64)  # fifty shards
 def cluster():
     """Two nodes of two processors each, of which this process is a driver."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "600000"}
+    os.environ["RAY_raylet_start_wait_time_s"] = "600"
     import ray
     from ray.cluster_utils import Cluster
 
     for module in (cachekit, light_workers):
         ray.cloudpickle.register_pickle_by_value(module)
-    there = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, **ports()})
-    there.add_node(num_cpus=2, **ports())
+    there = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 2,
+            "include_dashboard": False,
+            "include_log_monitor": False,
+            "no_monitor": True,
+            **ports(),
+        },
+    )
+    there.add_node(num_cpus=2, include_log_monitor=False, **ports())
     ray.init(address=there.address, logging_level="ERROR", log_to_driver=False)
     yield there
     ray.shutdown()
