@@ -1,4 +1,4 @@
-"""Workers without a teacher: what they write is a pure function of the row, and they begin in a second. Many can be killed."""
+"""Workers without a teacher: what they write is a pure function of the row. They begin in a second: many can be killed."""
 
 import time
 

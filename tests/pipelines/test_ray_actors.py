@@ -26,7 +26,7 @@ pytest.importorskip("ray", reason="ray is not installed (pip install bird-distil
 def cluster():
     """Two nodes of two processors each."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "600000"}
-    os.environ["RAY_raylet_start_wait_time_s"] = "600"
+    os.environ["RAY_raylet_start_wait_time_s"] = "600"  # noqa: SIM112  (Ray's spelling)
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 2, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True, **ports()}

@@ -29,7 +29,7 @@ PLAN = cachekit.plan(ROWS, shard_rows=64)  # fifty shards
 def cluster():
     """Two nodes of two processors each, of which this process is a driver."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "600000"}
-    os.environ["RAY_raylet_start_wait_time_s"] = "600"
+    os.environ["RAY_raylet_start_wait_time_s"] = "600"  # noqa: SIM112  (Ray's spelling)
     import ray
     from ray.cluster_utils import Cluster
 
