@@ -1,6 +1,8 @@
 """What half precision and 8 bits do to students, by cells: every file beside its student, on the test rows.
 
-    python bench/exports.py RUN... [--rows 20000]
+    python bench/exports.py RUN... [--rows 20000] [--over-seeds]
+
+With --over-seeds the runs of one architecture are one line a file: means over the runs, [lowest, highest].
 
 int8 is onnxruntime's: `by channel` is what `bird export --precision int8` writes; the others are beside it to compare.
 """
@@ -69,32 +71,62 @@ def variants(student, data, folder):
         yield name, target
 
 
+def line_of(name, size, checked):
+    """A file beside its student, in words."""
+    found, worst = checked.drift, checked.drift.cells[0]
+    low, high = worst.interval
+    return (
+        f"{name} ({size:.2f} MB)",
+        "{:.2f} -> {:.2f}".format(*found.accuracy),
+        f"{worst.change:+.1f} [{low:+.1f}, {high:+.1f}] ({worst.cell})",
+        f"{found.flips.percent:.2f} %",
+        f"{checked.batch_flips.changed} of {checked.batch_flips.rows}",
+        "{:.2f} -> {:.2f}".format(*found.mean_deo),
+        "no: " + refusals(checked)[0] if refusals(checked) else "yes",
+    )
+
+
+def line_over_seeds(name, every):
+    """One file of several students, in words."""
+    accepted = sum(not refusals(each) for each in every)
+    return (
+        name,
+        ranged([each.drift.accuracy[1] - each.drift.accuracy[0] for each in every], "+.2f"),
+        ranged([each.drift.cells[0].change for each in every], "+.1f"),
+        ranged([each.drift.flips.percent for each in every], ".2f"),
+        ranged([each.batch_flips.changed for each in every], ".1f"),
+        ranged([each.drift.mean_deo[1] - each.drift.mean_deo[0] for each in every], "+.2f"),
+        f"{accepted} of {len(every)}",
+    )
+
+
+def ranged(values, form):
+    """Mean, lowest and highest."""
+    return f"{np.mean(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--rows", type=int)
+    parser.add_argument("--over-seeds", action="store_true")
     given = parser.parse_args()
     print("| student | file | accuracy | worst cell | flips | batch flips | mean-DEO | accepted |\n" + "|---" * 8 + "|")
+    together = {}
     for run in given.runs:
         student, data, _ = open_run(run)
         rows = check_rows(data, given.rows)
         folder = Path(tempfile.mkdtemp())
         for name, path in variants(student, data, folder):
             checked = check(student, open_onnx(path), data, rows, 64)
-            found, worst = checked.drift, checked.drift.cells[0]
-            size, (low, high) = path.stat().st_size / 1e6, worst.interval
-            cells = (
-                student.architecture,
-                f"{name} ({size:.2f} MB)",
-                "{:.2f} -> {:.2f}".format(*found.accuracy),
-                f"{worst.change:+.1f} [{low:+.1f}, {high:+.1f}] ({worst.cell})",
-                f"{found.flips.percent:.2f} %",
-                f"{checked.batch_flips.changed} of {checked.batch_flips.rows}",
-                "{:.2f} -> {:.2f}".format(*found.mean_deo),
-                "no: " + refusals(checked)[0] if refusals(checked) else "yes",
-            )
-            print(f"| {' | '.join(cells)} |", flush=True)
+            if given.over_seeds:
+                together.setdefault((student.architecture, name), []).append(checked)
+            else:
+                cells = line_of(name, path.stat().st_size / 1e6, checked)
+                print(f"| {' | '.join((student.architecture, *cells))} |", flush=True)
         shutil.rmtree(folder)
+    for (architecture, name), every in together.items():
+        print(f"| {' | '.join((architecture, *line_over_seeds(name, every)))} |", flush=True)
 
 
 if __name__ == "__main__":

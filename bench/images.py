@@ -4,7 +4,7 @@
         [--first-seed N] [--against METHOD]
 
 Runs the commands of the CLI one after the other and resumes. Methods come in the order in which they are worth waiting for;
-METHOD@NAME=X trains with that option at X, as in bird@lambda=0.02. Whoever compares several X chooses by the lines of the
+METHOD@NAME=X,... trains with those options, as in bird@lambda=0.02. Whoever compares several X chooses by the lines of the
 meta split.
 """
 
@@ -64,8 +64,8 @@ def main():
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     for seed in seeds:
         for name in args.methods:
-            method, _, option = name.partition("@")
-            more = (f"--{option}",) if option else ()
+            method, _, options = name.partition("@")
+            more = [f"--{option}" for option in options.split(",") if option]
             folder = args.out / f"{name}-{seed}"
             bird("distill", "--cache", cache, *run, "--method", method, *more, "--seed", seed, "--out", folder)
             for split in ("meta", "test"):

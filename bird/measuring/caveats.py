@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bird.errors import DataError
 from bird.measuring.intervals import wilson
 
-__all__ = ["SCORES", "does_not_exist", "require_both_sides", "require_gap", "trivial", "undefined"]
+__all__ = ["SCORES", "does_not_exist", "largest_class", "require_both_sides", "require_gap", "trivial", "undefined"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -69,6 +69,11 @@ def require_both_sides(labels: NDArray[np.generic], classes: Iterable[int]) -> N
         )
 
 
+def largest_class(confusion: Ints) -> float:
+    """The share of the rows, x100, that are of the largest class, of counts (C, M, C): the accuracy of always naming it."""
+    return float(100 * confusion.sum((1, 2)).max() / confusion.sum())
+
+
 def trivial(confusion: Ints, class_names: Sequence[object] | None = None) -> str | None:
     """Why the gap of this classifier says nothing, in words; None where it is not known to be trivial.
 
@@ -91,8 +96,8 @@ def trivial(confusion: Ints, class_names: Sequence[object] | None = None) -> str
             f"it names {some} of {len(present)} classes (never or hardly ever: {_listed(hardly, class_names)}); where a"
             " class is not named, all groups have recall 0 and no gap"
         )
-    largest = int(present.argmax())
-    share, accuracy = present[largest] / total, np.einsum("cmc->", confusion) / total
+    largest, share = int(present.argmax()), largest_class(confusion) / 100
+    accuracy = np.einsum("cmc->", confusion) / total
     if wilson(accuracy * total, total)[0] <= share:
         name = _listed([largest], class_names)
         reasons.append(

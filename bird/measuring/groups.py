@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from bird.errors import BirdError, DataError
 from bird.measuring.calibration import calibration_error
 from bird.measuring.cells import cells_of_shares
-from bird.measuring.intervals import gap_interval, wilson
+from bird.measuring.intervals import gap_interval, student, wilson
 from bird.measuring.metrics import auroc, confusion
 
-__all__ = ["GroupNumbers", "Number", "by_group", "metric_frame", "parity_gap", "shares"]
+__all__ = ["GroupNumbers", "Number", "by_group", "metric_frame", "parity_gap", "share_over_seeds", "shares"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -125,28 +125,52 @@ def shares(hits: Int[Ints, "classes groups"], rows: Int[Ints, "classes groups"])
     return found
 
 
-def parity_gap(confusion: Int[Ints, "classes groups classes"]) -> Number:
+def share_over_seeds(hits: Int[Ints, " seeds"], rows: int) -> Number:
+    """The mean over seeds of the share `hits` of the same `rows`. Two errors of its interval add in squares: that of the
+    rows (Wilson's, all of it common to the seeds: wider than it need be), and that of the seeds (Student's t)."""
+    if not rows:
+        return Number.missing(NO_ROWS)
+    values = 100 * hits / rows
+    mean, seeds = float(values.mean()), _error_of_seeds(values)
+    low, high = (100 * float(end) for end in wilson(hits.mean(), rows))
+    return Number(
+        mean,
+        max(0.0, mean - float(np.hypot(mean - low, seeds))),
+        min(100.0, mean + float(np.hypot(high - mean, seeds))),
+        rows,
+    )
+
+
+def parity_gap(*confusions: Int[Ints, "classes groups classes"]) -> Number:
     """The largest over classes of (highest - lowest selection rate of a group), of counts (C, M, C): for two classes the
-    demographic-parity difference, as fairlearn has it.
+    demographic-parity difference, as fairlearn has it. Of several runs, such as those of several seeds, the mean.
 
     Its interval is that of a gap (bird.measuring.intervals), class by class at a level that holds for all of them together
-    (Bonferroni): selection rates of several classes depend on each other. Two classes have one gap.
+    (Bonferroni): selection rates of several classes depend on each other. Two classes have one gap. The error of the seeds
+    (Student's t) adds in squares.
     """
-    selected, rows = confusion.sum(0).T, confusion.sum((0, 2))
-    total, selected = int(rows.sum()), selected[:, rows > 0]
+    selected, rows = np.stack([each.sum(0).T for each in confusions]), confusions[0].sum((0, 2))
+    total, selected = int(rows.sum()), selected[:, :, rows > 0]
     rows = rows[rows > 0]
-    if len(selected) < 2:
+    if selected.shape[1] < 2:
         return Number.missing("there is one class", total)
     if len(rows) < 2:
         return Number.missing("there is one group: a gap is between two", total)
-    selected = selected[1:] if len(selected) == 2 else selected
-    gaps = 100 * np.ptp(selected / rows, axis=1)
-    level = 1 - 0.05 / len(selected)
-    ends = [
-        gap_interval([cells_of_shares(each[None], rows[None], draws=DRAWS)], "max_deo", level=level)
-        for each in selected
-    ]
-    return Number(float(gaps.max()), max(each.low for each in ends), max(each.high for each in ends), total)
+    selected = selected[:, 1:] if selected.shape[1] == 2 else selected
+    gaps = 100 * np.ptp(selected / rows, axis=2)  # (seeds, classes)
+    level = 1 - 0.05 / gaps.shape[1]
+    ends = []
+    for c in range(gaps.shape[1]):
+        cells = [cells_of_shares(each[c][None], rows[None], draws=DRAWS) for each in selected]
+        ends.append(gap_interval(cells, "max_deo", level=level, added=_error_of_seeds(gaps[:, c], level)))
+    largest = float(gaps.max(1).mean())
+    return Number(largest, max(each.low for each in ends), max(largest, *(each.high for each in ends)), total)
+
+
+def _error_of_seeds(values: Float[Floats, " seeds"], level: float = 0.95) -> float:
+    """The half-width of a mean over seeds by what they differ by; 0 of one seed."""
+    count = len(values)
+    return student((1 + level) / 2, count - 1) * float(np.std(values, ddof=1)) / count**0.5 if count > 1 else 0.0
 
 
 def metric_frame(

@@ -117,7 +117,8 @@ class BirdOffsets(Bird):
 
     - L_j = alpha D + (1 - alpha) CE(z + phi[:, a], y), with the gate as it was drawn and without lambda L_o.
     - phi starts at log p(class | group) of the training split, or at 0, and follows the feedback of L_o, of the CE balanced
-      over the cells, or of a mixture (`balance`). `shrink` holds it back where a meta cell is small.
+      over the cells, or of a mixture (`balance`). `shrink` holds it back where a meta cell is small; with `pool` all cells
+      say together how far it goes along log p(class | group).
     - The student that ships has the running mean of the weights.
 
     With `learn_gate=False` phi stays where it starts: from log p that is the fixed adjustment of Menon et al. (2021).
@@ -125,18 +126,20 @@ class BirdOffsets(Bird):
 
     averages = True
     starts: Float[Tensor, "classes groups"] | None = None
+    along: Float[Tensor, "classes groups"] | None = None
     meta_rows: Int[Tensor, "classes groups"] | None = None
 
     def __init__(self, hyper: Hyperparameters, groups: int, *, learn_gate: bool = True) -> None:
         super().__init__(replace(hyper, lambda_=0.0), groups, learn_gate=learn_gate)
-        if hyper.offsets_from == "prior":
-            why = "phi starts at log p(class | group), which an empty cell does not have"
+        if hyper.offsets_from == "prior" or hyper.pool:
+            why = "phi has to do with log p(class | group), which an empty cell does not have"
             self.cells = {**self.cells, "train": why}
 
     def prepare(self, counts: Int[Tensor, "classes groups"], meta: Int[Tensor, "classes groups"] | None = None) -> None:
         """Where phi starts, and how strongly it is pulled back, from the cells' sizes."""
         self.meta_rows = meta
         self.starts = log_prior(counts) if self.hyper.offsets_from == "prior" else torch.zeros(counts.shape)
+        self.along = log_prior(counts) if self.hyper.pool else None
 
     def gate(self, teacher_dim: int | None, stage_channels: Sequence[int], seed: int) -> Offsets:
         """The offsets, and the gate as it is drawn."""
@@ -144,7 +147,7 @@ class BirdOffsets(Bird):
             raise ValueError("BirdOffsets.prepare(counts) comes before its learner, which has a teacher")
         classes, groups = self.starts.shape
         offsets = Offsets(classes, groups, teacher_dim, seed)
-        offsets.start(self.starts, self.meta_rows, self.hyper.shrink)
+        offsets.start(self.starts, self.meta_rows, self.hyper.shrink, self.along)
         return offsets
 
     def task(self, learner: Learner, logits: Tensor, batch: Batch) -> Tensor:

@@ -36,13 +36,14 @@ class Offsets(nn.Module):
     gate: Float[Tensor, "*models dim"]
     begin: Float[Tensor, "*models classes groups"]
     pull: Float[Tensor, "*models classes groups"]
+    along: Float[Tensor, "*models classes groups"]
 
     def __init__(self, classes: int, groups: int, dim: int, seed: int = 0) -> None:
         super().__init__()
         self.phi = nn.Parameter(torch.zeros(classes, groups))
         self.register_buffer("gate", torch.sigmoid(Gate(dim, seed).phi.detach()))
-        self.pulled = False
-        for name in ("begin", "pull"):  # follow from `start`: no checkpoint holds them
+        self.pulled = self.pooled = False
+        for name in ("begin", "pull", "along"):  # follow from `start`: no checkpoint holds them
             self.register_buffer(name, torch.zeros(classes, groups), persistent=False)
 
     def start(
@@ -50,26 +51,41 @@ class Offsets(nn.Module):
         phi: Float[Tensor, "classes groups"],
         rows: Int[Tensor, "classes groups"] | None = None,
         shrink: float = 0.0,
+        along: Float[Tensor, "classes groups"] | None = None,
     ) -> None:
         """Begin at these offsets. With `shrink` they are pulled back to where they began, by shrink / n for a cell of n meta
-        `rows`: see `hold_back`."""
+        `rows`; with `along` they move in that direction alone, all by one number: see `hold_back`."""
         with torch.no_grad():
             self.phi.copy_(phi)
             self.begin.copy_(phi)
             self.pulled = rows is not None and shrink > 0
             if rows is not None and self.pulled:
                 self.pull.copy_(shrink / rows)  # a cell without rows stays where it begins
+            self.pooled = along is not None
+            if along is not None:
+                self.along.copy_(along - along.mean(0))  # what all classes have alike moves no logit against another
 
     def hold_back(self, rate: float) -> None:
         """One proximal step of `rate` on pull / 2 (phi - begin)^2, after a step of Adam of the same rate. Adam divides a
         gradient by its usual size: to weigh the gradient of a small cell less would do nothing. The two steps are at
         balance where |phi - begin| = m n / shrink. m in 0..1 is the mean of Adam's steps, in units of the rate: 1 where
         all gradients have one sign. So phi goes less far by what few rows say, and by what meta batches do not agree on.
-        It is a decoupled decay (Loshchilov and Hutter 2019), towards the start and not to 0."""
-        if not self.pulled:
+        It is a decoupled decay (Loshchilov and Hutter 2019), towards the start and not to 0. Offsets that move `along` one
+        direction are then put back on it, at the nearest place: all cells together say how far."""
+        if not self.pulled and not self.pooled:
             return
         with torch.no_grad():
-            self.phi.sub_(self.begin).div_(1 + rate * self.pull).add_(self.begin)
+            moved = self.phi - self.begin
+            if self.pulled:
+                moved = moved / (1 + rate * self.pull)
+            if self.pooled:
+                cells = (-2, -1)
+                moved = (
+                    self.along
+                    * (moved * self.along).sum(cells, True)
+                    / self.along.square().sum(cells, True).clamp(min=1e-12)
+                )
+            self.phi.copy_(self.begin + moved)
 
     def forward(self, teacher: Float[Tensor, "*models batch dim"]) -> Float[Tensor, "*models batch dim"]:
         """The gated teacher features."""

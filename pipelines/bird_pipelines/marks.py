@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bird.measuring.caveats import trivial, undefined
+from bird.measuring.caveats import largest_class, trivial, undefined
 from bird.measuring.intervals import gap_intervals
 
 __all__ = [
@@ -32,14 +32,16 @@ WHAT_TRIVIAL_MEANS = (
 
 
 def with_caveats(metrics: Mapping[str, Any], class_names: Sequence[object] | None = None) -> dict[str, Any]:
-    """The metrics of a run folder with `undefined` and `trivial` recomputed from its counts, because older versions did
-    not write them: a number that does not exist is None. So do the intervals of a gap and the gap beyond chance, which
-    early versions did not have. Metrics that say why there are none stay as they are."""
+    """The metrics of a run folder with `undefined`, `trivial` and `largest_class` (its share of the rows, x100) computed
+    from its counts, because older versions did not write them: a number that does not exist is None. So do the intervals
+    of a gap and the gap beyond chance, which early versions did not have. Metrics that say why there are none stay as they
+    are."""
     if "confusion" not in metrics:
         return dict(metrics)
     counts = np.asarray(metrics["confusion"], dtype=np.int64)
     missing = undefined(counts, class_names)
     found = {**metrics, "undefined": missing, "trivial": trivial(counts, class_names)}
+    found["largest_class"] = largest_class(counts) if counts.any() else None
     found |= {name: None for name in missing if name in metrics}
     gone = {name.removeprefix("intervals.") for name in missing}
     found["intervals"] = {name: None if name in gone else ends for name, ends in metrics["intervals"].items()}

@@ -5,7 +5,7 @@ import pytest
 
 from bird.errors import DataError
 from bird.measuring.calibration import calibration_error
-from bird.measuring.groups import by_group, metric_frame, parity_gap
+from bird.measuring.groups import by_group, metric_frame, parity_gap, share_over_seeds, shares
 from bird.measuring.metrics import auroc, confusion
 from bird.measuring.shared_rows import Predicted
 from bird.measuring.zones import zones
@@ -123,3 +123,28 @@ def test_other_rows_are_compared_too_and_small_cells_keep_a_width():
     assert zones([few], [few], 2, 2).recall[0][1].zone is None
     with pytest.raises(DataError, match="2 and 1 runs"):
         zones([few, few], [few], 2, 2)
+
+
+def test_a_share_over_seeds_is_that_of_the_one_seed_or_wider_than_the_seeds_apart():
+    rows = 200
+    one = share_over_seeds(np.array([150]), rows)
+    wilson = shares(np.array([[150]]), np.array([[rows]]))[0][0]
+    assert one[:4] == pytest.approx(wilson[:4])
+    alike, apart = share_over_seeds(np.full(8, 150), rows), share_over_seeds(np.array([130, 170] * 4), rows)
+    assert (alike.low, alike.high) == pytest.approx((one.low, one.high))
+    assert apart.value == alike.value == 75
+    assert apart.low < alike.low < alike.high < apart.high <= 100
+    assert share_over_seeds(np.array([0, 0]), 0).reason == "no rows"
+
+
+def test_the_parity_gap_of_several_seeds_is_their_mean_and_its_interval_holds_it():
+    rng = np.random.default_rng(0)
+    groups, labels = rng.integers(2, size=2000), rng.integers(2, size=2000)
+    runs = [
+        confusion(labels, groups, (rng.random(2000) < 0.3 + rise * groups).astype(int), 2, 2)
+        for rise in (0.1, 0.2, 0.3)
+    ]
+    one, together = parity_gap(runs[1]), parity_gap(*runs)
+    assert together.value == pytest.approx(np.mean([parity_gap(each).value for each in runs]))
+    assert together.low < one.low < one.value < one.high < together.high
+    assert together.low <= together.value <= together.high

@@ -176,6 +176,34 @@ def test_shrink_holds_back_what_meta_batches_do_not_agree_on():
     assert (learner.gate.phi.abs() < 0.05 * META_ROWS / 8).all()
 
 
+@pytest.mark.parametrize("start", ["prior", "zero"])
+def test_pooled_offsets_move_along_the_prior_alone_by_what_the_cells_say_together(start):
+    method = build_method("bird-offsets", Hyperparameters(offsets_from=start, pool=True), GROUPS)
+    (learner,) = learners(method, [0])
+    begun = learner.gate.phi.detach().clone()
+    prior = log_prior(torch.tensor([[90, 5], [10, 60], [30, 30]]))
+    along = prior - prior.mean(0)
+    learner.move_gate([-along])
+    moved = learner.gate.phi.detach() - begun
+    strength = (moved / along).flatten()
+    assert torch.allclose(strength, strength[0].expand(6), rtol=1e-4)
+    # Adam moves each by mu2: of that, the part in this direction
+    assert strength[0].item() == pytest.approx((0.03 * along.abs().sum() / along.square().sum()).item(), rel=1e-3)
+    across = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]])  # alike for both groups: what the prior does not say
+    other = next(learners(method, [0]))
+    other.move_gate([(across - along * (across * along).sum() / along.square().sum()).sign() * 1e-6])
+    assert (other.gate.phi - begun).abs().max() < 0.03
+
+
+def test_pooled_offsets_without_a_skew_stay():
+    offsets = Offsets(CLASSES, GROUPS, DIM)
+    offsets.start(torch.zeros(CLASSES, GROUPS), along=torch.full((CLASSES, GROUPS), -1.0))
+    with torch.no_grad():
+        offsets.phi.add_(1.0)
+    offsets.hold_back(0.1)
+    assert torch.equal(offsets.phi, torch.zeros(CLASSES, GROUPS))
+
+
 def test_what_was_saved_goes_on_to_the_bit():
     """A checkpoint holds phi; where it started, and the pull, follow from the run's settings."""
     method = build_method("bird-offsets", Hyperparameters(mu1=0.05, shrink=8.0), GROUPS)
@@ -234,7 +262,9 @@ def test_of_so_many_steps_one_has_feedback():
     assert moved == [True, False, False, True, False, False]
 
 
-@pytest.mark.parametrize("more", [{}, {"shrink": 20.0}, {"soft_max": 0.5}], ids=["plain", "shrink", "soft"])
+@pytest.mark.parametrize(
+    "more", [{}, {"shrink": 20.0}, {"pool": True}, {"soft_max": 0.5}], ids=["plain", "shrink", "pool", "soft"]
+)
 def test_a_stack_does_what_its_models_do_alone(more):
     method = build_method("bird-offsets", Hyperparameters(mu1=0.05, alpha=0.5, balance=0.5, **more), GROUPS)
     alone, together = [*learners(method, [0, 1])], [*learners(method, [0, 1])]

@@ -247,7 +247,7 @@ def test_what_does_not_exist_is_not_available_with_its_reason(tmp_path):
         one, labels, np.zeros(300, int), np.where(np.arange(300) % 5 == 0, 1 - labels, labels), group_names=("all",)
     )
     text = text_of(write_report([one], tmp_path / "report.html"))
-    assert text.count("n/a there is one group: a gap is between two") == 2
+    assert text.count("n/a there is one group: a gap is between two") == 3
     assert "n/a: there is one group: a gap is between two" in text, "in place of the recalls' gaps"
     assert "no run has metrics on the test split that hold both" in text, "no place in the plot"
     many = make_run(tmp_path / "many")

@@ -187,6 +187,8 @@ def metrics_of(metrics: dict[str, Any]) -> None:
         chance = f"  floor {floor:.1f}" if floor is not None else ""
         beyond = metrics["beyond_chance"].get(name.removesuffix("_deo")) if name.endswith("_deo") else None
         chance += f"  beyond chance {beyond:.1f}" if beyond is not None else ""
+        if name == "accuracy" and metrics.get("largest_class") is not None:
+            chance = f"  largest class {metrics['largest_class']:.1f}"
         mark = "  TRIVIAL, see below" if metrics.get("trivial") and name.endswith("_deo") else ""
         rows[f"{name} {arrow}"] = f"{number(metrics[name])}{span}{chance}{mark}"
     table("x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows)

@@ -110,6 +110,12 @@ class Weights:
             ge=0,
         ),
     ] = 0.0
+    pool: Annotated[
+        bool,
+        Option(
+            "bird-offsets: move all offsets together, along log p(class given group). For few meta rows.", flag="--pool"
+        ),
+    ] = False
     soft_max: Annotated[
         float,
         Option("L_o: temperature of a soft maximum over the groups, in nats.", default="0: the maximum", ge=0),

@@ -14,6 +14,7 @@ from bird_pipelines.config import RunConfig
 from bird_pipelines.config.reading import run_of
 from bird_pipelines.distilling.data import RunData, load_data
 from bird_pipelines.distilling.scoring import score
+from bird_pipelines.marks import with_caveats
 
 __all__ = ["evaluate", "open_run", "run_config"]
 
@@ -32,7 +33,7 @@ def evaluate(
     device = choose_device("auto")
     metrics = score(student.to(device), data, split, device, save_to=run).as_json()
     runs.write_json(run / f"metrics-{split}.json", metrics)
-    return metrics
+    return with_caveats(metrics, data.class_names)
 
 
 def open_run(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from bird.measuring.groups import GroupNumbers, by_group
+from bird.measuring.groups import GroupNumbers, by_group, parity_gap, share_over_seeds
 from bird.measuring.metrics import gap_floors
 from bird_pipelines.marks import few, lost_of_cells, trivial_seeds
 from bird_pipelines.predictions import load_predictions, load_scores
@@ -88,17 +88,17 @@ def groups_of(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
             continue
         names = [[str(name) for name in runs[0].info[kind]] for kind in ("class_names", "group_names")]
         counts = np.array([run.metrics["test"]["confusion"] for run in runs], dtype=np.int64)
-        correct = np.einsum("rcmc->rcm", counts)
-        recalls = (correct / counts.sum(3)).mean(0)
+        correct, rows = np.einsum("rcmc->rcm", counts), counts[0].sum(2)
+        recalls = np.where(rows > 0, correct.mean(0) / np.maximum(rows, 1), np.inf)
         c, m = np.unravel_index(int(recalls.argmin()), recalls.shape)
-        selected = counts.sum(1) / counts.sum((1, 3))[:, :, None]
         row = {
             "label": each.label,
-            "accuracy": (100 * correct.sum(1) / counts.sum((1, 3))).mean(0).tolist(),
-            "worst": 100 * float(recalls[c, m]),
+            "accuracy": [
+                share_over_seeds(correct[:, :, g].sum(1), int(rows[:, g].sum())) for g in range(len(names[1]))
+            ],
+            "worst": share_over_seeds(correct[:, c, m], int(rows[c, m])),
             "cell": f"{names[0][c]}, {names[1][m]}",
-            "rows": int(counts[0].sum(2)[c, m]),
-            "parity": 100 * float(np.ptp(selected, axis=1).max(1).mean()) if counts.shape[2] > 1 else None,
+            "parity": parity_gap(*counts),
             "trivial": trivial_seeds({run.settings["seed"]: run.metrics["test"] for run in runs}),
         }
         tables.setdefault(str(names[1]), {"groups": names[1], "rows": []})["rows"].append(row)

@@ -69,6 +69,7 @@ def _result(configuration: Configuration, split: str) -> dict[str, Any]:
             "floor": float(np.mean(floors)) if floors else None,
             "beyond": over_seeds[name].beyond_chance if name in over_seeds else None,
             "reason": None if values else reason_of(name, metrics) or "not recorded",
+            "largest": metrics[0].get("largest_class") if name == "accuracy" else None,
         }
     marks = trivial_seeds({run.settings["seed"]: run.metrics[split] for run in runs})
     return {"seeds": len(runs), "cells": cells, "reason": None, "trivial": marks}

@@ -32,6 +32,7 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "balance": OFFSETS,
     "offsets_from": OFFSETS,
     "shrink": OFFSETS,
+    "pool": OFFSETS,
     "soft_max": (*BIRDS, *PLUS, *OFFSETS),
     "feedback_every": FEEDBACK,
     "feedback_through": FEEDBACK,
