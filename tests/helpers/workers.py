@@ -94,7 +94,7 @@ def begun(flags, where):
     return bytes_of(where)
 
 
-AGENTS = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+AGENTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
 
 
 def ports():
