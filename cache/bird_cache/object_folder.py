@@ -105,6 +105,9 @@ class ObjectFolder(Folder):
         self._creates = self._honours_create()
         return self._creates
 
+    def tidy(self) -> None:
+        """See Folder.tidy: an object is there whole or not at all."""
+
     def free(self) -> int | None:
         """See Folder.free."""
         return None

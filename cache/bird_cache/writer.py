@@ -258,6 +258,7 @@ class FeatureWriter:
         if self.complete:
             return self.manifest
         self._require_sound()
+        self.folder.tidy()  # workers may have been killed since the folder was opened
         summary = summarise(self.receipts[shard].audit for shard in sorted(self.receipts))
         if self.part:
             done = self.manifest.parts[self.part].model_copy(update={"complete": True, "summary": summary})
