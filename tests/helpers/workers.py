@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -92,16 +91,3 @@ def begun(flags, where):
     bird("precompute", *flags, "--out", where, "--slice", "7/7")
     assert receipts(where) == 1
     return bytes_of(where)
-
-
-AGENTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
-
-
-def ports():
-    """A free port for each of a node's agents: for those that find one themselves Ray waits 30 s, which a busy machine
-    exceeds."""
-    with contextlib.ExitStack() as held:
-        found = [held.enter_context(socket.socket()) for _ in AGENTS]
-        for each in found:
-            each.bind(("127.0.0.1", 0))
-        return {name: each.getsockname()[1] for name, each in zip(AGENTS, found, strict=True)}

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import signal
 import socket
 import sys
@@ -10,8 +9,9 @@ import time
 
 import psutil
 import pytest
+from helpers.ray_nodes import two_nodes
 from helpers.shell import bird, panel
-from helpers.workers import begun, bytes_of, ended, kill, order_for, ports, receipts, start, until
+from helpers.workers import begun, bytes_of, ended, kill, order_for, receipts, start, until
 
 from bird_cache.errors import StaleCacheError, StorageError
 from bird_cache.store import open_cache
@@ -25,13 +25,7 @@ pytest.importorskip("ray", reason="ray is not installed (pip install bird-distil
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes of two processors each."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "600000"}
-    os.environ["RAY_raylet_start_wait_time_s"] = "600"  # noqa: SIM112  (Ray's spelling)
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 2, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True, **ports()}
-    there = Cluster(initialize_head=True, head_node_args=head)
-    there.add_node(num_cpus=2, include_log_monitor=False, **ports())
+    there = two_nodes()
     yield there
     there.shutdown()
 

@@ -1,7 +1,6 @@
 """Actors and nodes of a real Ray of two nodes are killed, or stopped, while they write a cache."""
 
 import contextlib
-import os
 import random
 import threading
 import time
@@ -9,7 +8,8 @@ import time
 import psutil
 import pytest
 from helpers import cachekit, light_workers
-from helpers.workers import bytes_of, kill, ports
+from helpers.ray_nodes import ports, two_nodes
+from helpers.workers import bytes_of, kill
 
 from bird_cache.verify import verify
 from bird_cache.writer import open_writer
@@ -28,24 +28,11 @@ PLAN = cachekit.plan(ROWS, shard_rows=64)  # fifty shards
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes of two processors each, of which this process is a driver."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "600000"}
-    os.environ["RAY_raylet_start_wait_time_s"] = "600"  # noqa: SIM112  (Ray's spelling)
     import ray
-    from ray.cluster_utils import Cluster
 
     for module in (cachekit, light_workers):
         ray.cloudpickle.register_pickle_by_value(module)
-    there = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 2,
-            "include_dashboard": False,
-            "include_log_monitor": False,
-            "no_monitor": True,
-            **ports(),
-        },
-    )
-    there.add_node(num_cpus=2, include_log_monitor=False, **ports())
+    there = two_nodes()
     ray.init(address=there.address, logging_level="ERROR", log_to_driver=False)
     yield there
     ray.shutdown()
