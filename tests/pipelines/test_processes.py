@@ -22,7 +22,7 @@ from bird_pipelines.precomputing.engines.worker import Worker
 def test_processes_write_what_one_writes_even_if_one_is_killed(flags, expected, tmp_path):
     where = tmp_path / "cache"
     process = start("precompute", *flags, "--out", where, "--processes", 2)
-    assert until(lambda: receipts(where) >= 1, process)
+    assert until(lambda: receipts(where) >= 1, process), process.communicate()[1]
     kill(random.Random(0).choice(workers_of(process)).pid)
     ended(process)
     assert bytes_of(where) == expected
@@ -33,14 +33,14 @@ def test_workers_end_with_their_coordinator_and_another_engine_finishes(flags, e
     """By kill -9 of the coordinator; then by Ctrl-C, which keeps what is committed."""
     where = tmp_path / "cache"
     process = start("precompute", *flags, "--out", where, "--processes", 2)
-    assert until(lambda: receipts(where) >= 1, process)
+    assert until(lambda: receipts(where) >= 1, process), process.communicate()[1]
     workers = workers_of(process)
     process.kill()
     ended(process, -9)
     assert len(workers) == 2
     assert until(lambda: not any(worker.is_running() for worker in workers), seconds=60)
     process = start("precompute", *flags, "--out", where, "--processes", 2)
-    assert until(lambda: len(workers_of(process)) == 2, process)
+    assert until(lambda: len(workers_of(process)) == 2, process), process.communicate()[1]
     process.send_signal(signal.SIGINT)
     assert "resume" in ended(process, 130)
     assert 1 <= receipts(where) < 7

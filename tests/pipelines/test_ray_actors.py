@@ -60,7 +60,7 @@ def by_ray(flags, where, cluster, count=4):
 def test_actors_on_two_nodes_write_what_one_process_writes_even_if_one_is_killed(flags, expected, cluster, tmp_path):
     where = tmp_path / "cache"
     process = by_ray(flags, where, cluster)
-    assert until(lambda: receipts(where) >= 1, process)
+    assert until(lambda: receipts(where) >= 1, process), process.communicate()[1]
     kill(actors()[0].pid)
     ended(process)
     assert bytes_of(where) == expected
@@ -70,7 +70,7 @@ def test_actors_on_two_nodes_write_what_one_process_writes_even_if_one_is_killed
 def test_what_ray_began_one_process_finishes_and_the_other_way_round(flags, expected, cluster, tmp_path):
     where = tmp_path / "cache"
     process = by_ray(flags, where, cluster, 1)
-    assert until(lambda: receipts(where) >= 2, process)
+    assert until(lambda: receipts(where) >= 2, process), process.communicate()[1]
     process.send_signal(signal.SIGINT)
     assert "resume" in ended(process, 130)
     assert until(lambda: not actors(), seconds=60)

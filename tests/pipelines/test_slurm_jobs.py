@@ -25,7 +25,7 @@ def test_jobs_finish_what_a_process_began_even_if_one_is_cancelled(flags, expect
     where = tmp_path / "cache"
     begun(flags, where)
     process = start("precompute", *flags, "--out", where, *SLURM)
-    assert until(jobs, process)
+    assert until(jobs, process), process.communicate()[1]
     subprocess.run(["scancel", *jobs()], check=True)
     ended(process)
     assert bytes_of(where) == expected
