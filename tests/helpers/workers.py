@@ -22,12 +22,13 @@ def bytes_of(where):
 
 
 def start(*args, **environment):
-    """`bird ARGS` in the background, in a session of its own."""
+    """`bird ARGS` in the background, in a session of its own. Ray may have turned token authentication on in this process."""
+    of_ray = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     return subprocess.Popen(
         [*BIRD, *map(str, args)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={**ENVIRONMENT, **environment},
+        env={**ENVIRONMENT, **of_ray, **environment},
         text=True,
         start_new_session=True,
     )
