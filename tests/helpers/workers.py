@@ -22,7 +22,7 @@ def bytes_of(where):
 
 
 def start(*args, **environment):
-    """`bird ARGS` in the background, in a session of its own. Ray may have turned token authentication on in this process."""
+    """`bird ARGS` in the background, in a session of its own, with the token of a Ray that this process started."""
     of_ray = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     return subprocess.Popen(
         [*BIRD, *map(str, args)],
