@@ -54,8 +54,8 @@ class Worker:
                 plan, samples, update = self.writer.plan, self.writer.samples, config.stored.update
                 earlier = None if update is None else Earlier(update, plan, samples)
         except (BirdError, CacheError) as error:
-            error.where = f"worker on {socket.gethostname()}, {error.where}"
-            raise
+            where = f"worker on {socket.gethostname()}, {error.where}"
+            raise type(error)(where=where, found=error.found, wanted=error.wanted, fix=error.fix) from error
         self.batches = Batches(teacher, data, samples, plan, earlier)
 
     def write_shards(self, shards: Sequence[int], stop: Callable[[], bool] = lambda: False) -> None:
