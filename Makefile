@@ -31,11 +31,14 @@ help:
 	@echo "make torture  the fault tests with their full counts (long)"
 	@echo "make bench    the benchmarks (long)"
 	@echo "make wheels-gpu  what a GPU machine without a network lacks, for WHEELS=wheels-gpu bench/gpu.sh"
-	@echo "make wheel    build the wheel and run it outside the checkout"
+	@echo "make wheel    build both wheels and run them outside the checkout"
 
-$(VENV)/.installed: pyproject.toml
+# Two distributions from one tree: bird-cache (cache/), and bird-distill, which requires it.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./cache --editable
+
+$(VENV)/.installed: pyproject.toml cache/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(INSTALL) ".[dev]"
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -75,7 +78,7 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(INSTALL) ".[docs]"
 	@touch $@
 
 docs: $(VENV)/.installed-docs

@@ -59,7 +59,7 @@ def main():
     flags = {"teacher": f"onnx:{given.onnx}", "dataset": "cifar10s", "data_root": given.data, "limit": given.images}
     flags |= {"image_size": 96, "workers": 1, "shard_rows": given.shard_rows}
     config = resolve_precompute({**flags, "out": "unused"})
-    data, teacher = open_data(config.rows), open_teacher(config)
+    data, teacher = open_data(config), open_teacher(config)
     table = prepare(data, limit=given.images, workers=2)
     rates, starts, first = {"local": [], "ray": []}, {"local": [], "ray": []}, None
     with tempfile.TemporaryDirectory() as folder, threads(1):

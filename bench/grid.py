@@ -29,6 +29,7 @@ from bird.datasets.base import SampleTable
 from bird.methods import METHODS, Hyperparameters, build_method
 from bird_cache.order import batches, shuffled
 from bird_pipelines.config.reading import run_of
+from bird_pipelines.distilling.scoring import meta_score
 from bird_pipelines.distilling.side_by_side import Source, Stack, models_at_once
 from bird_pipelines.distilling.training import Trainer
 
@@ -100,7 +101,7 @@ class Bench:
 
     def evaluation(self):
         began = self.clock()
-        self.single.meta_score()
+        meta_score(self.single.learner.student, self.single.data, self.single.device)
         return self.clock() - began
 
     def end(self):

@@ -9,23 +9,43 @@ import torch
 from torch import Tensor
 
 from bird.errors import OutOfMemoryError, UsageError, unknown_name
+from bird.launch import launched
 
 __all__ = ["choose_device", "enough_memory", "fetch", "send", "threads"]
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one. Raises UsageError for an unknown device."""
+    """ "auto" is CUDA where there is one; "cuda:1" is its second device; under torchrun "cuda" is the one of the process's
+    number on its machine. Raises UsageError for an unknown device, and for one that this machine does not have."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise unknown_name("--device", name, ("auto", "cpu", "cuda"))
+        raise unknown_name("--device", name, ("auto", "cpu", "cuda", "cuda:0"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(where="--device", found=repr(name), wanted="a device of this machine", fix="use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        known = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+        raise UsageError(where="--device", found=repr(name), wanted=f"one of {known}", fix="devices count from 0")
+    if device.type == "cuda" and launched().world > 1:
+        return _own_gpu(device)
     return device
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    """The GPU of this process, of those that torchrun started on its machine."""
+    launch, count, named = launched(), torch.cuda.device_count(), ":" in str(device)
+    if named or launch.local_rank >= count:
+        raise UsageError(
+            where="--device",
+            found=f"{device if named else f'{count} GPUs'} for {launch.local_world} processes",
+            wanted="a GPU for each process of torchrun on this machine",
+            fix="use --device cuda, and --nproc-per-node as many as there are GPUs",
+        )
+    return torch.device("cuda", launch.local_rank)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@
     ├── TeacherError              4   a teacher that cannot be loaded or answers with nonsense
     │   └── MissingWeightsError   4   weights that are not on this machine and cannot be downloaded
     ├── RunError                  1   a run folder that is damaged, unfinished or belongs to another configuration
+    ├── LostRankError             1   another process of the same training run that ended or does not answer
     └── OutOfMemoryError          1   the work does not fit into the memory of the device
 
 The cache has a tree of its own (`bird_cache.errors`): the two packages do not import each other.
@@ -26,6 +27,7 @@ __all__ = [
     "DataError",
     "EmptyCellError",
     "ImageError",
+    "LostRankError",
     "MissingWeightsError",
     "OutOfMemoryError",
     "RunError",
@@ -88,6 +90,10 @@ class MissingWeightsError(TeacherError):
 
 class RunError(BirdError):
     """A run folder that is damaged, unfinished or belongs to another configuration."""
+
+
+class LostRankError(BirdError):
+    """Another process of the same training run that ended, or does not answer. Its own error says why."""
 
 
 class OutOfMemoryError(BirdError):

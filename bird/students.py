@@ -5,6 +5,8 @@
 | resnet18, resnet34 | pixels | 512 | He et al. 2016, from scratch |
 | shufflenetv2 | pixels | 1024 | Ma et al. 2018, width 1.0, from scratch |
 | tiny-vit, tiny-resnet, tiny-resnet-deep, tiny-convnet | pixels | 64 to 96 | `bird.tiny`: for demos and tests |
+| timm:NAME | pixels | as timm says | a network of timm, with a fresh last layer (`bird.student_bodies`) |
+| your own | pixels | as it answers | a module of your own (`bird.student_bodies`) |
 | adapter | the teacher's features | the teacher's dimension | Linear(d, d) from the identity -> ReLU -> Linear(d, C) |
 
 `adapter` is the student of the paper's Tables 1 and 4, where the student is the foundation model itself: the encoder is
@@ -14,10 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,15 +27,30 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from bird.errors import RunError, UsageError, unknown_name
-from bird.tiny import TINY, TINY_STAGES, build_tiny
+from bird.own import Part
+from bird.student_bodies import IMAGENET_MEAN, IMAGENET_STD, TIMM, Body, own_body, timm_body
+from bird.student_networks import (
+    SMALL_IMAGE,
+    STUDENTS,
+    StagedOutput,
+    Student,
+    StudentKind,
+    StudentOutput,
+    input_of,
+    last_stage,
+    require_stages,
+)
 
 __all__ = [
     "STUDENTS",
     "StagedOutput",
     "Student",
+    "StudentKind",
     "StudentOutput",
     "build_student",
+    "input_of",
     "input_recipe",
+    "last_stage",
     "load_student",
     "plain_weights",
     "require_stages",
@@ -43,175 +59,8 @@ __all__ = [
 ]
 
 STUDENT_FILES = ("student.safetensors", "student.json")
-SMALL_IMAGE = 64  # below this many pixels a side: 3x3 stem of stride 1 and no max-pool, as is usual for CIFAR
 TORCHVISION = {"resnet18": "resnet18", "resnet34": "resnet34", "shufflenetv2": "shufflenet_v2_x1_0"}
 OUR_NAMES = "bird.students: backbone.*, head.*, mean, std"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class StudentOutput(NamedTuple):
-    """The output of a student: penultimate features h_S (what is distilled) and class logits z."""
-
-    features: Float[Tensor, "*models batch dim"]
-    logits: Float[Tensor, "*models batch classes"]
-
-
-class StagedOutput(tuple[Tensor, ...]):
-    """A student's answer with the maps of its residual stages, a flat tuple (features, logits, map, map, ...), so that
-    whatever goes through an answer's tensors one by one (bird.step.feedback) goes through the maps, too."""
-
-    __slots__ = ()
-
-    def __new__(cls, features: Tensor, logits: Tensor, *stages: Tensor) -> StagedOutput:
-        """`stages` are (batch, channels, height, width), from the shallowest."""
-        return super().__new__(cls, (features, logits, *stages))
-
-    @property
-    def features(self) -> Float[Tensor, "batch dim"]:
-        """Penultimate features h_S."""
-        return self[0]
-
-    @property
-    def logits(self) -> Float[Tensor, "batch classes"]:
-        """Class logits z."""
-        return self[1]
-
-    @property
-    def stages(self) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
-        """One map a stage, from the shallowest."""
-        return self[2:]
-
-
-class Student(nn.Module):
-    """A backbone and a linear head, with the input's normalisation inside.
-
-    Image students take float pixels in [0, 1], (batch, 3, size, size); the adapter takes raw teacher features (batch, d).
-    With several `heads` the logits are the sum of theirs (the domain-independent student of Wang et al. 2020:
-    one head a group while it learns; no group is asked for afterwards).
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self,
-        architecture: str,
-        backbone: nn.Module,
-        dim: int,
-        classes: int,
-        image_size: int,
-        mean: Tensor,
-        std: Tensor,
-        heads: int = 1,
-    ) -> None:
-        super().__init__()
-        self.architecture, self.dim, self.classes, self.image_size = architecture, dim, classes, image_size
-        self.heads, self.input = heads, STUDENTS[architecture].input
-        self.backbone, self.head = backbone, nn.Linear(dim, heads * classes)
-        # A purely linear adapter would have no h_S to distil; the CNNs' pooled features are rectified already.
-        self.activation = nn.ReLU() if self.input == "features" else nn.Identity()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, x: Float[Tensor, batch * shape]) -> StudentOutput:
-        """Features and logits of a batch."""
-        features = self.backbone((x - self.mean) / self.std).to(x.dtype)  # under autocast, too, logits follow from them
-        logits = self.head(self.activation(features))
-        return StudentOutput(features, logits if self.heads == 1 else self._split(logits).sum(-2))
-
-    def by_head(self, x: Float[Tensor, batch * shape]) -> Float[Tensor, "batch heads classes"]:
-        """The logits of each head by itself."""
-        return self._split(self.head(self.activation(self.backbone((x - self.mean) / self.std))))
-
-    def staged(self, x: Float[Tensor, batch * shape]) -> StagedOutput:
-        """Features, logits, and the output of each residual stage. Raises UsageError for a student without stages."""
-        maps: list[Tensor] = []
-        paths = require_stages(self.architecture)
-        hooks = [
-            self.backbone.get_submodule(path).register_forward_hook(lambda _, __, output: maps.append(output))
-            for path in paths
-        ]
-        try:
-            output = self.forward(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return StagedOutput(*output, *maps)
-
-    def _split(self, logits: Tensor) -> Tensor:
-        return logits.view(*logits.shape[:-1], self.heads, self.classes)
-
-    def describe(self) -> dict[str, str | int]:
-        """What `build_student` needs to build the same shape again."""
-        return {
-            "architecture": self.architecture,
-            "dim": self.dim,
-            "classes": self.classes,
-            "image_size": self.image_size,
-            "heads": self.heads,
-        }
-
-
-class StudentKind(NamedTuple):
-    """An entry of STUDENTS: what it reads ("image" or "features"), a line of text, how to build its backbone, and where
-    in it the residual stages end."""
-
-    input: str
-    description: str
-    backbone: Callable[[int, int], tuple[nn.Module, int]]  # (image size, feature dim) -> (module, its output dim)
-    stages: tuple[str, ...] = ()
-
-
-def _resnet(name: str) -> Callable[[int, int], tuple[nn.Module, int]]:
-    def build(image_size: int, feature_dim: int) -> tuple[nn.Module, int]:
-        from torchvision import models
-
-        net = {"resnet18": models.resnet18, "resnet34": models.resnet34}[name](weights=None)
-        if image_size < SMALL_IMAGE:
-            net.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-            net.maxpool = nn.Identity()
-        dim = net.fc.in_features
-        net.fc = nn.Identity()
-        return net, dim
-
-    return build
-
-
-def _shufflenet(image_size: int, feature_dim: int) -> tuple[nn.Module, int]:
-    from torchvision import models
-
-    net = models.shufflenet_v2_x1_0(weights=None)
-    if image_size < SMALL_IMAGE:
-        net.conv1[0].stride = (1, 1)
-        net.maxpool = nn.Identity()
-    dim = net.fc.in_features
-    net.fc = nn.Identity()
-    return net, dim
-
-
-def _adapter(image_size: int, feature_dim: int) -> tuple[nn.Module, int]:
-    layer = nn.Linear(feature_dim, feature_dim)
-    nn.init.eye_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer, feature_dim
-
-
-RESNET, SHUFFLENET = ("layer1", "layer2", "layer3", "layer4"), ("stage2", "stage3", "stage4")
-
-STUDENTS: Mapping[str, StudentKind] = {
-    "resnet18": StudentKind("image", "ResNet-18 from scratch, 512 features", _resnet("resnet18"), RESNET),
-    "resnet34": StudentKind("image", "ResNet-34 from scratch, 512 features", _resnet("resnet34"), RESNET),
-    "shufflenetv2": StudentKind("image", "ShuffleNet V2 x1.0 from scratch, 1024 features", _shufflenet, SHUFFLENET),
-    **{
-        name: StudentKind("image", described, partial(build_tiny, name), TINY_STAGES[name])
-        for name, described in TINY.items()
-    },
-    "adapter": StudentKind(
-        "features",
-        "a linear adapter that starts as the identity, and a head, on cached features; reads no image",
-        _adapter,
-    ),
-}
 
 
 def build_student(
@@ -223,53 +72,55 @@ def build_student(
     feature_std: Float[Tensor, dim] | None = None,
     seed: int | None = None,
     heads: int = 1,
+    part: Part | None = None,
 ) -> Student:
     """A fresh student. Image students need `image_size`; the adapter needs the train split's feature mean and standard
     deviation, both of shape (d,). `seed` fixes the initial weights without touching the global random state. `heads` > 1
-    gives one head a group, whose logits are summed.
+    gives one head a group, whose logits are summed. With `part` the student is the user's own, and `architecture` its label.
 
-    Raises UsageError for an unknown architecture.
+    Raises UsageError for an unknown architecture, and for a part that is no student (`bird.student_bodies`).
     """
-    if architecture not in STUDENTS:
+    if architecture not in STUDENTS and part is None and not architecture.startswith(TIMM):
         raise unknown_name("--student", architecture, STUDENTS, "see `bird list students`")
-    kind = STUDENTS[architecture]
-    if kind.input == "features":
-        if feature_mean is None or feature_std is None:
-            raise ValueError("an adapter needs feature_mean and feature_std")
-        mean, std = feature_mean.float(), feature_std.float()
-    else:
-        mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
+        if part is not None:
+            return _of_body(architecture, own_body(part, classes, image_size), classes, image_size, heads, part)
+        if architecture not in STUDENTS:
+            return _of_body(architecture, timm_body(architecture, classes, image_size), classes, image_size, heads)
+        kind = STUDENTS[architecture]
+        if kind.input == "features":
+            if feature_mean is None or feature_std is None:
+                raise ValueError("an adapter needs feature_mean and feature_std")
+            mean, std = feature_mean.float(), feature_std.float()
+        else:
+            mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
         backbone, dim = kind.backbone(image_size, mean.shape[0])
         return Student(architecture, backbone, dim, classes, image_size, mean, std, heads)
 
 
-def require_stages(architecture: str) -> tuple[str, ...]:
-    """Where in the backbone its residual stages end, from the shallowest. Raises UsageError for a student without."""
-    if not STUDENTS[architecture].stages:
+def _of_body(
+    architecture: str, body: Body, classes: int, image_size: int, heads: int, part: Part | None = None
+) -> Student:
+    """A student around a network that is not ours."""
+    if heads > 1 and body.head is None:
         raise UsageError(
             where=f"--student {architecture}",
-            found="a student of vectors, without spatial maps",
-            wanted=f"one with residual stages ({', '.join(name for name, kind in STUDENTS.items() if kind.stages)})",
-            fix="attention transfer compares where in the image two networks respond: take an image student, "
-            "or a method of features (fitnet, mfd, bird, bird+mfd)",
+            found="a module that makes its logits by itself",
+            wanted="one that ends in an nn.Linear, in whose place one head a group is put",
+            fix="return logits alone, from a last nn.Linear; or use another method",
         )
-    return STUDENTS[architecture].stages
-
-
-def last_stage(architecture: str) -> str:
-    """Where in the backbone its last residual stage is. Raises UsageError for a student without stages."""
-    stages = STUDENTS[architecture].stages
-    if not stages:
-        raise UsageError(
-            where="--feedback-through last",
-            found=f"--student {architecture}, which has no stages",
-            wanted=f"one with residual stages ({', '.join(name for name, kind in STUDENTS.items() if kind.stages)})",
-            fix="leave it out: the feedback of so small a student is cheap, and --feedback-every makes it cheaper",
-        )
-    return stages[-1]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (body.mean, body.std))
+    head = None if heads > 1 else body.head or nn.Identity()
+    student = Student(
+        *(architecture, body.module, body.dim, classes, image_size, mean, std, heads),
+        head=head,
+        head_name=body.head_name,
+        stages=body.stages,
+    )
+    student.own = None if part is None else part.record()
+    return student
 
 
 def torchvision_name(student: Student) -> str | None:
@@ -317,6 +168,7 @@ def student_files(
         "group_names": None if group_names is None else [*group_names],
         "input": input_recipe(student, white_level),
         "outputs": {"features": ["batch", student.dim], "logits": ["batch", student.classes]},
+        **({} if student.own is None else {"own": dict(student.own)}),
     }
     return {"student.safetensors": weights, "student.json": json.dumps(about, indent=1).encode()}
 
@@ -342,11 +194,13 @@ def input_recipe(student: Student, white_level: int | None = None) -> dict[str, 
     }
 
 
-def load_student(folder: Path) -> Student:
-    """The student of a run folder, in evaluation mode. Executes nothing: safetensors and JSON only. Files that were written
-    before weights had torchvision's names are read, too.
+def load_student(folder: Path, part: Part | None = None) -> Student:
+    """The student of a run folder, in evaluation mode. Executes nothing that the folder names: safetensors and JSON only.
+    `part` is the module of a student that was the user's own: it must be the same. Files that were written before weights
+    had torchvision's names are read, too.
 
-    Raises RunError if a file is missing, damaged (sha256) or does not fit its description.
+    Raises RunError if a file is missing, damaged (sha256) or does not fit its description, UsageError for a student of
+    the user's own without that part, or with another one.
     """
 
     def broken(found: str) -> RunError:
@@ -365,6 +219,10 @@ def load_student(folder: Path) -> Student:
         described: dict[str, Any] = json.loads(about)
         if hashlib.sha256(weights).hexdigest() != described["sha256"]:
             raise broken("student.safetensors with another sha256 than student.json records")
+    except (ValueError, KeyError, TypeError) as error:
+        raise broken(f"files that do not fit together ({error})") from error
+    own_part = _same_part(folder, described, part)
+    try:
         state = load_tensors(weights)
         if "mean" not in state:
             state = _our_weights(state, described)
@@ -375,8 +233,29 @@ def load_student(folder: Path) -> Student:
             feature_mean=state["mean"],
             feature_std=state["std"],
             heads=described.get("heads", 1),
+            part=own_part,
         )
         student.load_state_dict(state)
     except (ValueError, KeyError, TypeError, RuntimeError, UsageError) as error:
         raise broken(f"files that do not fit together ({error})") from error
     return student.eval().requires_grad_(False)
+
+
+def _same_part(folder: Path, described: Mapping[str, Any], part: Part | None) -> Part | None:
+    """The user's own module, if the student in `folder` is one. Raises UsageError where it is missing or another one."""
+    own = described.get("own")
+    if own is None:
+        if part is None:
+            return None
+        found, wanted, fix = part.label, f"none: the student is {described['architecture']}", "leave it out"
+        raise UsageError(where=f"--student, run {folder}", found=found, wanted=wanted, fix=fix)
+    if part is not None and part.same(own):
+        return part
+    raise UsageError(
+        where=f"--student, run {folder}",
+        found="nothing" if part is None else f"{part.attribute} of {part.file} (sha256 {part.sha256})",
+        wanted=f"the student of that run again: {own['attribute']} of {own['file']} (sha256 {own['sha256']})",
+        fix=f"give it as --student {own['file'] or 'FILE.py'}:{own['attribute']}; no code is imported because a run names it"
+        if part is None
+        else "bring back the source file as it was when the run was trained",
+    )

@@ -12,7 +12,17 @@ settings.load_profile("bird")
 install_import_hook(
     [
         f"bird.{name}"
-        for name in ["attention", "gate", "losses", "methods", "mmd", "students", "transforms", "weighting"]
+        for name in [
+            "attention",
+            "gate",
+            "losses",
+            "methods",
+            "mmd",
+            "student_networks",
+            "students",
+            "transforms",
+            "weighting",
+        ]
     ],
     "beartype.beartype",
 )

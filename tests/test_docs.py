@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 import bird
-import bird_cache
+import bird_cache.command
 import bird_pipelines
 from bird_pipelines.cli import app
 
@@ -23,7 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [
     ROOT / "docs" / f"{name}.md"
-    for name in ("index", "your-own-data", "teachers", "methods", "reading-the-numbers", "audit", "cache", "scaling")
+    for name in (
+        *("index", "your-own-data", "teachers", "methods", "own-parts", "reading-the-numbers", "audit", "cache"),
+        *("cache-by-itself", "scaling"),
+    )
 ]
 FENCE = re.compile(
     r"(?:^<!-- not run: (?P<why>[^\n]+?) -->\n)?^```(?P<language>sh|python)\n(?P<text>.*?)^```$",
@@ -61,6 +64,9 @@ def run(block, names):
         exec(compile(block.text, "<page>", "exec"), names)
         return
     for program, *words in commands(block.text):
+        if program == "bird-cache":
+            assert bird_cache.command.main(words) == 0
+            continue
         assert program == "bird", program
         app(words, standalone_mode=False)
 

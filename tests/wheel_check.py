@@ -1,7 +1,7 @@
-"""Build the wheel, install it into an environment outside the checkout, and run it from there.
+"""Build both wheels, install them into an environment outside the checkout, and run them from there.
 
 The new environment borrows this one's third-party packages through a .pth file, so that nothing heavy is installed twice.
-Run by `make wheel`; exits non-zero with a message if anything but the three packages lands in site-packages.
+Run by `make wheel`; exits non-zero with a message if anything but the three packages lands in site-packages, or lands twice.
 """
 
 import json
@@ -15,41 +15,51 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"bird", "bird_cache", "bird_pipelines"}
+WHEELS = {"bird_cache": (ROOT / "cache", {"bird_cache"}), "bird_distill": (ROOT, {"bird", "bird_pipelines"})}
+"""each distribution: the folder that it is built from, and the packages in it"""
+DATA = {
+    "bird_cache": ("py.typed",),
+    "bird_pipelines": (
+        "reporting/templates/report.html.j2",
+        "study/tables/recipes/table1.toml",
+        "study/tables/recipes/profiles.toml",
+        "study/tables/paper/results.csv",
+        "study/tables/paper/hyperparameters.csv",
+    ),
+}
 
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
         box = Path(folder)
-        wheel = built(box)
-        use(box, installed(box, wheel))
-    print(f"{wheel.name}: {sorted(PACKAGES)} and nothing else; runs outside the checkout")
+        wheels = [built(box, name, *of) for name, of in WHEELS.items()]
+        use(box, installed(box, wheels))
+    for wheel, (_, packages) in zip(wheels, WHEELS.values(), strict=True):
+        print(f"{wheel.name}: {sorted(packages)} and nothing else; runs outside the checkout")
 
 
-def built(box):
-    """The wheel, with the three packages, their data and nothing else."""
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(box), str(ROOT)]
+def built(box, name, source, packages):
+    """The wheel of a distribution, with its packages, their data, its licence and nothing else."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(box), str(source)]
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-    (wheel,) = box.glob("*.whl")
+    (wheel,) = box.glob(f"{name}-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     roots = {name.split("/")[0] for name in names}
-    data = {name for name in names if not name.endswith(".py")}
-    unexpected = {root for root in roots - PACKAGES if not root.endswith(".dist-info")}
-    assert not unexpected, f"unexpected in the wheel: {sorted(unexpected)}"
-    assert roots >= PACKAGES, f"missing from the wheel: {sorted(PACKAGES - roots)}"
-    assert "bird_pipelines/reporting/templates/report.html.j2" in data, (
-        "the report's template is missing from the wheel"
-    )
-    for name in ("recipes/table1.toml", "recipes/profiles.toml", "paper/results.csv", "paper/hyperparameters.csv"):
-        assert f"bird_pipelines/study/tables/{name}" in data, f"{name} is missing from the wheel"
+    unexpected = {root for root in roots - packages if not root.endswith(".dist-info")}
+    assert not unexpected, f"unexpected in {wheel.name}: {sorted(unexpected)}"
+    assert roots >= packages, f"missing from {wheel.name}: {sorted(packages - roots)}"
+    assert any(name.endswith("/licenses/LICENSE") for name in names), f"no licence in {wheel.name}"
+    missing = [f"{root}/{file}" for root in sorted(packages) for file in DATA.get(root, ())]
+    missing = [file for file in missing if file not in names]
+    assert not missing, f"missing from {wheel.name}: {missing}"
     return wheel
 
 
-def installed(box, wheel):
-    """The interpreter of a new environment that has the wheel."""
+def installed(box, wheels):
+    """The interpreter of a new environment that has the wheels."""
     venv.create(box / "env", with_pip=True)
     python = box / "env" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True, cwd=box)
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", *wheels], check=True, cwd=box)
     path = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(subprocess.check_output([python, "-c", path], text=True).strip())
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")

@@ -35,7 +35,7 @@ def main():
         sys.exit(f"torch {version('torch')} is here; wanted 2.10 or newer")
     if found := [str(wheel) for wheel in sorted(Path(wheels).glob("*.whl")) if missing(wheel)] if wheels else []:
         pip(site, *found)
-    pip(site, "--no-build-isolation", ".")
+    pip(site, "--no-build-isolation", "./cache", ".")
 
 
 if __name__ == "__main__":

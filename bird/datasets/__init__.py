@@ -10,12 +10,14 @@ from pathlib import Path
 from bird.datasets.base import Dataset
 from bird.datasets.celeba import CelebA
 from bird.datasets.cifar10s import Cifar10S
+from bird.datasets.class_folders import ImageFolder
 from bird.datasets.digits_s import DigitsS
+from bird.datasets.hub_folder import HubFolder
 from bird.datasets.table import TableDataset
 from bird.datasets.utkface import UTKFace
 from bird.errors import DataError, UsageError, unknown_name
 
-__all__ = ["DATASETS", "DatasetKind", "Scalar", "open_dataset"]
+__all__ = ["DATASETS", "DatasetKind", "Scalar", "located", "open_dataset"]
 
 Scalar = str | int | float | bool
 
@@ -73,11 +75,43 @@ DATASETS: dict[str, DatasetKind] = {
         description="your own images: a folder with a CSV or Parquet table of path, label and group",
         layout=(
             "samples.csv or samples.parquet with columns path, label, group and, if wanted, split, id and subject (a subject"
-            " stays in one split); in Parquet the images may be inside, in a column image of bytes or {bytes, path}"
+            " stays in one split); in Parquet the images may be inside, in a column image of bytes or {bytes, path}. Columns"
+            " that are called otherwise are named: --setting label=smiles --setting group=sex,age (crossed)"
         ),
         open=TableDataset,
     ),
+    "imagefolder": DatasetKind(
+        description="your own images in folders named after their classes, and a table of their groups",
+        layout=(
+            "CLASS/x.jpg, or SPLIT/CLASS/x.jpg with splits train, val, test; and groups.csv (or metadata.csv, or the setting"
+            " table) with columns path and group. An image without a group trains with unknown_groups=true"
+        ),
+        open=ImageFolder,
+    ),
+    "hf": DatasetKind(
+        description="a folder of Parquet shards, as the Hugging Face hub serves them; --dataset hf:FOLDER for short",
+        layout=(
+            "data/train-00000-of-00001.parquet and others, with a column of images ({bytes, path}, or bytes), one of labels"
+            " and one of groups: --setting label=COLUMN, group=COLUMN"
+        ),
+        open=HubFolder,
+    ),
 }
+
+
+def located(name: str, root: Path | None = None) -> tuple[str, Path | None]:
+    """ "hf:FOLDER" as the data set hf in FOLDER; other names as they are. Raises UsageError for two folders."""
+    kind, colon, folder = name.partition(":")
+    if kind != "hf" or not colon:
+        return name, root
+    if root is not None or not folder:
+        raise UsageError(
+            where=f"--dataset {name}",
+            found=f"a second folder, {root}" if folder else "no folder",
+            wanted="one folder",
+            fix="leave --data-root out" if folder else "write hf:FOLDER",
+        )
+    return kind, Path(folder)
 
 
 def open_dataset(name: str, root: Path | None = None, **settings: Scalar) -> Dataset:
@@ -86,6 +120,7 @@ def open_dataset(name: str, root: Path | None = None, **settings: Scalar) -> Dat
     The result's `settings` are complete, so `open_dataset(d.name, root, **d.settings)` opens the same set again.
     Raises UsageError for an unknown name or setting, DataError for a folder that does not hold the data set.
     """
+    name, root = located(name, root)
     if name not in DATASETS:
         raise unknown_name("--dataset", name, DATASETS, "see `bird list datasets`")
     kind = DATASETS[name]
@@ -117,6 +152,8 @@ def _checked(name: str, settings: dict[str, Scalar], defaults: dict[str, Scalar]
         kind = type(defaults[key])
         if kind is float and type(value) is int:
             value = float(value)
+        if kind is str and type(value) is int:  # a column that is called 3
+            value = str(value)
         if type(value) is not kind:
             raise UsageError(
                 where=f"data set {name}, setting {key}",

@@ -21,6 +21,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from bird.datasets.crossing import Factor
 from bird.datasets.finding import refuse_dead_link
 from bird.datasets.kept_splits import keep_sides
 from bird.datasets.left_out import count_problems, count_rows, first_of
@@ -68,6 +69,10 @@ class Dataset(ABC):
     """why `assign_splits` leaves rows out"""
     subjects: Mapping[str, str] | None = None
     """id -> who is in the image, where the data set knows: a subject is never in two splits"""
+    factors: Mapping[str, Factor] = {}
+    """the columns that the groups are crossed from, where there are several"""
+    own: Mapping[str, str | None] = {}
+    """what identifies the code of a data set of the user's own (`bird.own.Part.identity`)"""
     unknown_groups = False
     """whether train rows may be of group -1, which nobody knows"""
 

@@ -11,14 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from bird.datasets.base import SPLITS
-from bird.errors import DataError
+from bird.errors import DataError, UsageError
 
-__all__ = ["categories", "categories_or_unknown", "refuse", "refuse_twins", "splits_of", "subjects_of", "texts"]
+__all__ = [
+    "MOST",
+    "categories",
+    "categories_or_unknown",
+    "in_order",
+    "read_split_names",
+    "refuse",
+    "refuse_twins",
+    "split_named",
+    "splits_of",
+    "subjects_of",
+    "texts",
+]
 
 _INTEGER = re.compile(r"-?[0-9]+")
 EMPTY = {"", "nan", "-nan", "<na>", "nat", "null", "none"}  # as a cast to text writes a missing value
 DOUBTFUL = {"na", "n/a", "#n/a", "?", "-", "missing", "unknown"}  # may be a name as well
 SHOWN = 5
+MOST = 200  # classes, or values of one group column: more is a column of something else
 SPLIT_NAMES = {
     "training": "train",
     "val": "meta",
@@ -49,17 +62,17 @@ def texts(file: Path, column: str, values: Sequence[Any]) -> list[str]:
     return [str(value) for value in values]
 
 
-def subjects_of(file: Path, values: Sequence[Any], ids: Sequence[str]) -> tuple[list[str], list[str]]:
+def subjects_of(file: Path, column: str, values: Sequence[Any], ids: Sequence[str]) -> tuple[list[str], list[str]]:
     """Who is in each image, and a sentence on names that may be one. Raises DataError, with counts, for empty values and
     for spellings that differ only in blanks or unicode form, as `categories` does: the images of all who have no name
     would be those of one person, and one person in two spellings could be on two sides of a split."""
-    counts = _filled(file, "subject", values, ids)
+    counts = _filled(file, column, values, ids)
     if alike := _alike(counts, _visible):
-        raise _several_spellings(file, "subject", alike)
+        raise _several_spellings(file, column, alike)
     doubts = _alike(counts, _loose)
     more = f" and {len(doubts) - SHOWN} more" if len(doubts) > SHOWN else ""
     shown = "; ".join(_listed(each) for each in doubts[:SHOWN])
-    remarks = [f"column subject: these are taken as different persons: {shown}{more}"] if doubts else []
+    remarks = [f"column {column}: these are taken as different persons: {shown}{more}"] if doubts else []
     return [str(value) for value in values], remarks
 
 
@@ -72,16 +85,23 @@ def refuse_twins(file: Path, ids: Sequence[str]) -> None:
 
 
 def categories(
-    file: Path, column: str, values: Sequence[Any], ids: Sequence[str]
+    file: Path, column: str, values: Sequence[Any], ids: Sequence[str], *, hint: str = ""
 ) -> tuple[list[int], tuple[str, ...], list[str]]:
     """The values as 0..K-1, their K names, and sentences on names that may not be what they seem. In CSV, values that all
-    look like integers are integers.
+    look like integers are integers. `hint` says what else can be done about empty values.
 
-    Raises DataError, with counts, for empty values (also as a cast to text writes them: nan, <NA>, NaT, null, None), for
-    spellings that differ only in blanks or unicode form, for one integer in two spellings, and for integers that are not
-    0..K-1. Names that differ only in case, or are one number, may be meant: those are told.
+    Raises DataError, with counts, for more than MOST names, for empty values (also as a cast to text writes them: nan, <NA>,
+    NaT, null, None), for spellings that differ only in blanks or unicode form, for one integer in two spellings, and for
+    integers that are not 0..K-1. Names that differ only in case, or are one number, may be meant: those are told.
     """
-    counts = _filled(file, column, values, ids)
+    counts = _filled(file, column, values, ids, hint)
+    if len(counts) > MOST:
+        raise DataError(
+            where=f"{file}, column {column}",
+            found=f"{len(counts):,} values in {len(values):,} rows",
+            wanted=f"at most {MOST} classes or groups",
+            fix="name another column, or put its values into few classes",
+        )
     if alike := _alike(counts, _visible):
         raise _several_spellings(file, column, alike)
     remarks = _doubts(column, counts)
@@ -105,24 +125,32 @@ def categories(
     return [number[value] for value in values], tuple(names), remarks
 
 
-def _filled(file: Path, column: str, values: Sequence[Any], ids: Sequence[str]) -> Counter[str]:
+def in_order(codes: Sequence[int], names: Sequence[str], order: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+    """What `categories` found, renumbered: names stand in `order`, which holds them all."""
+    kept = sorted(range(len(names)), key=lambda code: order.index(names[code]))
+    place = {code: number for number, code in enumerate(kept)} | {-1: -1}
+    return [place[code] for code in codes], tuple(names[code] for code in kept)
+
+
+def _filled(file: Path, column: str, values: Sequence[Any], ids: Sequence[str], hint: str = "") -> Counter[str]:
     """How often each value is there. Raises DataError for empty ones."""
     empty = [repr(id) for id, value in zip(ids, values, strict=True) if _plain(value) in EMPTY]
     if empty:
         count = Counter(str(value) for value in values if _plain(value) in EMPTY and value not in (None, ""))
         read = f" (read as empty: {_listed(count)})" if count else ""
         fix = f"write the {column} of these rows, or leave them out; a {column} that is called so needs another name"
-        fix += "; --setting unknown_groups=true has such rows train" if column == "group" else ""
-        refuse(file, f"no {column}", empty, f"a {column} in every row{read}", len(ids), fix)
+        refuse(file, f"no {column}", empty, f"a {column} in every row{read}", len(ids), fix + hint)
     return Counter(str(value) for value in values)
 
 
 def categories_or_unknown(
-    file: Path, column: str, values: Sequence[Any], ids: Sequence[str]
+    file: Path, column: str, values: Sequence[Any], ids: Sequence[str], *, hint: str = ""
 ) -> tuple[list[int], tuple[str, ...], list[str]]:
     """`categories`, with -1 for an empty value: what stands there is not known."""
     known = [row for row, value in enumerate(values) if _plain(value) not in EMPTY]
-    numbers, names, remarks = categories(file, column, [values[row] for row in known], [ids[row] for row in known])
+    numbers, names, remarks = categories(
+        file, column, [values[row] for row in known], [ids[row] for row in known], hint=hint
+    )
     out = [-1] * len(values)
     for row, number in zip(known, numbers, strict=True):
         out[row] = number
@@ -183,9 +211,33 @@ def _listed(counts: Mapping[str, int]) -> str:
     )
 
 
-def splits_of(file: Path, values: Sequence[Any], ids: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The values as train, meta and test, and a sentence on each other name that was taken. Raises DataError."""
-    read = {value: _split(value) for value in set(values)}
+def read_split_names(where: str, text: str) -> dict[str, str]:
+    """ "0:train,1:meta" -> {"0": "train", "1": "meta"}. Raises UsageError."""
+    found: dict[str, str] = {}
+    for pair in text.split(",") if text else []:
+        word, colon, split = (part.strip() for part in pair.rpartition(":"))
+        if not (word and colon and (read := _split(split))) or _plain(word) in found:
+            raise UsageError(
+                where=where,
+                found=repr(text),
+                wanted="WORD:SPLIT pairs with train, meta or test, each word once, such as 0:train,1:meta,2:test",
+                fix="write it so",
+            )
+        found[_plain(word)] = read
+    return found
+
+
+def split_named(word: object, named: Mapping[str, str]) -> str | None:
+    """The split that a word means: by `named`, else as usual; None where it means none."""
+    return named.get(_plain(word)) or _split(word)
+
+
+def splits_of(
+    file: Path, values: Sequence[Any], ids: Sequence[str], named: Mapping[str, str] | None = None
+) -> tuple[list[str], list[str]]:
+    """The values as train, meta and test, and a sentence on each other name that was taken. `named` are further words, which
+    count more than the usual ones. Raises DataError."""
+    read = {value: split_named(value, named or {}) for value in set(values)}
     unknown = [f"{id!r} ({v!r})" for id, v in zip(ids, values, strict=True) if read[v] is None]
     if unknown:
         numbers = {value for value in read if isinstance(value, int) or str(value) in ("0", "1", "2")}
@@ -193,11 +245,15 @@ def splits_of(file: Path, values: Sequence[Any], ids: Sequence[str]) -> tuple[li
         fix = f"write train, meta or test (also taken: {known})"
         if numbers:
             fix += "; numbers are not read: where they follow CelebA, 0 is train, 1 is meta (validation) and 2 is test"
+        fix += (
+            f"; or say what they mean: --setting split_names={'0:train,1:meta,2:test' if numbers else 'WORD:SPLIT,...'}"
+        )
         if any(_plain(value) in EMPTY for value in read):
             fix += "; leave the column out to have the splits drawn"
         refuse(file, "an unknown split", unknown, f"one of {', '.join(SPLITS)}", len(ids), fix)
     counts = Counter(value for value in values if value != read[value])
-    remarks = [f"split {value!r} is taken as {read[value]}: {count:,} rows" for value, count in sorted(counts.items())]
+    told = sorted(counts.items(), key=lambda item: str(item[0]))
+    remarks = [f"split {value!r} is taken as {read[value]}: {count:,} rows" for value, count in told]
     return [str(read[value]) for value in values], remarks
 
 

@@ -36,7 +36,7 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def images_below(root: Path, where: str) -> tuple[list[str], tuple[str, ...]]:
+def images_below(root: Path, where: str, suffixes: tuple[str, ...] = IMAGES) -> tuple[list[str], tuple[str, ...]]:
     """Paths of all image files below `root`, relative to it, with forward slashes, sorted; and sentences on the links that
     lead out of it. Hidden files and folders are left out. Names that are not UTF-8 hold surrogates.
 
@@ -76,7 +76,7 @@ def images_below(root: Path, where: str) -> tuple[list[str], tuple[str, ...]]:
             for name in linked:  # a link to a folder that is not mounted looks like a file without a suffix
                 refuse_dead_link(here / name, where)
             base = here.relative_to(root)
-            images = [name for name in files if name.lower().endswith(IMAGES)]
+            images = [name for name in files if name.lower().endswith(suffixes)]
             found += [(base / name).as_posix() for name in images]
             if linked and link_out(here, root) is None:
                 away.update(out for name in images if name in linked and (out := link_out(here / name, root)))

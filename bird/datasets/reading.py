@@ -11,18 +11,29 @@ from typing import Any
 
 from bird.errors import DataError, nearest
 
-__all__ = ["read_csv", "read_parquet"]
+__all__ = [
+    "bytes_inside",
+    "holds_bytes",
+    "names_inside",
+    "parquet_names",
+    "plain_values",
+    "read_csv",
+    "read_csv_header",
+    "read_parquet",
+    "read_table",
+]
 
 
-def read_parquet(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
-    """The named columns of a Parquet file as pyarrow arrays. Raises DataError for an unreadable file or a lacking one."""
+def read_parquet(path: Path, needed: Sequence[str], optional: Sequence[str] = (), advice: str = "") -> dict[str, Any]:
+    """The named columns of a Parquet file as pyarrow arrays. Raises DataError for an unreadable file or a lacking one;
+    `advice` says what else can be done about the latter."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         source = pa.OSFile(os.fsencode(path))  # of a name that is not UTF-8 only its bytes are taken
         names = pq.read_schema(source).names
-        _need_columns(path, names, needed)
+        _need_columns(path, names, needed, advice)
         wanted = [name for name in (*needed, *optional) if name in names]
         table = pq.read_table(source, columns=wanted, partitioning=None)
         table.validate(full=True)
@@ -36,7 +47,28 @@ def read_parquet(path: Path, needed: Sequence[str], optional: Sequence[str] = ()
     return {name: table[name] for name in wanted}
 
 
-def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str]) -> None:
+def read_csv_header(file: Path) -> list[str]:
+    """What the columns of a CSV file are called; nothing where it cannot be read: `read_csv` says why."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            return next(csv.reader(text), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+
+
+def read_table(
+    file: Path, needed: Sequence[str], optional: Sequence[str] = (), advice: str = ""
+) -> dict[str, list[Any]]:
+    """The named columns of a CSV or Parquet file as text and integers. Raises DataError as `read_csv` and `read_parquet`."""
+    if file.suffix == ".csv":
+        columns = read_csv(file, needed, optional, advice)
+        del columns[""]
+        return columns
+    found = read_parquet(file, needed, optional, advice)
+    return {name: plain_values(file, name, column, flags=True) for name, column in found.items()}
+
+
+def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str], advice: str) -> None:
     lacking = [name for name in needed if name not in names]
     if len(names) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in names[0]]):
         raise DataError(
@@ -52,16 +84,17 @@ def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str]) -> No
             where=str(file),
             found=f"columns {', '.join(map(repr, names)) or 'none'}",
             wanted=f"columns {', '.join(needed)}, each once",
-            fix=f"rename {', '.join(meant)}?"
+            fix=f"rename {', '.join(meant)}?{advice}"
             if meant
-            else f"add {', '.join(lacking)}"
+            else f"add {', '.join(lacking)}{advice}"
             if lacking
             else f"rename one {', '.join(twice)}",
         )
 
 
-def read_csv(file: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[Any]]:
-    """The named columns of a CSV file as text; under "" the names of the others. Raises DataError with the line."""
+def read_csv(file: Path, needed: Sequence[str], optional: Sequence[str] = (), advice: str = "") -> dict[str, list[Any]]:
+    """The named columns of a CSV file as text; under "" the names of the others. Raises DataError with the line; `advice` as
+    for `read_parquet`."""
 
     def refuse(line: int, found: str, wanted: str, fix: str = "correct the table") -> DataError:
         return DataError(where=f"{file}, line {line}", found=found, wanted=wanted, fix=fix)
@@ -71,7 +104,7 @@ def read_csv(file: Path, needed: Sequence[str], optional: Sequence[str] = ()) ->
         with file.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, strict=True)
             header = next(reader, [])
-            _need_columns(file, header, needed)
+            _need_columns(file, header, needed, advice)
             rows: list[list[str]] = []
             for row in reader:
                 line = reader.line_num
@@ -85,3 +118,58 @@ def read_csv(file: Path, needed: Sequence[str], optional: Sequence[str] = ()) ->
     columns: dict[str, list[Any]] = {name: [row[place] for row in rows] for place, name in enumerate(header)}
     kept = {name: values for name, values in columns.items() if name in (*needed, *optional)}
     return kept | {"": [name for name in header if name not in kept]}
+
+
+def plain_values(file: Path, name: str, column: Any, *, numbers: bool = True, flags: bool = False) -> list[Any]:
+    """A Parquet column of strings; of integers, too, with `numbers`; True and False as strings with `flags`. Raises
+    DataError for another type."""
+    import pyarrow as pa
+
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    flag = flags and pa.types.is_boolean(kind)
+    if not text and not flag and not (numbers and pa.types.is_integer(kind)):
+        raise DataError(
+            where=f"{file}, column {name}",
+            found=f"values of type {kind}",
+            wanted="strings or integers" if numbers else "strings",
+            fix="cast the column",
+        )
+    values = column.to_pylist()
+    return [None if value is None else str(value) for value in values] if flag else list(values)
+
+
+def parquet_names(file: Path) -> list[str]:
+    """What its columns are called."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return list(pq.read_schema(pa.OSFile(os.fsencode(file))).names)
+
+
+def holds_bytes(kind: Any) -> bool:
+    """Whether a column of that type holds bytes, or {bytes, path}."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def bytes_inside(column: Any, row: int) -> bytes | None:
+    """One image of a column that `holds_bytes`; None for an empty one."""
+    value = column[row].as_py()
+    data = value["bytes"] if isinstance(value, dict) else value
+    return bytes(data) if data else None
+
+
+def names_inside(column: Any, rows: int) -> list[str]:
+    """The paths beside the images' bytes, "" where there is none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
+        return [""] * rows
+    return [str(name or "") for name in pc.struct_field(column, "path").to_pylist()]

@@ -6,12 +6,17 @@ The gradient of their sum is each model's own gradient. Without leading dimensio
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["bias_loss", "cross_entropy", "distillation_kl", "feature_mse", "sample_cross_entropy"]
+__all__ = ["Total", "bias_loss", "cell_sums", "cross_entropy", "distillation_kl", "feature_mse", "sample_cross_entropy"]
+
+Total = Callable[[Tensor], Tensor]
+"""Sums over the rows of this process -> sums over those of all processes that train one student (bird.step.ranks)."""
 
 
 def sample_cross_entropy(
@@ -43,12 +48,33 @@ def distillation_kl(
     return tau**2 * F.kl_div(soft_student, soft_teacher, reduction="none", log_target=True).sum(-1).mean(-1)
 
 
+def cell_sums(
+    logits: Float[Tensor, "*models batch classes"],
+    labels: Int[Tensor, "*models batch"],
+    protected: Int[Tensor, "*models batch"],
+    groups: int,
+    total: Total | None = None,
+) -> tuple[Float[Tensor, "*models classes groups"], Float[Tensor, "*models classes groups"]]:
+    """The sum of CE over the samples of each (class, group) cell, in nats, and how many samples it has."""
+    classes = logits.shape[-1]
+    table = (*logits.shape[:-2], classes, groups)
+    ce = sample_cross_entropy(logits, labels)
+    cell = F.one_hot(labels * groups + protected, classes * groups).to(ce.dtype)
+    counts = cell.sum(-2).view(table)
+    sums = torch.einsum("...b,...bk->...k", ce, cell).view(table)
+    if total is None:
+        return sums, counts
+    sums, counts = total(torch.stack([sums, counts])).unbind()
+    return sums, counts.detach()
+
+
 def bias_loss(
     logits: Float[Tensor, "*models batch classes"],
     labels: Int[Tensor, "*models batch"],
     protected: Int[Tensor, "*models batch"],
     groups: int,
     soft_max: float = 0.0,
+    total: Total | None = None,
 ) -> Float[Tensor, "*models"]:
     """L_o = sum_i max_j | CE(class i, group j) - CE(class i) | (Java et al. 2023, section 3), in nats.
 
@@ -56,14 +82,9 @@ def bias_loss(
     absent from the batch is left out of the max; a class with fewer than two groups present contributes 0.
     `protected` holds the group 0..groups-1 of each sample. The gradient of a maximum goes to one group of each class. With
     `soft_max` T > 0 (nats) T log mean_j exp(gap_j / T) stands in its place, and each group has a share: between the mean
-    of the gaps (large T) and their maximum (small T).
+    of the gaps (large T) and their maximum (small T). With `total` the cells are those of all processes.
     """
-    classes = logits.shape[-1]
-    table = (*logits.shape[:-2], classes, groups)
-    ce = sample_cross_entropy(logits, labels)
-    cell = F.one_hot(labels * groups + protected, classes * groups).to(ce.dtype)
-    counts = cell.sum(-2).view(table)
-    sums = torch.einsum("...b,...bk->...k", ce, cell).view(table)
+    sums, counts = cell_sums(logits, labels, protected, groups, total)
     ce_cell = sums / counts.clamp(min=1)
     ce_class = sums.sum(-1) / counts.sum(-1).clamp(min=1)
     present = counts > 0

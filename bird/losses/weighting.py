@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
-from bird.losses.terms import cross_entropy, sample_cross_entropy
+from bird.losses.terms import Total, cell_sums, cross_entropy, sample_cross_entropy
 
 __all__ = [
     "adjusted_cross_entropy",
@@ -43,13 +42,12 @@ def cell_cross_entropy(
     labels: Int[Tensor, "*models batch"],
     protected: Int[Tensor, "*models batch"],
     groups: int,
+    total: Total | None = None,
 ) -> Float[Tensor, "*models classes groups"]:
-    """The mean CE of each cell, in nats; 0 for a cell that is absent from the batch."""
-    classes = logits.shape[-1]
-    cell = F.one_hot(labels * groups + protected, classes * groups).to(logits.dtype)
-    sums = torch.einsum("...b,...bk->...k", sample_cross_entropy(logits, labels), cell)
-    means: Tensor = sums / cell.sum(-2).clamp(min=1)
-    return means.view(*means.shape[:-1], classes, groups)
+    """The mean CE of each cell, in nats; 0 for a cell that is absent from the batch. `total` as in `bias_loss`."""
+    sums, counts = cell_sums(logits, labels, protected, groups, total)
+    means: Tensor = sums / counts.clamp(min=1)
+    return means
 
 
 def exponentiated(

@@ -13,7 +13,9 @@ from bird.methods.adversary import AD
 from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method, Regressed, SingleLearner
 from bird.methods.baselines import AT, BKD, MFD, Baseline, FitNet
 from bird.methods.birds import Bird, BirdOffsets, BirdPlus, bird_at, bird_mfd
+from bird.methods.own import made_by, own_method
 from bird.methods.references import DomainIndependent, GroupDRO, Reweight
+from bird.own import Part
 
 __all__ = [
     "DESCRIPTIONS",
@@ -26,6 +28,7 @@ __all__ = [
     "Regressed",
     "SingleLearner",
     "build_method",
+    "own_method",
 ]
 
 METHODS: Mapping[str, Callable[[Hyperparameters, int], Method]] = {
@@ -72,8 +75,11 @@ DESCRIPTIONS: Mapping[str, str] = {
 }
 
 
-def build_method(name: str, hyper: Hyperparameters, groups: int) -> Method:
-    """The method of that name for `groups` protected groups. Raises UsageError for an unknown name."""
+def build_method(name: str, hyper: Hyperparameters, groups: int, part: Part | None = None) -> Method:
+    """The method of that name for `groups` protected groups, or the user's own `part`. Raises UsageError for an unknown
+    name."""
+    if part is not None:
+        return made_by(part, hyper, groups)
     if name not in METHODS:
         raise unknown_name("--method", name, METHODS, "see `bird list methods`")
     return METHODS[name](hyper, groups)

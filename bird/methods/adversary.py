@@ -11,6 +11,7 @@ from torch.autograd import grad
 
 from bird.losses.terms import cross_entropy
 from bird.methods.base import Batch, Learner, Losses, Method, Regressed, SingleLearner
+from bird.step.ranks import ALONE, Ranks
 from bird.students import Student, StudentOutput
 
 __all__ = ["AD", "without"]
@@ -54,18 +55,17 @@ class AD(Method):
         assert isinstance(learner, SingleLearner)
         assert learner.aide is not None
         assert learner.aide_optimizer is not None
-        model, weight = learner.model, self.hyper.ad_weight
+        model, weight, ranks = learner.model, self.hyper.ad_weight, learner.ranks
         output = model(batch.inputs)
         ce = cross_entropy(output.logits, batch.labels)
         caught = cross_entropy(learner.aide(output.logits), batch.groups)
         own = list(learner.aide.parameters())
-        for parameter, gradient in zip(own, grad(caught, own, retain_graph=True), strict=True):
+        for parameter, gradient in zip(own, ranks.sum(grad(ranks.part(caught), own, retain_graph=True)), strict=True):
             parameter.grad = gradient
         if self.moves:
-            update = linear_update if is_linear(model) else tensor_update
-            for parameter, direction in zip(
-                model.parameters(), update(model, batch.inputs, output, ce, caught, weight), strict=True
-            ):
+            given = (model, batch.inputs, output, ranks.part(ce), ranks.part(caught), weight)
+            update = linear_update(*given) if is_linear(model) and ranks.alone else tensor_update(*given, ranks)
+            for parameter, direction in zip(model.parameters(), update, strict=True):
                 parameter.grad = direction
             learner.optimizer.step()
         learner.aide_optimizer.step()
@@ -73,12 +73,21 @@ class AD(Method):
 
 
 def tensor_update(
-    model: nn.Module, inputs: Tensor, output: StudentOutput, ce: Tensor, caught: Tensor, weight: float
+    model: nn.Module,
+    inputs: Tensor,
+    output: StudentOutput,
+    ce: Tensor,
+    caught: Tensor,
+    weight: float,
+    ranks: Ranks = ALONE,
 ) -> list[Tensor]:
-    """What Adam is given for each tensor of any student: two backward passes."""
+    """What Adam is given for each tensor of any student: two backward passes. The projection is of the gradients of all
+    ranks' rows."""
     theta = list(model.parameters())
     gradients = grad(ce, theta, retain_graph=True, materialize_grads=True)
     adversary = grad(caught, theta, retain_graph=True, materialize_grads=True)
+    every = ranks.sum([*gradients, *adversary])
+    gradients, adversary = every[: len(theta)], every[len(theta) :]
     return [without(g, a) - weight * a for g, a in zip(gradients, adversary, strict=True)]
 
 

@@ -16,6 +16,8 @@ from bird.step.feedback import Weight
 from bird.step.gate import Gate, StageGates, move
 from bird.step.guard import Guard
 from bird.step.offsets import Offsets
+from bird.step.optimizers import OptimizerName, student_optimizer
+from bird.step.ranks import ALONE, Ranks
 from bird.students import StagedOutput, Student, StudentOutput, last_stage, require_stages
 
 __all__ = ["Batch", "Hyperparameters", "Learner", "Losses", "Method", "Regressed", "SingleLearner"]
@@ -103,7 +105,7 @@ class Regressed(nn.Module):
     def __init__(self, student: Student, dim: int | None, *, staged: bool = False) -> None:
         super().__init__()
         if staged:
-            require_stages(student.architecture)
+            require_stages(student.architecture, student.stages)
         self.student, self.staged = student, staged
         self.regressor = nn.Identity() if dim is None or dim == student.dim else nn.Linear(student.dim, dim)
 
@@ -116,21 +118,23 @@ class Regressed(nn.Module):
     def last_part(self) -> frozenset[str]:
         """The names of the parameters from the student's last residual stage on. Raises UsageError where it has none."""
         names = [name for name, _ in self.named_parameters()]
-        first = f"student.backbone.{last_stage(self.student.architecture)}."
+        first = f"student.backbone.{last_stage(self.student.architecture, self.student.stages)}."
         return frozenset(names[next(place for place, name in enumerate(names) if name.startswith(first)) :])
 
 
 class Learner(ABC):
     """What training changes, as a method sees it: a student, and a gate if there is a teacher. The guard watches the
-    student's feedback; it changes nothing, and no checkpoint holds it."""
+    student's feedback; it changes nothing, and no checkpoint holds it. `ranks` are the processes that train it together."""
 
     model: nn.Module
     gate: Gate | StageGates | Offsets | None
     guard: Guard
+    ranks: Ranks = ALONE
 
     @abstractmethod
-    def descend(self, loss: Float[Tensor, "*models"]) -> None:
-        """One Adam step of the student on `loss`."""
+    def descend(self, loss: Float[Tensor, "*models"], *, summed: bool = False) -> None:
+        """One step of the student on `loss`: a mean over the rows of the batch, or, where it is `summed`, one whose
+        gradients add up over the ranks."""
 
     @abstractmethod
     def move_gate(self, gradients: Sequence[Tensor]) -> None:
@@ -139,7 +143,8 @@ class Learner(ABC):
 
 @final
 class SingleLearner(Learner):
-    """One student with its regressor, its gate, and their Adam optimisers.
+    """One student with its regressor and its gate, each with its optimiser: the student's is `optimizer` (a name in
+    bird.step.optimizers) with `weight_decay`, the gate's is Adam.
 
     `aide` is what a method trains or keeps beside the student (the adversary of AD, the weights of group-DRO); its
     parameters, if it has any, have an Adam of their own. With `average` > 0 the student that ships has the running mean
@@ -161,12 +166,14 @@ class SingleLearner(Learner):
         aide_lr: float = 1e-3,
         staged: bool = False,
         average: float = 0.0,
+        optimizer: OptimizerName = "adam",
+        weight_decay: float = 0.0,
     ) -> None:
         device = student.mean.device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = Regressed(student, teacher_dim, staged=staged).to(device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr, fused=True)
+        self.optimizer = student_optimizer(optimizer, self.model.parameters(), lr, weight_decay)
         self.gate = gate or (None if teacher_dim is None else Gate(teacher_dim, seed))
         self.guard = Guard()
         self.aide = aide
@@ -186,9 +193,10 @@ class SingleLearner(Learner):
             return self.model.student
         return cast("Student", self.average.module)
 
-    def descend(self, loss: Float[Tensor, "*models"]) -> None:
-        """One Adam step of the student on `loss`."""
-        torch.autograd.backward(loss)
+    def descend(self, loss: Float[Tensor, "*models"], *, summed: bool = False) -> None:
+        """One step of the student on `loss`."""
+        torch.autograd.backward(loss if summed else self.ranks.part(loss))
+        self.ranks.sum_gradients(self.model.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # not held during the next forward pass
         self.update_average()
@@ -227,6 +235,8 @@ class Method(ABC):
     cells: Mapping[str, str] = {}
     """the splits of which the method needs a sample in every (class, group) cell, and why: without one it is another
     method"""
+    one_process = ""
+    """why several processes cannot train one student with it (bird.step.ranks); empty where they can"""
     recompute = False
     """to be set: two more forward passes a step rather than two graphs at once, where a meta batch is in it"""
     number = 0
@@ -244,9 +254,12 @@ class Method(ABC):
         lr: float,
         mu2: float,
         seed: int,
+        optimizer: OptimizerName = "adam",
+        weight_decay: float = 0.0,
     ) -> SingleLearner:
         """All that this method trains, around `student`. `teacher_dim` is the width of the teacher's features, if there is
-        a teacher; `stage_channels` the channels of its residual stages, where `stages` is "maps"."""
+        a teacher; `stage_channels` the channels of its residual stages, where `stages` is "maps"; `lr`, `optimizer` and
+        `weight_decay` are the student's, `mu2` is the learning rate of the gate."""
         average = self.hyper.average
         return SingleLearner(
             student,
@@ -259,6 +272,8 @@ class Method(ABC):
             aide_lr=self.hyper.ad_lr,
             staged=self.stages is not None,
             average=(0.999 if self.averages else 0.0) if average is None else average,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
         )
 
     def gate(

@@ -9,11 +9,14 @@ from bird.losses.mmd import class_mmd
 from bird.losses.terms import cross_entropy, distillation_kl, feature_mse
 from bird.methods.base import Batch, Learner, Losses, Method
 
-__all__ = ["AT", "BKD", "MFD", "MMD_CELLS", "Baseline", "FitNet"]
+__all__ = ["ALL_PAIRS", "AT", "BKD", "MFD", "MMD_CELLS", "Baseline", "FitNet"]
 
 MMD_CELLS = {
     "train": "the features of each group of a class are drawn to the teacher's; of an empty cell there are none"
 }
+
+
+ALL_PAIRS = "MMD compares all pairs of the batch's rows, and is no mean over rows"
 
 
 class Baseline(Method):
@@ -84,6 +87,7 @@ class MFD(Method):
 
     features = True
     cells = MMD_CELLS
+    one_process = ALL_PAIRS
 
     def step(self, learner: Learner, batch: Batch, meta_batch: Callable[[], Batch], *, warm: bool) -> Losses:
         """CE, and the discrepancy of the features."""

@@ -17,6 +17,7 @@ from bird.step.feedback import Objective, Sensitive, Through, feedback
 from bird.step.gate import Gate, StageGates, move
 from bird.step.guard import HALF, Guard, refuse_wrapped
 from bird.step.offsets import Offsets
+from bird.step.ranks import ALONE, Ranks, Reduce
 from bird.step.tangents import Tape
 from bird.students import StudentOutput
 
@@ -53,14 +54,16 @@ def bird_loss(
     recompute: bool = False,
     guard: Guard | None = None,
     through: Through | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Losses]:
     """L_j = alpha D + (1 - alpha) CE + lambda L_o(batch), with its graph, at the student's present parameters and the gate's
     NEW phi: with `warm` and a `meta_batch`, phi was moved against the student's feedback first (Java et al. 2023,
     section 3). Before the warmup is over lambda is 0 and phi stays. All share one forward pass of `batch`; `task` is CE
     or what stands in its place, `outer` L_o. The second result holds the parts, detached: ce, distance, loss; with `warm`
     bias (L_o of the batch), and where phi moved meta_bias (`outer` at theta', of the meta batch). `recompute`: no two graphs
-    at once. `guard` checks the feedback (bird.step.guard); it is the student's own; `through` as in `feedback`. Raises
-    StudentError where the feedback is not exact.
+    at once. `guard` checks the feedback (bird.step.guard); it is the student's own; `through` as in `feedback`. Over `ranks`
+    the gradient of the loss is this rank's part of a sum; ce and distance are of its own rows, bias and meta_bias of all.
+    Raises StudentError where the feedback is not exact.
     """
     alpha, given = hyper.alpha, distance.given(batch)
     recompute = recompute and not isinstance(model, Sensitive)  # which keeps no graph of a meta batch
@@ -70,7 +73,8 @@ def bird_loss(
         return distance.loss(h, gated, batch)
 
     def equality(logits: Tensor, batch: Batch) -> Tensor:
-        return bias_loss(logits, batch.labels, batch.groups, groups, hyper.soft_max)
+        total = None if ranks.alone else ranks.total if batch is meta else ranks.total_of_rows
+        return bias_loss(logits, batch.labels, batch.groups, groups, hyper.soft_max, total)
 
     meta = meta_batch() if warm and meta_batch is not None else None
     tape = None if meta is None else Tape(model, keep=not recompute)
@@ -88,6 +92,7 @@ def bird_loss(
             keep=not recompute,
             guard=guard,
             through=through,
+            ranks=ranks,
         )
         move_gate(gradients)
         losses["meta_bias"] = bias
@@ -97,12 +102,14 @@ def bird_loss(
     with held(gate):  # phi is detached from L_j
         ce = task(output.logits, batch)
         gap = between(output, gate(given))
-    loss = alpha * gap + (1 - alpha) * ce
+    told = alpha * gap + (1 - alpha) * ce
+    loss = ranks.part(told)
     if warm:
         bias = equality(output.logits, batch)
         loss = loss + hyper.lambda_ * bias
+        told = loss if ranks.alone else told + hyper.lambda_ * bias
         losses["bias"] = bias.detach()
-    return loss, losses | {"ce": ce.detach(), "loss": loss.detach(), "distance": gap.detach()}
+    return loss, losses | {"ce": ce.detach(), "loss": told.detach(), "distance": gap.detach()}
 
 
 @contextmanager
@@ -126,6 +133,8 @@ class BirdStep:
             loss, parts = step(batch, meta_batch, warm=epoch >= 5)
             optimizer.zero_grad(); loss.backward(); optimizer.step()
 
+    - The student's optimiser is yours: any one, with any schedule, weight decay or clipping. The look-ahead is a plain
+      gradient step of `mu1` whatever it is, also while its rate decays.
     - `student`: any module whose answer is (features (batch, d), logits (batch, classes)), or that `adapt` turns into one
       (`bird.students.StudentOutput`, or StagedOutput with maps). It is called with `batch.inputs`. Features have the
       teacher's width; if yours have not, put a linear layer behind them, into the student and its optimiser. It may be
@@ -142,12 +151,23 @@ class BirdStep:
     - `through`: a function of the name of a parameter: whether the look-ahead moves it. One that says yes for the last
       layers alone makes the feedback cheaper, and an approximation (docs/when-does-feedback-help.md).
     - `recompute`: two more forward passes a step, for a seventh to a half less memory; the same numbers.
+    - `reduce`: where several processes train one student, each with rows of its own (`torchrun`): a function that sums a
+      vector over them. See below.
     - `check`: of so many steps with a meta batch the first eight compare the feedback's derivative with the student's
       gradient (bird.step.guard; 0: none). No number depends on it.
 
     Not every student has a derivative of that kind. Where torch has no forward mode for an operator the step says so once
     and takes a slower way to the same number; where there is no way, or the student draws random numbers from elsewhere than
     torch, it raises StudentError.
+
+    With `reduce`, such as a function that calls torch.distributed.all_reduce on the vector and returns it, all processes
+    take the step that one would take on all their rows: to rounding, for a student whose answer on a row does not depend
+    on the other rows (batch norm in training has each process's own statistics). `step.reduce_gradients()` comes between
+    `loss.backward()` and `optimizer.step()`. All must start with the same weights, which the first step checks, and make
+    the same calls in the same order; each needs a train row and a meta row. `task` and `distance` are means over rows
+    (MMD is none); an `outer` of your own returns a loss whose gradients add up over the processes, such as
+    `mixed_bias(..., total=Ranks(reduce).total)` (bird.step.ranks). The returned loss and its parts ce and distance are of
+    the process's own rows, bias and meta_bias of all. docs/scaling.md has a whole example.
 
     Running statistics of batch norm change once a step, as in one forward pass of `batch`. Save `gate.state_dict()` and
     `step.optimizer.state_dict()` with your own checkpoints. Without a `meta_batch` phi stays ("BIRD w/o meta", Table 7).
@@ -171,9 +191,12 @@ class BirdStep:
         soft_max: float = 0.0,
         through: Through | None = None,
         recompute: bool = False,
+        reduce: Reduce | None = None,
         check: int = 1000,
     ) -> None:
         refuse_wrapped(student)
+        self.ranks = Ranks(reduce)
+        self._steps, self._owed = 0, False
         self.model, self.gate, self.groups = _Answering(student, adapt), gate, groups
         self.task, self.outer = task, outer
         given = feature_distance() if distance is None else distance
@@ -195,6 +218,8 @@ class BirdStep:
             low, high = int(each.groups.min()), int(each.groups.max())
             if low < 0 or high >= self.groups:
                 raise ValueError(f"a batch with groups {low}..{high}: wanted 0..{self.groups - 1}")
+        if not self.ranks.alone:
+            self._begin_together(batch)
         return bird_loss(
             self.model,
             self.gate,
@@ -210,7 +235,35 @@ class BirdStep:
             recompute=self.recompute,
             guard=self.guard,
             through=self.through,
+            ranks=self.ranks,
         )
+
+    def reduce_gradients(self) -> None:
+        """Between `loss.backward()` and `optimizer.step()`: the `.grad` of each of the student's parameters becomes its sum
+        over all processes. Without `reduce` it does nothing."""
+        self.ranks.sum_gradients(self.model.parameters())
+        self._owed = False
+
+    def _begin_together(self, batch: Batch) -> None:
+        """Learn how many rows all processes have. Raises StudentError for weights that differ, and for a step whose
+        gradients were not summed."""
+        if self._owed:
+            raise StudentError(
+                where="BirdStep(reduce=...)",
+                found="a step whose gradients were not summed over the processes",
+                wanted="step.reduce_gradients() after each loss.backward()",
+                fix="call it before optimizer.step()",
+            )
+        weights = [*self.model.parameters(), *self.gate.parameters()]
+        if self._steps == 0 and not self.ranks.agree(weights):
+            raise StudentError(
+                where="BirdStep(reduce=...)",
+                found="students or gates that differ between the processes",
+                wanted="the same weights in all of them",
+                fix="make them after the same torch.manual_seed, or load the same file",
+            )
+        self.ranks.count(len(batch.labels), batch.inputs)
+        self._steps, self._owed = self._steps + 1, True
 
     def _move_gate(self, gradients: Sequence[Tensor]) -> None:
         move(self.gate, self.optimizer, gradients)

@@ -13,7 +13,7 @@ from torch import Tensor
 from bird.losses.terms import bias_loss, cross_entropy
 from bird.losses.weighting import adjusted_cross_entropy, log_prior
 from bird.methods.base import Batch, Hyperparameters, Learner, Losses, Method, Regressed
-from bird.methods.baselines import MMD_CELLS
+from bird.methods.baselines import ALL_PAIRS, MMD_CELLS
 from bird.methods.bird_step import bird_loss, task_loss
 from bird.methods.distances import Distance, attention_distance, feature_distance, mmd_distance
 from bird.step.feedback import Through
@@ -60,12 +60,13 @@ class Bird(Method):
             move_gate=learner.move_gate,
             warm=warm,
             task=partial(self.task, learner),
-            outer=self.outer,
+            outer=partial(self.outer, learner),
             recompute=self.recompute,
             guard=learner.guard,
             through=self.through(learner),
+            ranks=learner.ranks,
         )
-        learner.descend(loss)
+        learner.descend(loss, summed=True)
         return losses
 
     def through(self, learner: Learner) -> Through | None:
@@ -79,9 +80,10 @@ class Bird(Method):
         """CE."""
         return task_loss(logits, batch)
 
-    def outer(self, logits: Tensor, batch: Batch) -> Tensor:
+    def outer(self, learner: Learner, logits: Tensor, batch: Batch) -> Tensor:
         """L_o."""
-        return bias_loss(logits, batch.labels, batch.groups, self.groups, self.hyper.soft_max)
+        total = None if learner.ranks.alone else learner.ranks.total
+        return bias_loss(logits, batch.labels, batch.groups, self.groups, self.hyper.soft_max, total)
 
 
 class BirdPlus(Bird):
@@ -155,9 +157,10 @@ class BirdOffsets(Bird):
         assert isinstance(learner.gate, Offsets)
         return cross_entropy(learner.gate.adjust(logits, batch.groups, batch.posterior), batch.labels)
 
-    def outer(self, logits: Tensor, batch: Batch) -> Tensor:
+    def outer(self, learner: Learner, logits: Tensor, batch: Batch) -> Tensor:
         """The mixture of L_o and the balanced CE."""
-        return mixed_bias(logits, batch.labels, batch.groups, self.groups, self.hyper.balance, self.hyper.soft_max)
+        total, hyper = None if learner.ranks.alone else learner.ranks.total, self.hyper
+        return mixed_bias(logits, batch.labels, batch.groups, self.groups, hyper.balance, hyper.soft_max, total)
 
 
 def bird_at(hyper: Hyperparameters, groups: int) -> Bird:
@@ -169,4 +172,5 @@ def bird_mfd(hyper: Hyperparameters, groups: int) -> Bird:
     """BIRD around MFD: the teacher's features are gated before they meet the student's (Table 5)."""
     method = Bird(hyper, groups, distance=mmd_distance(hyper.mfd_weight, groups))
     method.cells = {**method.cells, **MMD_CELLS}
+    method.one_process = ALL_PAIRS
     return method

@@ -74,10 +74,11 @@ class GroupDRO(Method):
         assert isinstance(learner, SingleLearner)
         assert isinstance(learner.aide, WorstCase)
         logits = learner.model(batch.inputs).logits
-        cells = cell_cross_entropy(logits, batch.labels, batch.groups, self.groups)
+        total = None if learner.ranks.alone else learner.ranks.total_of_rows
+        cells = cell_cross_entropy(logits, batch.labels, batch.groups, self.groups, total)
         learner.aide.q.copy_(exponentiated(learner.aide.q, cells.detach(), self.hyper.dro_step))
         loss = (learner.aide.q * cells).sum()
-        learner.descend(loss)
+        learner.descend(loss, summed=True)
         return {"loss": loss.detach(), "ce": cross_entropy(logits.detach(), batch.labels)}
 
 

@@ -21,6 +21,9 @@ is exact for every inner loss of h and phi that is twice differentiable. For the
 The number < u, Jv > is known from the other side, too: it is < J^T u, v >, and J^T u = dL_in/dtheta is what the look-ahead
 moves along. bird.step.guard compares the two.
 
+A student that several processes train (bird.step.ranks) has the feedback of all their rows: dL_in/dtheta, dL_o/dtheta' and
+the slope of phi are summed over them, and Jv is of each one's own rows.
+
 Students that train side by side (bird.step.stack) need nothing else: with parameters, gates, batches and losses that have a
 leading dimension of S models, what is differentiated is the sum over the models, and each one's part is its own.
 """
@@ -35,6 +38,7 @@ from torch.autograd import grad
 
 from bird.step.guard import Guard, Sides
 from bird.step.passes import Output, Parameters, dense, within
+from bird.step.ranks import ALONE, Ranks
 from bird.step.tangents import Tape
 
 __all__ = ["Ahead", "Loss", "Objective", "Sensitive", "Through", "Weight", "feedback", "look_ahead", "weigh"]
@@ -66,6 +70,7 @@ def feedback(
     keep: bool = True,
     guard: Guard | None = None,
     through: Through | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """L_o(theta') and its gradient with respect to the gate's parameters phi, in their order.
 
@@ -73,31 +78,35 @@ def feedback(
     With `keep` the graph of `output` stays, so that the caller's own backward pass can follow; otherwise it is freed before
     the meta batch has one. With the `tape` of `student(inner.inputs)` Jv costs a forward pass less. `guard` is the
     student's own, kept from step to step (None: Jv is not checked). With `through` theta' differs from theta in some
-    parameters alone: exact for a look-ahead of these, an approximation of the whole one's. No buffer of the student
+    parameters alone: exact for a look-ahead of these, an approximation of the whole one's. Over `ranks` L_in is a mean over
+    the train rows, and `outer.loss` has the value of all meta rows and the gradient of its own. No buffer of the student
     changes and no `.grad` is touched. Raises StudentError where Jv cannot be had exactly."""
     guard, tape = guard or Guard(every=0), tape or Tape(student, keep=False)
     h = type(output)(*(tensor.detach().requires_grad_() for tensor in output))
 
     def inner_slope(*, graph: bool) -> tuple[Tensor, ...]:
-        return grad(inner.loss(h).sum(), list(h), create_graph=graph, materialize_grads=True)  # dL_in/dh
+        loss = ranks.part(inner.loss(h).sum())
+        return grad(loss, list(h), create_graph=graph, materialize_grads=True)  # dL_in/dh
 
     u, due = inner_slope(graph=keep), guard.due()
     at = [each.detach() for each in u]
     given = {"output": output, "u": at, "mu1": mu1}
-    if isinstance(student, Sensitive) and through is None:
+    if isinstance(student, Sensitive) and through is None and ranks.alone:
         bias, jv = student.sensitivity(inner.inputs, outer, **given)
         if due:
             _, v, gradient = look_ahead(student, outer, **given, tape=tape, tell=True)
             guard.require(student, Sides(at, gradient, v, bias.ndim), jv, tape)
     else:
-        bias, v, gradient = look_ahead(student, outer, **given, tape=tape, keep=keep, tell=due, through=through)
-        sides = Sides(at, gradient, v, bias.ndim) if due else None
+        bias, v, gradient = look_ahead(
+            student, outer, **given, tape=tape, keep=keep, tell=due, through=through, ranks=ranks
+        )
+        sides = Sides(at, gradient, v, bias.ndim, ranks) if due else None
         jv = guard.tangent(student, v, inner.inputs, output, tape, sides)
     if not keep:
         u = inner_slope(graph=True)  # its graph, too, waited until the student's was gone
     product = sum((a * b).sum() for a, b in zip(u, jv, strict=True))  # < u, Jv >
     slope = grad(product, list(gate.parameters()), materialize_grads=True)  # 0 for a gate that L_in does not read
-    return bias, tuple(weigh(-mu1, g) for g in slope)
+    return bias, tuple(weigh(-mu1, g) for g in ranks.sum(slope))
 
 
 class Ahead(NamedTuple):
@@ -120,9 +129,10 @@ def look_ahead(
     keep: bool = True,
     tell: bool = False,
     through: Through | None = None,
+    ranks: Ranks = ALONE,
 ) -> Ahead:
     """One plain gradient step of the inner loss (no momentum), and what L_o is there. With `keep` the graph of `output`
-    stays; with `tell` the step's gradient is told. `through` as in `feedback`."""
+    stays; with `tell` the step's gradient is told. `through` and `ranks` as in `feedback`."""
     learned = {name: value for name, value in student.named_parameters() if value.requires_grad}
     theta = {name: value for name, value in learned.items() if through is None or through(name)}
     still = {name: value.detach() for name, value in learned.items() if name not in theta}
@@ -135,12 +145,13 @@ def look_ahead(
         bias = outer.loss(student(outer.inputs))  # L_o(theta')
         return bias.detach(), grad(bias.sum(), list(ahead.values()), materialize_grads=True)
 
-    gradient = dict(zip(theta, map(dense, within(student, {}, tape.buffers, inner_gradient)), strict=True))
+    moved = ranks.sum([dense(each) for each in within(student, {}, tape.buffers, inner_gradient)])
+    gradient = dict(zip(theta, moved, strict=True))
     ahead = {name: (value.detach() - weigh(mu1, gradient[name])).requires_grad_() for name, value in theta.items()}
     if not tell:
         gradient = {}  # memory
     bias, slope = within(student, still | ahead, None, outer_gradient)
-    return Ahead(bias, dict(zip(theta, map(dense, slope), strict=True)), gradient)
+    return Ahead(bias, dict(zip(theta, ranks.sum([dense(each) for each in slope]), strict=True)), gradient)
 
 
 @runtime_checkable

@@ -12,6 +12,9 @@ student for its answer again: random numbers that are not torch's, and state tha
 Rounding parts the two sides, too. If each product u_i Jv_i were wrong by its own size, with a sign by chance, the sides
 would be apart by about the root of the sum of their squares, and that is the unit here. docs/decisions/0011 tells how far
 correct and wrong students were apart.
+
+Over ranks (bird.step.ranks) u and Jv are of each rank's own rows, J^T u and v of all: the left side and the unit are summed
+over the ranks, so that all of them decide alike.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from torch import Tensor, nn
 
 from bird.errors import StudentError
 from bird.step.passes import WAYS, Output, Parameters, repeat
+from bird.step.ranks import ALONE, Ranks
 from bird.step.tangents import Tape
 
 __all__ = ["Guard", "refuse_wrapped"]
@@ -41,6 +45,7 @@ class Sides(NamedTuple):
     gradient: Parameters
     v: Parameters
     models: int
+    ranks: Ranks = ALONE
 
 
 @final
@@ -76,21 +81,24 @@ class Guard:
         sides: Sides | None,
     ) -> Output:
         """Jv, along v, of `output`, which is `student(inputs)`; with `sides` it is checked. Where a way does not go or is
-        wrong, the next is taken, from then on, which is said once. Raises StudentError if none is left."""
+        wrong, the next is taken, from then on, which is said once. Raises StudentError if none is left. Ranks decide
+        together where there are `sides`; between two checks one may go on alone, since every way is exact."""
+        ranks = ALONE if sides is None else sides.ranks
         if sides is not None and self.first:
-            refuse_unrepeatable(student, inputs, output, tape)
+            refuse_unrepeatable(student, inputs, output, tape, ranks)
         while True:
-            way = WAYS[self.way]
+            way, jv, reason = WAYS[self.way], None, "it failed on another rank"
             try:
                 jv = way(student, v, inputs, tape)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
-            else:
+            failed = ranks.any(jv is None, inputs)
+            if jv is not None and not failed:
                 if sides is None or self.agrees(sides, jv, tape):
                     return jv
-                refuse_unrepeatable(student, inputs, output, tape)
+                refuse_unrepeatable(student, inputs, output, tape, ranks)
                 reason = "it disagrees with the student's gradient"
             self.reasons.append(f"{way.__name__.replace('_', ' ')}: {reason}")
             self._go_on(student)
@@ -154,7 +162,9 @@ def distance_apart(sides: Sides, jv: Output) -> Tensor | None:
     gradient is no number."""
     products = [u * t for u, t in zip(sides.u, jv, strict=True)]
     left = sum(_total(each, sides.models) for each in products)
-    unit = sum(_total(each.square(), sides.models) for each in products).sqrt()
+    squares = sum(_total(each.square(), sides.models) for each in products)
+    left, squares = sides.ranks.sum([left, squares])
+    unit = squares.sqrt()
     right = sum(_total(gradient * sides.v[name], sides.models) for name, gradient in sides.gradient.items())
     gap = (left - right).abs()
     known = right.isfinite() & ~((gap == 0) & (unit == 0))
@@ -186,12 +196,13 @@ def repeated_within(dtypes: set[torch.dtype], device: torch.device) -> float:
     return 1e-8
 
 
-def refuse_unrepeatable(student: nn.Module, inputs: Tensor, output: Output, tape: Tape) -> None:
+def refuse_unrepeatable(student: nn.Module, inputs: Tensor, output: Output, tape: Tape, ranks: Ranks = ALONE) -> None:
     """Raise StudentError if the student's answer on the same inputs, with the same weights, buffers and random numbers of
-    torch, is another one: so Jv cannot be taken at the place of the forward pass."""
+    torch, is another one on any rank: so Jv cannot be taken at the place of the forward pass."""
     again, bound = repeat(student, inputs, tape), repeated_within(tape.dtypes, inputs.device)
     pairs = [(one, two.detach()) for one, two in zip(again, output, strict=True)]
-    if not any((one - two).norm() > bound * two.norm() for one, two in pairs):  # NaN is not its business
+    another = any(bool((one - two).norm() > bound * two.norm()) for one, two in pairs)  # NaN is not its business
+    if not ranks.any(another, inputs):
         return
     raise StudentError(
         where=name_of(student),
@@ -211,7 +222,8 @@ def refuse_wrapped(student: nn.Module) -> None:
             where=name_of(student),
             found=f"{found[0]}",
             wanted="a student in one process, on one device",
-            fix="pass the module inside it, and train one run a process; a later version brings `torchrun`",
+            fix="pass the module inside it, and say how ranks sum up: BirdStep(..., reduce=...), as the page Scaling "
+            "shows; or use torchrun with `bird distill`",
         )
 
 

@@ -18,8 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bird.losses.terms import bias_loss
-from bird.losses.weighting import cell_cross_entropy
+from bird.losses.terms import Total, bias_loss, cell_sums
 from bird.step.gate import Gate
 
 __all__ = ["Offsets", "mixed_bias"]
@@ -111,15 +110,16 @@ def mixed_bias(
     groups: int,
     balance: float,
     soft_max: float = 0.0,
+    total: Total | None = None,
 ) -> Float[Tensor, "*models"]:
     """(1 - balance) L_o + balance CE, the latter with all cells of the batch weighing the same, in nats. L_o asks for groups
     alike, the balanced CE for each cell well served: it pays for equality that costs every group its accuracy. `soft_max`
-    as in `bias_loss`."""
+    and `total` as in `bias_loss`."""
     parts = []
     if balance < 1:
-        parts.append((1 - balance) * bias_loss(logits, labels, protected, groups, soft_max))
+        parts.append((1 - balance) * bias_loss(logits, labels, protected, groups, soft_max, total))
     if balance > 0:
-        cells = cell_cross_entropy(logits, labels, protected, groups)  # 0 where a cell is absent
-        present = torch.zeros_like(cells).flatten(-2).scatter(-1, labels * groups + protected, 1.0)
-        parts.append(balance * cells.sum((-2, -1)) / present.sum(-1))
+        sums, counts = cell_sums(logits, labels, protected, groups, total)
+        cells = sums / counts.clamp(min=1)  # 0 where a cell is absent
+        parts.append(balance * cells.sum((-2, -1)) / (counts > 0).to(cells.dtype).sum((-2, -1)))
     return sum(parts[1:], parts[0])

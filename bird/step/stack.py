@@ -1,8 +1,8 @@
 """Adapters that train side by side: S models of one shape, each with its own seed and hyperparameters, as batched matrices.
 
 A stack is made of ordinary learners. Their parameters become rows of shared tensors (S, ...): the stack computes all S
-models at once on the shared tensors, and each learner's own Adam moves its own row. The learners stay whole: one that is
-saved, scored or restored is so as if it trained alone.
+models at once on the shared tensors, and each learner's own optimiser moves its own row. The learners stay whole: one
+that is saved, scored or restored is so as if it trained alone.
 
 What makes it exact: no model's loss depends on another's parameters, so the gradient of the losses' sum with respect to
 model s is the gradient of loss s. The same holds for the look-ahead, the tangents of the JVP and the gate
@@ -88,8 +88,8 @@ class StackedLearner(Learner):
         self.guard = Guard()
         self.optimizer = joint_optimizer([learner.optimizer for learner in learners])
 
-    def descend(self, loss: Float[Tensor, "*models"]) -> None:
-        """One Adam step of each model on its loss."""
+    def descend(self, loss: Float[Tensor, "*models"], *, summed: bool = False) -> None:
+        """One step of each model on its loss. (A stack lives in one process.)"""
         self.model.zero_grad(set_to_none=True)
         torch.autograd.backward(loss.sum())
         for index, learner in enumerate(self.learners):
@@ -105,14 +105,17 @@ class StackedLearner(Learner):
             learner.move_gate([gradient[index] for gradient in gradients])
 
 
-def joint_optimizer(optimizers: Sequence[torch.optim.Adam]) -> torch.optim.Adam:
-    """One Adam that moves what the given ones move, in one call a learning rate. The states are theirs: what one of them
-    saves or goes on with is what this one did."""
-    groups: dict[float, list[Tensor]] = {}
+def joint_optimizer(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """One optimiser that moves what the given ones move, in one call a learning rate; they differ in nothing else. The
+    states are theirs: what one of them saves or goes on with is what this one did."""
+    groups: dict[float, dict[str, Any]] = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            groups.setdefault(group["lr"], []).extend(group["params"])
-    joint = torch.optim.Adam([{"params": own, "lr": lr} for lr, own in groups.items()], fused=True)
+            groups.setdefault(group["lr"], {**group, "params": []})["params"].extend(group["params"])
+    kind: Any = type(optimizers[0])
+    joint: torch.optim.Optimizer = kind(
+        [*groups.values()], lr=optimizers[0].defaults["lr"]
+    )  # all else is in the groups
     for optimizer in optimizers:
         for parameter in (each for group in optimizer.param_groups for each in group["params"]):
             joint.state[parameter] = optimizer.state[parameter]

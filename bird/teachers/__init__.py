@@ -13,6 +13,7 @@ import numpy as np
 
 from bird.devices import choose_device
 from bird.errors import BirdError, MissingWeightsError, TeacherError, UsageError, nearest, unknown_name
+from bird.own import FORMS, Part, find, is_reference, registered
 from bird.teachers.base import FeatureKind, Options, Teacher
 from bird.teachers.claims import PixelScale, require_kind, require_side, require_takers
 from bird.teachers.files import first_line
@@ -21,6 +22,8 @@ from bird.teachers.hub import Source, commit_of, explained, open_clip_source, ti
 from bird.teachers.hugging_face import flava, hugging_face
 from bird.teachers.onnx import OnnxTeacher
 from bird.teachers.open_clip import clip
+from bird.teachers.own import TAKES as OWN_TAKES
+from bird.teachers.own import own_teacher
 from bird.teachers.service import TAKES, Service, open_service
 from bird.teachers.timm import timm_model
 from bird.teachers.torchvision import torchvision_model
@@ -33,6 +36,7 @@ __all__ = [
     "expand_layers",
     "load_teacher",
     "open_service",
+    "own_part",
     "takes_of",
 ]
 
@@ -122,9 +126,23 @@ def expand_layers(teacher: Teacher | Service, requested: Sequence[str]) -> tuple
     return tuple(found)
 
 
-def takes_of(spec: str) -> frozenset[str]:
-    """The options that the teacher `spec` names heeds; of an address, those of a service. Raises UsageError."""
+def takes_of(spec: str, part: Part | None = None) -> frozenset[str]:
+    """The options that the teacher `spec` names, or the user's own `part`, heeds; of an address, those of a service. Raises
+    UsageError."""
+    if part is not None:
+        return OWN_TAKES
     return TAKES if "://" in spec else _known(spec).takes
+
+
+def own_part(given: object) -> Part | None:
+    """The user's own teacher, where `given` is one or refers to one; None for built-in names and prefixes, addresses, and
+    names that nobody has. Raises UsageError as `bird.own.find` does."""
+    if isinstance(given, str):
+        name, colon, _ = given.partition(":")
+        built_in = "://" in given or f"{name}{colon}" in TEACHERS
+        if built_in or not (is_reference(given) or given in registered("teacher")):
+            return None
+    return find("teacher", given, TEACHERS)
 
 
 def load_teacher(
@@ -139,8 +157,9 @@ def load_teacher(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     range_: tuple[float, float] | None = None,
+    part: Part | None = None,
 ) -> Teacher:
-    """The teacher that `spec` names, ready to use.
+    """The teacher that `spec` names, or the user's own `part`, ready to use.
 
     `weights` is a local file or folder instead of a download; `precision` is fp32, bf16 or fp16 (autocast); `image_size`
     is the input side in pixels where the model leaves it open; `kind` is what its vectors are; `output` names an output
@@ -149,17 +168,17 @@ def load_teacher(
     Raises UsageError for an unknown name or an option that the teacher cannot honour, TeacherError for weights that are
     missing, damaged or do not fit, and for another vector than the library's.
     """
-    found = _known(spec)
+    takes = takes_of(spec, part)
     asked: dict[str, object] = {
         "weights": weights,
         "precision": None if precision == "fp32" else precision,
         "image_size": image_size,
     }
     asked |= {"kind": kind, "output": output, "mean": mean, "std": std, "range": range_}
-    require_takers(spec, asked, found.takes)
+    require_takers(spec, asked, takes)
     scale = PixelScale(mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0), *(range_ or (0.0, 1.0)))
     options = Options(weights, choose_device(device), precision, image_size, kind=kind, output=output, scale=scale)
-    teacher = _load(found, spec, options)
+    teacher = _load(_known(spec), spec, options) if part is None else own_teacher(part, options)
     if image_size is not None:
         _, height, width = teacher.preprocess(np.zeros((64, 64, 3), np.uint8)).shape
         require_side(spec, (height, width), image_size)
@@ -199,7 +218,7 @@ def _known(spec: str) -> TeacherKind:
         raise UsageError(
             where="--teacher",
             found=repr(spec),
-            wanted=f"one of {', '.join(TEACHERS)}",
+            wanted=f"one of {', '.join(TEACHERS)}; or {FORMS}",
             fix=f"did you mean {close[0]}?" if close else "see `bird list teachers`",
         )
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from bird.teachers.files import first_line
 from bird.teachers.inference import hasten
 from bird.teachers.layers import FeatureKind, LayerSpec, Tap
 from bird.teachers.views import Json, View, Viewer, Views
+from bird.weights import digest_of_state
 
 __all__ = [
     "FeatureKind",
@@ -226,13 +226,3 @@ class TorchTeacher(Teacher):
     def _hear_output(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if layer in getattr(self._asked, "layers", ()):
             self._asked.heard[layer] = self._taps[layer].read(output)
-
-
-def digest_of_state(state: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and values, sorted by name: the same weights in two file formats agree."""
-    total = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return f"sha256:{total.hexdigest()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ __all__ = ["own_run"]
 
 def own_run(name: str, spec: str, options: Options) -> Teacher:
     """`DIR` of `bird train`: that student's penultimate features."""
+    about = _described(Path(spec))
+    if about.get("own"):
+        raise TeacherError(
+            where=f"--teacher run:{spec}",
+            found=f"a student of the user's own, {about.get('architecture')}",
+            wanted="a student of this project or of timm: no code is imported because a run names it",
+            fix="export it (`bird export RUN OUT --student FILE.py:NAME`), and take onnx:OUT/student.onnx",
+        )
     try:
         student: Student = load_student(Path(spec))
     except Exception as error:
@@ -61,6 +70,15 @@ def own_run(name: str, spec: str, options: Options) -> Teacher:
         reading="features",
         config={"architecture": student.architecture},
     )
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """student.json, or nothing: what is wrong with the folder is said where it is loaded."""
+    try:
+        found = json.loads((folder / "student.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _features(output: Any) -> Tensor:

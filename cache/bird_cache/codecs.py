@@ -55,6 +55,6 @@ def _pcodec() -> Any:
             where="compression by pcodec",
             found="no package pcodec",
             wanted="the package that reads and writes such chunks",
-            fix="pip install 'bird-distill[pcodec]', or use --compress zstd",
+            fix="pip install 'bird-cache[pcodec]', or use --compress zstd",
         ) from error
     return standalone

@@ -6,6 +6,7 @@ CacheError                    3   the cache is damaged or does not match
 ├── IncompleteCacheError      3   its manifest was never finished
 ├── DamagedCacheError         3   a file is missing, cut, altered, or in the wrong place
 ├── BusyCacheError            1   another process is writing it
+├── RequestError              2   it does not hold what is asked of it, or the place for the answer is taken
 ├── ImportedVectorsError      2   files of vectors that cannot be taken in
 ├── MissingCodecError         2   what compresses the cache is not installed
 ├── FeatureError              4   vectors that must not be stored: NaN, infinite, too large for the dtype
@@ -26,6 +27,7 @@ __all__ = [
     "IncompleteCacheError",
     "MissingCodecError",
     "NotACacheError",
+    "RequestError",
     "StaleCacheError",
     "StorageError",
 ]
@@ -68,6 +70,12 @@ class BusyCacheError(CacheError):
     """Another process is writing the cache."""
 
     exit_code = 1
+
+
+class RequestError(CacheError):
+    """The cache does not hold what is asked of it, or the place for the answer is taken."""
+
+    exit_code = 2
 
 
 class ImportedVectorsError(CacheError):

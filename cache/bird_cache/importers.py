@@ -30,7 +30,7 @@ from bird_cache.errors import ImportedVectorsError, StorageError
 from bird_cache.files import canonical_json, digest, file_digest, storage_error
 from bird_cache.lists import flattened, inner, is_list, is_nested
 
-__all__ = ["Imported", "read_vectors"]
+__all__ = ["Imported", "read_ids", "read_vectors"]
 
 ID_COLUMNS = ("id", "image_path", "key", "path")
 PRESENT = ("ok", "success")
@@ -90,7 +90,7 @@ def read_vectors(
     elif path.suffix == ".npy":
         if ids is None:
             raise _refuse(path, "no ids", "the samples' ids, in the vectors' order", "give --ids FILE (.txt or .csv)")
-        names, block = _read_ids(ids, id_column), _npy(path)
+        names, block = read_ids(ids, id_column), _npy(path)
         _check_ids(ids, names)
         found = _imported(names, [block], [file_digest(path)], f".npy of {block.dtype}, ids from {ids.name}")
     else:
@@ -125,7 +125,8 @@ def _npy(path: Path) -> NDArray[Any]:
     return array
 
 
-def _read_ids(path: Path, id_column: str | None) -> list[str]:
+def read_ids(path: Path, id_column: str | None = None) -> list[str]:
+    """Ids in a text file, one a line, or in a column of a .csv. Raises ImportedVectorsError."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the first id
     except (OSError, UnicodeDecodeError) as error:

@@ -28,6 +28,7 @@ __all__ = [
     "FORMAT",
     "CellAudit",
     "Compress",
+    "Factor",
     "FileRecord",
     "Kind",
     "Layer",
@@ -53,7 +54,7 @@ class Record(BaseModel):
     """A frozen record that refuses unknown fields. Fields that are newer than the first caches (`NEWER`) are written only
     where they say something, so that an older cache is written as it was."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
     NEWER: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")
@@ -83,6 +84,15 @@ class LeftOut(Record):
             LeftOut(reason=reason, label=label, group=group, split=split, rows=rows)
             for (reason, label, group, split), rows in counts.items()
         )
+
+
+class Factor(Record):
+    """One of several group columns that were crossed: its name, those of its values, and which of them each group has, in
+    the order of `Plan.group_names`."""
+
+    name: str
+    names: tuple[str, ...]
+    codes: tuple[int, ...]
 
 
 class Layer(Record):
@@ -116,7 +126,9 @@ class Plan(Record):
     left_out: tuple[LeftOut, ...] | None = None
     """what was listed and is not among the rows; None in caches that do not record it"""
     compress: Compress = "none"
-    NEWER: ClassVar[frozenset[str]] = frozenset({"left_out", "compress"})
+    factors: tuple[Factor, ...] = ()
+    """the columns that the groups are crossed from, where there are several"""
+    NEWER: ClassVar[frozenset[str]] = frozenset({"left_out", "compress", "factors"})
 
     @property
     def fingerprint(self) -> str:

@@ -23,8 +23,9 @@ from bird_cache.manifest import FileRecord, Manifest, Plan, Receipt, open_sealed
 from bird_cache.numbers import from_storage
 from bird_cache.samples import OK, Samples
 from bird_cache.storage import Folder
-from bird_cache.summary import describe
+from bird_cache.summary import as_html, describe
 from bird_cache.table import TableFile
+from bird_cache.vectors import Vectors
 
 __all__ = [
     "FeatureStore",
@@ -70,6 +71,20 @@ class FeatureStore:
                 for receipt in receipts.values():
                     for record in receipt.files.values():
                         self._check_size(record, receipt)
+
+    def __len__(self) -> int:
+        """How many rows there are, those that failed among them."""
+        return self.manifest.plan.rows
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self.manifest.layers()
+
+    __iter__ = None  # layers by name, rows by number: neither is what everybody expects
+
+    def __getitem__(self, layer: str | tuple[str, int]) -> Vectors:
+        """A layer as an array: `cache["penultimate"]`, or `cache["penultimate", 2]` for the view number 2. Raises KeyError
+        naming the layers there are, IndexError."""
+        return Vectors(self, layer) if isinstance(layer, str) else Vectors(self, *layer)
 
     @property
     def receipts(self) -> Mapping[int, Receipt]:
@@ -128,8 +143,8 @@ class FeatureStore:
         owner = rows // self.manifest.plan.shard_rows
         for shard in np.unique(owner).tolist():
             mine = owner == shard
-            start, stop = self.manifest.plan.bounds(shard)
-            out[mine] = from_storage(self.read(layer, start, stop)[rows[mine] - start, view], spec.dtype)
+            start, _ = self.manifest.plan.bounds(shard)
+            out[mine] = from_storage(self._decode(layer, shard, rows[mine] - start)[:, view], spec.dtype)
         return out
 
     def usable(self, layers: Iterable[str]) -> NDArray[np.bool_]:
@@ -180,6 +195,10 @@ class FeatureStore:
     def info(self) -> dict[str, Any]:
         """What the cache holds, as JSON values."""
         return describe(self.path, self.fingerprint, self.manifest, self.part_receipts, self.samples)
+
+    def _repr_html_(self) -> str:
+        """A short table for a notebook."""
+        return as_html(self.path, self.fingerprint, self.manifest)
 
     def _decode(self, layer: str, shard: int, rows: slice | NDArray[np.int64]) -> NDArray[np.generic]:
         part = self.manifest.part_of(layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from bird_cache.numbers import BLOCK_ROWS, Dtype, from_storage
 from bird_cache.samples import OK, PENDING, Samples
 
 __all__ = [
+    "SPLITS",
     "accounted",
     "add_cells",
+    "as_html",
     "audit_cells",
     "cells_by_split",
     "describe",
@@ -68,6 +71,22 @@ def describe(
         "causes": plan.causes,
         "notes": plan.notes,
     }
+
+
+def as_html(path: str, fingerprint: str, manifest: Manifest) -> str:
+    """A cache as a short table for a notebook; no row is read."""
+    plan = manifest.plan
+    layers = {
+        name: f"{plan.rows:,} x {' x '.join(map(str, (plan.views, *layer.shape)))}, {layer.dtype}"
+        for name, layer in manifest.layers().items()
+    }
+    lines = {"state": "complete" if manifest.complete else "unfinished", "teacher": plan.notes.get("teacher"), **layers}
+    lines |= {"classes": ", ".join(plan.class_names), "groups": ", ".join(plan.group_names), "fingerprint": fingerprint}
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
+        for name, value in lines.items()
+    )
+    return f"<table><caption>cache {escape(path)}</caption>{rows}</table>"
 
 
 def accounted(

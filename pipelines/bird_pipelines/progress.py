@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from bird.launch import launched
+
 __all__ = ["Advance", "Interrupted", "progress", "stop_requests", "tell", "tell_remarks"]
 
 LINE_SECONDS = 10.0
@@ -22,7 +24,9 @@ class Interrupted(Exception):
 
 
 def tell(line: str) -> None:
-    """A line for who waits, on stderr."""
+    """A line for who waits, on stderr. Of the processes of one run the first tells it."""
+    if launched().rank:
+        return
     print(line, file=sys.stderr, flush=True)
 
 
@@ -34,7 +38,11 @@ def tell_remarks(remarks: Iterable[str]) -> None:
 
 @contextmanager
 def progress(what: str, unit: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """A bar with rate and time left if stdout is a terminal, else a line every ten seconds. Both go to stderr."""
+    """A bar with rate and time left if stdout is a terminal, else a line every ten seconds. Both go to stderr. Of the
+    processes of one run the first shows it."""
+    if launched().rank:
+        yield lambda count, note="": None
+        return
     with (_bar if sys.stdout.isatty() else _lines)(what, unit, total, done) as advance:
         yield advance
 

@@ -6,31 +6,57 @@ curve.jsonl            one line an epoch
 student.safetensors, student.json, metrics-SPLIT.json
 predictions-test.npz   a row a test sample: ids, labels, groups, predictions, scores (`scoring.save_predictions`)
 run.json               the last word, written last: a folder without it is unfinished
+
+In a notebook `open_run` gives one run, and `table` many as a frame of pandas:
+
+    runs.table(["out/runs"])[["method", "seed", "test.accuracy", "test.mean_deo"]]
+    runs.open_run("out/runs/bird-0").curve()["meta.accuracy"].plot()
 """
 
 from __future__ import annotations
 
 import hashlib
+import html
 import json
-from collections.abc import Mapping
-from dataclasses import MISSING
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from bird.errors import RunError
+from bird.errors import RunError, UsageError
 from bird_cache.files import LOCKS, replace
 from bird_cache.manifest import flatten
 from bird_pipelines.config import RunConfig
 from bird_pipelines.config.option import as_json
 from bird_pipelines.config.reading import usual_average
 from bird_pipelines.config.run import options_of_a_run
+from bird_pipelines.marks import MARK
 
-__all__ = ["claim", "finish", "load_checkpoint", "read_json", "save_checkpoint", "write_json"]
+if TYPE_CHECKING:
+    import pandas
+
+    from bird.students import Student
+
+__all__ = [
+    "Run",
+    "claim",
+    "finish",
+    "load_checkpoint",
+    "open_run",
+    "read_json",
+    "save_checkpoint",
+    "table",
+    "write_json",
+]
+
+SPLITS = ("train", "meta", "choose", "test")
+SCORES = ("accuracy", "f1_macro", "auroc", "mean_deo", "max_deo")
+NAMES = {"accuracy": "accuracy", "f1_macro": "F1", "auroc": "AUROC", "mean_deo": "mean-DEO", "max_deo": "max-DEO"}
 
 
 def claim(config: RunConfig, fingerprint: str | None) -> None:
@@ -39,7 +65,7 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
     Raises RunError, naming the field, if the folder holds another run or something else.
     """
     folder = config.place.out
-    asked = {"identity": config.identity(), "fingerprint": fingerprint}
+    asked: dict[str, Any] = {"identity": config.identity(), "fingerprint": fingerprint}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -53,15 +79,20 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
         if "offsets_from" not in identity or "average" not in identity:  # then only some methods heeded `average`
             usual = usual_average(config.method)
             identity = identity | {"average": identity.get("average", usual) if usual else 0.0}
-        there, here = flatten(_defaults()) | flatten(identity), flatten(asked["identity"])
+        there, here = (flatten(_defaults() | each) for each in (identity, asked["identity"]))
         there, here = there | {"fingerprint": found.get("fingerprint")}, here | {"fingerprint": fingerprint}
-        for field in sorted({*there, *here}):
+        own = {field for field in here if field.startswith("own.")}
+        for field in sorted(
+            {*there, *here}, key=lambda name: (name not in own, name)
+        ):  # the file is said, not its label
             if there.get(field) != here.get(field):
+                file = config.own[field.split(".")[1]].file if field in own else None
                 raise _refuse(
                     folder,
                     f"a run with {field} = {there.get(field)}",
-                    f"{field} = {here.get(field)}",
-                    "choose another --out, or repeat the old settings to resume it",
+                    f"{field} = {here.get(field)}" + (f", that of {file}" if file else ""),
+                    "choose another --out, or repeat the old settings to resume it"
+                    + (f", with {file} as it was" if file else ""),
                 )
         return
     if foreign := [entry.name for entry in folder.iterdir() if entry.name not in LOCKS]:
@@ -113,15 +144,16 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
 
 
 # What a run must share with the one that it begins from.
-SHARED = ("dataset", "dataset_settings", "student", "method")
+SHARED = ("dataset", "dataset_settings", "student", "method", "optimizer")
 
 
 def begin_from(config: RunConfig, fingerprint: str | None) -> dict[str, Tensor]:
     """The tensors that `config.training.start_from` ended with. Raises RunError if it is unfinished, or of another kind."""
     assert config.training.start_from is not None
     folder = config.training.start_from
-    there, here = read_json(folder / "run.json"), config.identity()
-    values = {name: (there["config"].get(name), here[name]) for name in SHARED}
+    there = read_json(folder / "run.json")
+    settings, here = _defaults() | there["config"], _defaults() | config.identity()
+    values = {name: (settings.get(name), here[name]) for name in SHARED}
     for name, (found, wanted) in {**values, "fingerprint": (there["fingerprint"], fingerprint)}.items():
         if found != wanted:
             raise _refuse(folder, f"{name} {found}", f"{name} {wanted}", "begin from a run of the same kind")
@@ -160,7 +192,7 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's state as named tensors."""
+    """An optimiser's state as named tensors."""
     state = optimizer.state_dict()["state"]
     return {f"{prefix}.{index}.{name}": value for index, values in state.items() for name, value in values.items()}
 
@@ -177,3 +209,126 @@ def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Ma
 
 def _refuse(folder: Path, found: str, wanted: str, fix: str) -> RunError:
     return RunError(where=f"run {folder}", found=found, wanted=wanted, fix=fix)
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """A run folder. `config` is what decides its result, by the names of `bird distill`; `metrics` are its scores by split
+    (shares in 0..1, scores x100; a score that does not exist is None); `info` is run.json, {} while it is unfinished."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, Any]]
+    info: Mapping[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run is finished."""
+        return self.info.get("complete") is True
+
+    def curve(self) -> pandas.DataFrame:
+        """An epoch a row, with the epoch as the index: the losses in nats, `seconds`, and the scores on meta (x100) as
+        `meta.accuracy`, `meta.mean_deo`, ... Raises UsageError without pandas."""
+        path = self.folder / "curve.jsonl"
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        flat = [
+            {name: value for name, value in line.items() if name not in ("meta", "gate", "offsets")}
+            | {f"meta.{name}": value for name, value in (line["meta"] or {}).items()}
+            for line in lines
+        ]
+        frame = _pandas().DataFrame(flat)
+        return frame.set_index("epoch") if flat else frame
+
+    def student(self) -> Student:
+        """The trained student, on the CPU, in evaluation mode. Raises RunError for an unfinished or damaged run."""
+        from bird.students import load_student
+
+        if not self.complete:
+            raise RunError(
+                where=f"run {self.folder}", found="an unfinished run", wanted="its student", fix="finish it first"
+            )
+        return load_student(self.folder).eval()
+
+    def row(self) -> dict[str, Any]:
+        """What `table` says of it."""
+        found: dict[str, Any] = {"folder": str(self.folder), "complete": self.complete, **self.config}
+        found |= {"seconds": self.info.get("seconds")}
+        for split, each in self.metrics.items():
+            found |= {f"{split}.{name}": each.get(name) for name in SCORES}
+            if each.get("mean_deo") is not None:
+                low, high = _ends(each)
+                found |= {f"{split}.mean_deo_low": low, f"{split}.mean_deo_high": high}
+                found |= {f"{split}.mean_deo_floor": each["deo_floor"]["mean"]}
+                found |= {f"{split}.trivial": each.get("trivial")}
+        return found
+
+    def _repr_html_(self) -> str:
+        """A short table for a notebook."""
+        lines = {name: self.config.get(name) for name in ("method", "student", "dataset", "seed", "epochs")}
+        if not self.complete:
+            lines["state"] = "unfinished"
+        test = self.metrics.get("test", {})
+        for name in SCORES:
+            if test.get(name) is not None:
+                lines[f"{NAMES[name]}, test, x100"] = f"{test[name]:.2f}"
+        if test.get("mean_deo") is not None:
+            low, high = _ends(test)
+            interval = "" if low is None else f", 95 % interval {low:.1f} to {high:.1f}"
+            told = f"{test['mean_deo']:.2f}{interval}, floor {test['deo_floor']['mean']:.1f}"
+            lines["mean-DEO, test, x100"] = told + (f" ({MARK})" if test.get("trivial") else "")
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
+            for name, value in lines.items()
+        )
+        return f"<table><caption>run {html.escape(str(self.folder))}</caption>{rows}</table>"
+
+
+def open_run(folder: str | Path) -> Run:
+    """The run in a folder, finished or not. Raises RunError where there is none."""
+    folder = Path(folder)
+    if not (folder / "config.json").exists() and not (folder / "run.json").exists():
+        found = "no config.json" if folder.is_dir() else "no such folder"
+        raise RunError(where=str(folder), found=found, wanted="a run folder", fix="give the --out of `bird distill`")
+    info = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+    config = info.get("config") or read_json(folder / "config.json").get("identity", {})
+    metrics = {
+        split: read_json(folder / f"metrics-{split}.json")
+        for split in SPLITS
+        if info and (folder / f"metrics-{split}.json").exists()
+    }
+    return Run(folder, config, metrics, info)
+
+
+def table(runs: Iterable[str | Path | Run]) -> pandas.DataFrame:
+    """A run a row: its folder, whether it is complete, its settings, and its scores by split (x100), such as
+    `test.accuracy` and `test.mean_deo` with the ends of its 95 % interval and its floor.
+
+    `runs` are run folders, folders that hold such folders, or what `open_run` gave. A setting that some of the runs do not
+    name is empty there. Raises RunError for a folder without a run, UsageError without pandas.
+    """
+    pandas, found = _pandas(), []
+    for each in runs:
+        if isinstance(each, Run):
+            found.append(each)
+            continue
+        inside = sorted(path.parent for path in Path(each).glob("*/config.json"))
+        own = (Path(each) / "config.json").exists() or not inside
+        found += [open_run(path) for path in ([each] if own else inside)]
+    return pandas.DataFrame([run.row() for run in found])
+
+
+def _ends(metrics: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """The ends of the interval of the mean-DEO."""
+    ends = (metrics.get("intervals") or {}).get("mean_deo")
+    return (None, None) if ends is None else (ends[0], ends[1])
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError:
+        raise UsageError(
+            where="a frame of runs", found="no package pandas", wanted="pandas", fix="pip install pandas"
+        ) from None
+    return pandas

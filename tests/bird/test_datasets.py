@@ -40,7 +40,8 @@ from bird.errors import DataError, UsageError
 
 REAL_CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10"
 
-NEWER = {"white_level", "unknown_groups"}  # settings that older caches do not name: left out where they are the default
+# settings that older caches do not name: left out where they are the default
+NEWER = {"white_level", "unknown_groups", "split_names", "label", "group", "split", "subject", "path", "id", "image"}
 
 
 def strings(values: list[str]) -> NDArray[np.object_]:

@@ -34,7 +34,7 @@ from bird_cache.writer import open_writer
 
 def needs(compress: Compress) -> None:
     if compress == "pcodec":
-        pytest.importorskip("pcodec", reason="pcodec is an extra: pip install 'bird-distill[pcodec]'")
+        pytest.importorskip("pcodec", reason="pcodec is an extra: pip install 'bird-cache[pcodec]'")
 
 
 @pytest.fixture(params=["zstd", "pcodec"])

@@ -1,6 +1,6 @@
 """What other programs read of a cache. Runs in an environment of theirs, without this project:
 
-python readers.py READER CACHE    one line of JSON
+python readers.py READER CACHE    one line of JSON; "table READER" reads a cache that is one Parquet file
 """
 
 import glob
@@ -87,7 +87,72 @@ def by_xarray(cache):
     return {"failed": failed, "dimensions": [*opened["penultimate"].dims], "layers": sorted(opened.data_vars)}
 
 
+def bits(values):
+    """float16 vectors as whole numbers, to be compared to the bit."""
+    import numpy as np
+
+    return np.asarray(values, np.float16).view(np.uint16).tolist()
+
+
+def table_by_pandas(table):
+    """A cache as one Parquet file: the vectors' bits, ids and names."""
+    import numpy as np
+    import pandas
+
+    frame = pandas.read_parquet(table)
+    return {"bits": bits(np.stack(frame["penultimate"])), "ids": [*frame["id"]], "classes": [*frame["class_name"]]}
+
+
+def table_by_duckdb(table):
+    """The same."""
+    import duckdb
+
+    rows = duckdb.sql(f"select penultimate, id, class_name from '{table}' order by row").fetchall()
+    vectors, ids, classes = zip(*rows, strict=True)
+    return {"bits": bits(vectors), "ids": ids, "classes": classes}
+
+
+def table_by_polars(table):
+    """The same; a polars list column has its own kind of float16."""
+    import polars
+
+    frame = polars.read_parquet(table)
+    ids, classes = frame["id"].to_list(), frame["class_name"].to_list()
+    return {"bits": bits(frame["penultimate"].to_list()), "ids": ids, "classes": classes}
+
+
+def table_by_datasets(table):
+    """The same, by Hugging Face datasets, made at once and streamed."""
+    import datasets
+
+    found = []
+    for streaming in (False, True):
+        given = {"data_files": {"train": table}, "split": "train", "cache_dir": f"{table}-datasets"}
+        rows = list(datasets.load_dataset("parquet", streaming=streaming, **given))
+        columns = {"ids": [row["id"] for row in rows], "classes": [row["class_name"] for row in rows]}
+        found.append({"bits": bits([row["penultimate"] for row in rows]), **columns})
+    assert found[0] == found[1]
+    return found[0]
+
+
+def table_by_lance(table):
+    """The same, by way of a Lance data set."""
+    import lance
+    import pyarrow.parquet
+
+    lance.write_dataset(pyarrow.parquet.read_table(table), f"{table}.lance")
+    found = lance.dataset(f"{table}.lance").to_table()
+    vectors = found["penultimate"].combine_chunks()
+    flat = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(found), -1)
+    return {"bits": bits(flat), "ids": found["id"].to_pylist(), "classes": found["class_name"].to_pylist()}
+
+
 READERS = {
+    "table pandas": table_by_pandas,
+    "table duckdb": table_by_duckdb,
+    "table polars": table_by_polars,
+    "table datasets": table_by_datasets,
+    "table pylance": table_by_lance,
     "webdataset": by_webdataset,
     "datasets": by_datasets,
     "ray": by_ray,
@@ -100,4 +165,4 @@ if __name__ == "__main__":
     from importlib.metadata import version
 
     answer = READERS[sys.argv[1]](sys.argv[2])
-    print(json.dumps({"version": version(sys.argv[1]), **answer}))
+    print(json.dumps({"version": version(sys.argv[1].split()[-1]), **answer}))

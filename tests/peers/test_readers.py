@@ -9,10 +9,11 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from bird_cache import testing
+from bird_cache import open_cache, testing, to_parquet
 from bird_cache.manifest import Layer
 from bird_cache.testing import ROWS, example_plan, example_vectors, write_example
 from bird_cache.writer import open_part
@@ -75,3 +76,13 @@ def test_strict_readers_of_zarr_tell_failed_from_lost(caches, reader):
     assert found["failed"] == sorted(FAILED)
     assert found["dimensions"] == ["row", "view", "feature"]
     assert found.get("layers", ["logits", "penultimate"]) == ["logits", "penultimate"]
+
+
+@pytest.mark.parametrize("reader", ["pandas", "duckdb", "polars", "datasets", "pylance"])
+def test_readers_of_tables_get_every_bit(caches, tmp_path, reader):
+    to_parquet(caches / "zarr", tmp_path / "cache.parquet", ["penultimate"])
+    found, cache = read_by(f"table {reader}", tmp_path / "cache.parquet"), open_cache(caches / "zarr")
+    stored = cache.read("penultimate", 0, ROWS)[:, 0]
+    np.testing.assert_array_equal(np.array(found["bits"], np.uint16), stored.view(np.uint16))
+    assert found["ids"] == cache.samples.ids.tolist()
+    assert found["classes"] == [cache.manifest.plan.class_names[number] for number in cache.samples.labels]

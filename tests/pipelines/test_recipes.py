@@ -42,6 +42,24 @@ def test_hyperparameters_are_those_of_table_8():
             assert found == published.hyperparameters()[block.student, block.dataset]
 
 
+def test_utkface_decays_its_rate_and_says_what_stays_open(tmp_path):
+    """Times .1 every 10 of 50 epochs, students and the teachers trained here; a demo of 15 epochs stays constant."""
+    for name in TABLES:
+        blocks = load_recipe(name)[0].blocks
+        assert {each.lr_schedule for each in blocks if each.dataset == "utkface"} <= {"step"}
+        assert {each.lr_schedule for each in blocks if each.dataset != "utkface"} <= {"constant"}
+    assert all("schedule" in " ".join(load_recipe(name)[0].open) for name in ("table2", "table4"))
+    plan = plan_of("table2", "paper", tmp_path)
+    trained = [config for step in plan.steps.values() for config in step.configs]
+    assert {config.method for config in trained if config.source.dataset == "utkface"} >= {"baseline", "bird", "ad"}
+    for config in trained:
+        training = config.training
+        steps = (10, 0.1) if config.source.dataset == "utkface" else (None, None)
+        assert (training.lr_step_epochs, training.lr_gamma) == steps, config.place.out
+    demo = [c for s in plan_of("table2", "demo", tmp_path).steps.values() for c in s.configs]
+    assert {config.training.lr_schedule for config in demo} == {"constant"}
+
+
 def test_every_row_is_compared_with_a_row_of_the_table():
     for name in TABLES:
         ids = [row.id for row in rows_of(name)]

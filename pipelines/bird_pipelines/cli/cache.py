@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bird_pipelines.cli import show
+from bird_pipelines.cli.cache_rows import append, drop, search, subset, to_parquet
 from bird_pipelines.cli.options import CacheArgument, Json, Setting, output, settings_of, takes
 from bird_pipelines.config.cache import options_of_a_cache
 
@@ -166,3 +167,10 @@ def cache_ls(folder: Annotated[str, typer.Argument(help="Folder or URL.")] = "."
     from bird_pipelines.precomputing.caches import list_caches
 
     output(list_caches(folder), json_, show.listing)
+
+
+cache_app.command("append")(append)
+cache_app.command("drop")(drop)
+cache_app.command("subset")(subset)
+cache_app.command("to-parquet")(to_parquet)
+cache_app.command("search")(search)

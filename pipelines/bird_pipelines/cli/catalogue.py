@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bird.errors import unknown_name
+from bird.own import Kind, registered
+
+KINDS: Mapping[str, Kind] = {
+    "teachers": "teacher",
+    "students": "student",
+    "methods": "method",
+    "datasets": "dataset",
+}
 
 __all__ = ["catalogue", "one_teacher"]
 
 
 def catalogue(what: str, name: str | None = None) -> dict[str, str]:
-    """Name -> description of the teachers, students, methods or datasets, or of one of them. Raises UsageError for anything
-    else."""
+    """Name -> description of the teachers, students, methods or datasets, or of one of them, with what installed packages
+    have registered. Raises UsageError for anything else."""
     lists = {"teachers": _teachers, "students": _students, "methods": _methods, "datasets": _datasets}
     if what not in lists:
         raise unknown_name("bird list", what, lists)
-    found = lists[what]()
+    found = {**lists[what](), **registered(KINDS[what])}
     if name is None:
         return found
     if name not in found:
@@ -26,10 +35,12 @@ def catalogue(what: str, name: str | None = None) -> dict[str, str]:
 
 def one_teacher(name: str, weights: Path | None, image_size: int | None, device: str) -> dict[str, Any]:
     """`bird list teachers NAME`: the teacher is loaded, and compared with its own library."""
-    from bird.teachers import load_teacher
+    from bird.teachers import load_teacher, own_part
     from bird_pipelines.precomputing.teacher import describe_teacher
 
-    return describe_teacher(load_teacher(name, weights=weights, image_size=image_size, device=device))
+    part = own_part(name)
+    given: dict[str, Any] = {"weights": weights, "image_size": image_size, "device": device, "part": part}
+    return describe_teacher(load_teacher(name if part is None else part.label, **given))
 
 
 def _teachers() -> dict[str, str]:
@@ -41,7 +52,8 @@ def _teachers() -> dict[str, str]:
 def _students() -> dict[str, str]:
     from bird.students import STUDENTS
 
-    return {name: kind.description for name, kind in STUDENTS.items()}
+    described = {name: kind.description for name, kind in STUDENTS.items()}
+    return {**described, "timm:": "a network of timm, timm:NAME, with a fresh last layer"}
 
 
 def _methods() -> dict[str, str]:
@@ -53,8 +65,12 @@ def _methods() -> dict[str, str]:
 def _datasets() -> dict[str, str]:
     from bird.datasets import DATASETS
 
-    return {
+    built_in = {
         name: f"{kind.description}. --data-root: {kind.layout}. settings: "
         + ", ".join(f"{setting}={default!r}" for setting, default in kind.defaults.items())
         for name, kind in DATASETS.items()
     }
+    own = {
+        "file.py:NAME, package.module:NAME": "a data set of your own, in code; settings: those that it takes by name"
+    }
+    return built_in | own

@@ -15,12 +15,23 @@ from bird_pipelines.cli.audit import audit
 from bird_pipelines.cli.cache import cache_app
 from bird_pipelines.cli.compare import compare
 from bird_pipelines.cli.dial import dial
-from bird_pipelines.cli.options import Config, Json, Setting, SlurmOptions, output, settings_of, takes
+from bird_pipelines.cli.options import (
+    Config,
+    Json,
+    OwnDataset,
+    OwnStudent,
+    Setting,
+    SlurmOptions,
+    output,
+    settings_of,
+    takes,
+)
+from bird_pipelines.cli.ranks import exit_of, listen_no_more, refuse_command, to_say
 from bird_pipelines.cli.reproduce import reproduce
 from bird_pipelines.cli.shipping import export, predict
 from bird_pipelines.cli.tune import tune
 from bird_pipelines.config.cache import options_of_a_cache
-from bird_pipelines.config.run import Weights, options_of_a_run
+from bird_pipelines.config.run import Training, Weights, options_of_a_run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,11 +52,13 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Fair knowledge distillation in two phases: cache a frozen teacher once, then distil with student feedback."""
+    refuse_command(context.invoked_subcommand)
 
 
 def main() -> None:
@@ -59,21 +72,25 @@ def main() -> None:
     try:
         app(args=args, prog_name="bird")
     except Exception as error:
-        from bird.errors import BirdError
+        listen_no_more()
+        from bird.errors import BirdError, LostRankError
         from bird_cache.errors import CacheError
         from bird_pipelines.progress import Interrupted
 
+        title, colour, code = type(error).__name__, "red", 1
         if isinstance(error, Interrupted):
-            show.panel("Interrupted", {"what is done is kept": "run the same command again to resume"}, "yellow")
-            sys.exit(130)
-        if debug:
+            lines = {"what is done is kept": "run the same command again to resume"}
+            colour, code = "yellow", 130
+        elif debug:
             raise
-        if isinstance(error, BirdError | CacheError):
+        elif isinstance(error, BirdError | CacheError):
             lines = {"where": error.where, "found": error.found, "wanted": error.wanted, "what to do": error.fix}
-            show.panel(type(error).__name__, lines, "red")
-            sys.exit(error.exit_code)
-        show.panel(type(error).__name__, show.surprise(error), "red")
-        sys.exit(1)
+            code = error.exit_code
+        else:
+            lines = show.surprise(error)
+        if to_say(lines, follows=isinstance(error, LostRankError)):
+            show.panel(title, lines | exit_of(code), colour)
+        sys.exit(code)
 
 
 @app.command()
@@ -102,26 +119,47 @@ def distill(
             help="paper: use the paper's values where they differ from the defaults.", rich_help_panel=Weights.panel
         ),
     ] = None,
+    dataset: OwnDataset = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Several seeds, such as 0-7 or 0,3,5: a run each in OUT/seed-N, and a summary with means and deviations.",
+            rich_help_panel=Training.panel,
+        ),
+    ] = None,
     config: Config = None,
     json_: Json = False,
 ) -> None:
-    """Phase 2: distil a student from a cache. The teacher is never loaded."""
-    output(bird_pipelines.distill(**flags, preset=preset, config=config), json_, show.run)
+    """Phase 2: distil a student from a cache. The teacher is never loaded.
+
+    Under torchrun (`torchrun --nproc-per-node 4 -m bird_pipelines distill ...`) all processes train one student, with the
+    rows and the steps of one process; batch norm has the statistics of each process's own rows."""
+    found = bird_pipelines.distill(**flags, dataset=dataset, preset=preset, seeds=seeds, config=config)
+    output(found, json_, show.run if seeds is None else show.seeds)
 
 
 TRAINED = (
     "dataset",
     "out",
     "student",
+    "init",
+    "image_size",
     "data_root",
     "limit",
     "seed",
     "epochs",
     "batch_size",
     "lr",
+    "optimizer",
+    "weight_decay",
+    "lr_schedule",
+    "lr_step_epochs",
+    "lr_gamma",
+    "early_stop",
     "augment",
     "workers",
     "device",
+    "report_to",
 )
 
 
@@ -142,12 +180,15 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, meta or test.")] = "test",
     data_root: Annotated[Path | None, typer.Option(help="Where its data set is now, if it moved.")] = None,
     cache: Annotated[str | None, typer.Option(help="Where the run's cache is now, if it moved.")] = None,
+    student: OwnStudent = None,
+    dataset: OwnDataset = None,
     json_: Json = False,
 ) -> None:
     """Compute the metrics of a finished run on one split, with intervals and floors."""
     from bird_pipelines.distilling.evaluate import evaluate as run_evaluate
 
-    output(run_evaluate(run, split, data_root=data_root, cache=cache), json_, show.metrics_of)
+    found = run_evaluate(run, split, data_root=data_root, cache=cache, student=student, dataset=dataset)
+    output(found, json_, show.metrics_of)
 
 
 @app.command()
@@ -207,7 +248,7 @@ def list_(
     name: Annotated[str | None, typer.Argument(help="One teacher: which vector it gives. It is loaded.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Local weights of that teacher.")] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="As in the precompute command.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1 for the second GPU.")] = "auto",
     json_: Json = False,
 ) -> None:
     """List teachers, students, methods and data sets. With a teacher's name: show which vector it gives."""

@@ -13,6 +13,7 @@ __all__ = ["diagnose"]
 
 PACKAGES = (
     "bird-distill",
+    "bird-cache",
     "torch",
     "torchvision",
     "transformers",

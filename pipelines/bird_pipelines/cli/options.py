@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from bird.launch import launched
 from bird_pipelines.config.option import Declared
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "Config",
     "Engine",
     "Json",
+    "OwnDataset",
+    "OwnStudent",
     "SetOptions",
     "Setting",
     "SlurmOptions",
@@ -33,6 +36,19 @@ __all__ = [
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Config = Annotated[Path | None, typer.Option(help="TOML file of these options; flags win.")]
+OwnStudent = Annotated[
+    str | None,
+    typer.Option(
+        help="The module of a student of your own, as it was trained: package.module:attribute, file.py:attribute."
+    ),
+]
+OwnDataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="A data set of your own, as the cache was made from: package.module:attribute, file.py:attribute.",
+    ),
+]
 SetOptions = Annotated[
     list[str] | None,
     typer.Option("--set", help="NAME=VALUE: an option of `bird distill`, for every run. It can be repeated."),
@@ -166,7 +182,9 @@ def options_of(pairs: list[str] | None) -> dict[str, Any]:
 
 
 def output(value: dict[str, Any], as_json: bool, show: Any) -> None:
-    """What a command found: one JSON object, or as `show` lays it out."""
+    """What a command found: one JSON object, or as `show` lays it out. Of the processes of one run the first says it."""
+    if launched().rank:
+        return
     if as_json:
         utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
         print(json.dumps(value, ensure_ascii=not utf8))

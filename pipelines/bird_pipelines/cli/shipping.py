@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bird_pipelines.cli import show
-from bird_pipelines.cli.options import Json, output, share
+from bird_pipelines.cli.options import Json, OwnDataset, OwnStudent, output, share
 
 __all__ = ["export", "predict"]
 
@@ -30,13 +30,15 @@ def export(
     allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Keep a file that is not accepted.")] = False,
     data_root: Annotated[Path | None, typer.Option(help="Where its data set is now, if it moved.")] = None,
     cache: Annotated[str | None, typer.Option(help="Where the run's cache is now, if it moved.")] = None,
+    student: OwnStudent = None,
+    dataset: OwnDataset = None,
     json_: Json = False,
 ) -> None:
     """Export a student, and accept the file only if it answers as the student does, cell by cell."""
     from bird_pipelines.shipping.export import export as run_export
 
     told = {"precision": precision, "batch": batch, "calibrate": calibrate, "rows": check_rows}
-    moved = {"data_root": data_root, "cache": cache}
+    moved = {"data_root": data_root, "cache": cache, "student": student, "dataset": dataset}
     output(run_export(run, out, to, **told, allow_drift=allow_drift, **moved), json_, exported)  # type: ignore[arg-type]
 
 
@@ -52,12 +54,13 @@ def predict(
     max_failed: Annotated[
         float, typer.Option(help="Largest share of unreadable images before the command fails.", callback=share)
     ] = 0.01,
+    student: OwnStudent = None,
     json_: Json = False,
 ) -> None:
     """Ask a student about images: id, predicted class and probabilities, from the same pixels as in training."""
     from bird_pipelines.shipping.predict import predict as run_predict
 
-    found = run_predict(model, inputs, out, batch=batch, workers=workers, max_failed=max_failed)
+    found = run_predict(model, inputs, out, batch=batch, workers=workers, max_failed=max_failed, student=student)
     output(found, json_, predicted)
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "repaired",
     "replace_what_the_terminal_lacks",
     "run",
+    "seeds",
     "surprise",
     "table",
     "tuned",
@@ -194,6 +195,20 @@ def metrics_of(metrics: dict[str, Any]) -> None:
     table("x100, 95 % intervals; the floor is the gap that equal recalls would show with so few samples", rows)
     if why := metrics.get("trivial"):
         typer.echo(f" trivial student, whose gap says nothing: {why}")
+    for factor, found in metrics.get("marginals", {}).items():
+        typer.echo(f" by {factor} alone ({', '.join(found['group_names'])}): {_gaps(found)}")
+
+
+def _gaps(metrics: dict[str, Any]) -> str:
+    """mean-DEO and max-DEO on one line, with intervals and floors."""
+    told = []
+    for name, short in (("mean_deo", "mean"), ("max_deo", "max")):
+        if metrics[name] is None:
+            told.append(f"{name} n/a")
+            continue
+        low, high = metrics["intervals"][name]
+        told.append(f"{name} {metrics[name]:.2f} [{low:.1f}, {high:.1f}] floor {metrics['deo_floor'][short]:.1f}")
+    return "; ".join(told)
 
 
 def verification(result: dict[str, Any]) -> None:
@@ -267,6 +282,27 @@ def compared(result: dict[str, Any]) -> None:
     if any(each["p"] is None for metrics in result["differences"].values() for each in metrics.values()):
         typer.echo(" p: n/a with fewer than eight seeds")
     typer.echo(f"report: {result['report']}")
+
+
+def seeds(result: dict[str, Any]) -> None:
+    """The scores of several seeds of one configuration: one by one, and mean and deviation."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = {"auroc": "AUROC", "f1_macro": "F1", "accuracy": "accuracy", "mean_deo": "mean-DEO", "max_deo": "max-DEO"}
+    found, config = result["test"], result["config"]
+    title = f"{config['method']} -> {config['student']}, test, x100"
+    scores = Table(title=title, title_justify="left", box=None)
+    for column in ("seed", *names.values()):
+        scores.add_column(column, justify="left" if column == "seed" else "right", no_wrap=True)
+    for each in result["by_seed"]:
+        scores.add_row(str(each["seed"]), *(number(each[name]) for name in names))
+    scores.add_row("mean ± deviation", *("n/a" if name not in found else _spread(found[name]) for name in names))
+    Console().print(scores)
+    typer.echo(f" floor: chance alone makes a mean-DEO of {number(found['deo_floor'])}")
+    if found["trivial"]:
+        typer.echo(f" {found['trivial']}")
+    typer.echo(f"runs: {result['out']}/seed-N")
 
 
 def dialled(result: dict[str, Any]) -> None:

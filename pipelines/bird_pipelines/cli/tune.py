@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+import bird_pipelines
 from bird_pipelines.cli import show
 from bird_pipelines.cli.options import Address, Config, Engine, Json, output, takes
 from bird_pipelines.config.run import options_of_a_run
@@ -45,19 +46,9 @@ def tune(
 ) -> None:
     """Choose the weights of a method and of the baseline on half of the meta split. Among the candidates at or above
     a floor of accuracy, the lowest mean-DEO wins. The test split is read once, at the end."""
-    from bird.errors import unknown_name
-    from bird_pipelines.config import resolve
-    from bird_pipelines.distilling.data import cache_dataset
-    from bird_pipelines.study.places import require_place, trainer
-    from bird_pipelines.study.tune import tune as run
-    from bird_pipelines.study.tune_search import FLOORS, Search
-
-    require_place(engine, address)
-    defaults = {"dataset": cache_dataset(flags["cache"]), "method": "bird", "student": "adapter"}
-    base = resolve(flags, config, defaults)
-    if floor_on not in FLOORS:
-        raise unknown_name("--floor-on", floor_on, FLOORS, "choose one of them")
-    search = Search(
+    found = bird_pipelines.tune(
+        **flags,
+        config=config,
         trials=trials,
         per_round=per_round,
         seeds=seeds,
@@ -66,6 +57,7 @@ def tune(
         drop=drop,
         floor=floor,
         seed=seed,
+        engine=engine,
+        address=address,
     )
-    with trainer(engine, address) as train:
-        output(run(base, search, train), json_, show.tuned)
+    output(found, json_, show.tuned)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from bird.errors import UsageError
+from bird.own import Part
 from bird_pipelines.config.engine import Engine
 from bird_pipelines.config.option import Declared, Option, Record, declared
 
@@ -36,7 +37,13 @@ class Rows:
     panel: ClassVar[str | None] = "Images"
     __pydantic_config__: ClassVar[Any] = STRICT
 
-    dataset: Annotated[str, Option("digits-s, cifar10s, celeba, utkface or table (`bird list datasets`).")]
+    dataset: Annotated[
+        str,
+        Option(
+            "digits-s, cifar10s, celeba, utkface, table, imagefolder, hf:FOLDER, or your own: file.py:NAME"
+            " (`bird list datasets`)."
+        ),
+    ]
     data_root: Annotated[Path | None, Option("Folder of the data set. `bird list datasets` shows its layout.")] = None
     settings: Annotated[Mapping[str, str | int | float | bool], Option("The data set's, by name.", hidden=True)] = (
         field(default_factory=dict)
@@ -153,7 +160,7 @@ class Work:
         int | None,
         Option("Threads that decode images and run a teacher on the CPU.", default="one per core, from 2 to 16", ge=1),
     ] = None
-    device: Annotated[str, Option("auto, cpu or cuda.")] = "auto"
+    device: Annotated[str, Option("auto, cpu, cuda, or cuda:1 for the second GPU.")] = "auto"
     slice: Annotated[
         str, Option("I/N: compute every Nth shard, starting with the Ith. Join the parts with `bird cache merge`.")
     ] = "1/1"
@@ -181,7 +188,8 @@ PARTS: Mapping[str, type[Record]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig:
-    """An order for a cache. `dry_run` only says what would be asked of the teacher."""
+    """An order for a cache. `dry_run` only says what would be asked of the teacher. `own` are the parts of the user's own,
+    by kind: the option of that kind then holds a part's label."""
 
     teacher: str
     out: str
@@ -192,11 +200,19 @@ class PrecomputeConfig:
     stored: Stored
     work: Work
     workers: Engine
+    own: Mapping[str, Part] = field(default_factory=dict)
 
 
 NAMES = (
     Declared(
-        "teacher", "teacher", str, MISSING, Option("clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`)."), None
+        "teacher",
+        "teacher",
+        str,
+        MISSING,
+        Option(
+            "clip-vit-b32, onnx:FILE, run:DIR ... (`bird list teachers`); or package.module:attribute, file.py:attribute."
+        ),
+        None,
     ),
     Declared(
         "out",

@@ -26,7 +26,8 @@ class Option:
 
     `default` says in words what holds where nothing is given; left out, the default itself is said. `flag` is the command
     line's spelling, if it is not the name's. A `hidden` option is none of the command line. `place` marks what says where
-    and how fast a run is made: it does not decide what comes out.
+    and how fast a run is made: it does not decide what comes out. `later` marks an option that is younger than some runs:
+    at its default it is no part of a run's identity, so that a run from before the option is the same run.
     """
 
     help: str
@@ -38,6 +39,7 @@ class Option:
     flag: str = ""
     hidden: bool = False
     place: bool = False
+    later: bool = False
     __is_annotated_types_grouped_metadata__: ClassVar[Literal[True]] = True
     """pydantic takes it for the annotations that it yields (annotated_types.GroupedMetadata)"""
 

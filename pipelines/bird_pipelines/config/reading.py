@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from bird.errors import UsageError, nearest, unknown_name
+from bird.own import Part, find, is_label
 from bird_pipelines.config import cache, run
 from bird_pipelines.config.cache import PrecomputeConfig, options_of_a_cache
 from bird_pipelines.config.option import Declared, Record, declared
 from bird_pipelines.config.run import RunConfig, options_of_a_run
 
-__all__ = ["resolve", "resolve_precompute", "run_of", "usual_average"]
+__all__ = ["own_parts", "resolve", "resolve_precompute", "run_of", "usual_average"]
 
 # Where a paper gives values for one data set (Java et al. 2023, section 4 and Table 8; mfd_weight: Jung et al. 2021).
 PRESETS: Mapping[str, Mapping[str, float]] = {
@@ -27,6 +29,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 }
 # Values that hold for every data set, by the name that `--preset` gives them.
 NAMED_PRESETS: Mapping[str, Mapping[str, float]] = {"paper": {"at_beta": 1e6}}
+USUAL_STEPS: Mapping[str, float] = {"lr_step_epochs": 10, "lr_gamma": 0.1}
 AD_SHORT = 20  # epochs up to which the student of AD moves in every one
 
 
@@ -36,8 +39,18 @@ def resolve_precompute(flags: Mapping[str, Any], file: Path | None = None) -> Pr
     values = {} if file is None else _read(file, "bird precompute")
     values |= {name.removesuffix("_"): value for name, value in flags.items() if value is not None}
     values = {name: str(value) if name in ("out", "update") else value for name, value in values.items()}
-    found = _checked(values, options_of_a_cache(), cache.PARTS, "bird precompute", file)
-    return PrecomputeConfig(**found)
+    _locate(values)
+    own = own_parts(values)
+    found = _checked({**values, **_labels(own)}, options_of_a_cache(), cache.PARTS, "bird precompute", file)
+    return PrecomputeConfig(**found, own=own)
+
+
+def _locate(values: dict[str, Any]) -> None:
+    """Read "hf:FOLDER" as a data set and its folder. Raises UsageError for two folders."""
+    if isinstance(name := values.get("dataset"), str) and name.startswith("hf:"):
+        from bird.datasets import located
+
+        values["dataset"], values["data_root"] = located(name, values.get("data_root"))
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mapping[str, Any] | None = None) -> RunConfig:
@@ -51,17 +64,23 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
     for given in ({} if file is None else _read(file), flags):
         values |= {name.removesuffix("_"): value for name, value in given.items() if value is not None}
     named = NAMED_PRESETS[_known_preset(values.pop("preset"))] if "preset" in values else {}
-    config = run_of({**PRESETS.get(str(values.get("dataset")), {}), **named, **values}, file)
+    _locate(values)
+    own = own_parts(values)
+    config = run_of({**PRESETS.get(str(values.get("dataset")), {}), **named, **values, **_labels(own)}, file)
+    config = dataclasses.replace(config, own=own)
     _require_known(config)
     training, weights = config.training, config.weights
     if training.start_from is not None:
         config = config.but(started=_digest(training.start_from))
+    if training.init is not None:
+        config = config.but(initial=_initial(config))
     if training.warmup < 0:
         config = config.but(warmup=training.epochs // 2)
     if weights.average < 0:
-        config = config.but(average=usual_average(config.method))
+        config = config.but(average=usual_average(config.method, config.part("method")))
     if weights.ad_every == 0:
         config = config.but(ad_every=1 if training.epochs <= AD_SHORT else 3)
+    config = config.but(**_steps(config))
     if training.warmup > training.epochs:
         raise UsageError(
             where="--warmup",
@@ -70,6 +89,22 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
             fix="lower it, or train longer",
         )
     return config
+
+
+def _steps(config: RunConfig) -> dict[str, float]:
+    """The settings of `--lr-schedule step`, where it is asked for. Raises UsageError for such a setting without it."""
+    given = {name: getattr(config.training, name) for name in USUAL_STEPS}
+    said = {name: value for name, value in given.items() if value is not None}
+    if config.training.lr_schedule == "step":
+        return {**USUAL_STEPS, **said}
+    if said:
+        raise UsageError(
+            where=", ".join(f"--{name.replace('_', '-')}" for name in said),
+            found=f"--lr-schedule {config.training.lr_schedule}",
+            wanted="--lr-schedule step, which alone reads it",
+            fix="add --lr-schedule step, or leave it out",
+        )
+    return {}
 
 
 def run_of(values: Mapping[str, Any], file: Path | None = None) -> RunConfig:
@@ -176,11 +211,54 @@ def _digest(start: Path) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def usual_average(method: str) -> float:
-    """The decay of the running mean of the weights where nobody says; 0: none."""
-    from bird.methods import Hyperparameters, build_method
+def _initial(config: RunConfig) -> str:
+    """What identifies the weights that a student starts from. Raises UsageError."""
+    from bird.student_weights import file_digest
 
-    return 0.999 if build_method(method, Hyperparameters(), 2).averages else 0.0
+    assert config.training.init is not None
+    if config.training.start_from is not None:
+        raise UsageError(
+            where="--init", found="--start-from as well", wanted="one of them", fix="a run that goes on has its weights"
+        )
+    return file_digest(config.training.init)
+
+
+def usual_average(method: str, part: Part | None = None) -> float:
+    """The decay of the running mean of the weights where nobody says; 0: none. A method that is not there has none."""
+    from bird.methods import METHODS, Hyperparameters, build_method
+
+    if part is None and method not in METHODS:
+        return 0.0
+    return 0.999 if build_method(method, Hyperparameters(), 2, part).averages else 0.0
+
+
+def own_parts(values: Mapping[str, Any]) -> dict[str, Part]:
+    """The parts of the user's own among `student`, `method`, `teacher` and `dataset`, by kind: references, names that
+    packages have registered, and objects. Built-in names come first. Executes what is named; raises UsageError for what does
+    not fit."""
+    from bird.datasets import DATASETS
+
+    found: dict[str, Part] = {}
+    if not isinstance(teacher := values.get("teacher", ""), str):  # a reference is resolved where teachers are loaded
+        found["teacher"] = find("teacher", teacher)
+    student, method, dataset = (values.get(kind) for kind in ("student", "method", "dataset"))
+    if dataset is not None and not (isinstance(dataset, str) and (dataset in DATASETS or is_label(dataset))):
+        found["dataset"] = find("dataset", dataset, DATASETS)
+    if student is None and method is None:
+        return found
+    from bird.methods import METHODS, own_method
+    from bird.student_bodies import TIMM, own_student
+    from bird.students import STUDENTS
+
+    if student is not None and not (isinstance(student, str) and (student in STUDENTS or student.startswith(TIMM))):
+        found["student"] = own_student(student, [*STUDENTS, TIMM])
+    if method is not None and not (isinstance(method, str) and method in METHODS):
+        found["method"] = own_method(method, METHODS)
+    return found
+
+
+def _labels(own: Mapping[str, Part]) -> dict[str, str]:
+    return {kind: part.label for kind, part in own.items()}
 
 
 def _known_preset(name: object) -> str:
@@ -190,18 +268,15 @@ def _known_preset(name: object) -> str:
 
 
 def _require_known(config: RunConfig) -> None:
-    """Raise UsageError for a data set, student or method that there is not: before anything is read or written."""
+    """Raise UsageError for a data set or a timm student that there is not: before anything is read or written. (Other
+    students and methods are known here, or parts of the user's own.)"""
     from bird.datasets import DATASETS
-    from bird.methods import METHODS
-    from bird.students import STUDENTS
+    from bird.student_bodies import TIMM, known_timm
 
-    for what, name, known in (
-        ("dataset", config.source.dataset, DATASETS),
-        ("student", config.student, STUDENTS),
-        ("method", config.method, METHODS),
-    ):
-        if name not in known:
-            raise unknown_name(f"--{what}", name, known, f"see `bird list {what}s`")
+    if config.source.dataset not in DATASETS and not is_label(config.source.dataset):
+        raise unknown_name("--dataset", config.source.dataset, DATASETS, "see `bird list datasets`")
+    if config.student.startswith(TIMM):
+        known_timm(config.student)
 
 
 def _read(file: Path, command: str = "bird distill") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from bird.own import Part
 from bird_pipelines.config.option import Declared, Option, Record, as_json, declared
 
 __all__ = ["CHOOSE", "PARTS", "Place", "RunConfig", "Source", "Training", "Weights", "options_of_a_run"]
@@ -28,7 +29,9 @@ class Source:
     panel: ClassVar[str | None] = None
     __pydantic_config__: ClassVar[Any] = STRICT
 
-    dataset: Annotated[str, Option("digits-s, cifar10s, celeba, utkface or table.")]
+    dataset: Annotated[
+        str, Option("digits-s, cifar10s, celeba, utkface, table, imagefolder, hf:FOLDER, or your own: file.py:NAME.")
+    ]
     cache: Annotated[str | None, Option("The cache that `bird precompute` wrote: a folder or URL.", place=True)] = None
     data_root: Annotated[
         Path | None, Option("Folder of the data set. `bird list datasets` shows its layout.", place=True)
@@ -39,6 +42,10 @@ class Source:
     limit: Annotated[
         int | None,
         Option("Use a fixed subset of N rows. It keeps all proportions; the test split of a cache stays whole.", ge=1),
+    ] = None
+    image_size: Annotated[
+        int | None,
+        Option("Side of the student's images, in pixels.", default="the data set's", ge=8, later=True),
     ] = None
     choose: Annotated[
         int | None,
@@ -113,7 +120,9 @@ class Weights:
     pool: Annotated[
         bool,
         Option(
-            "bird-offsets: move all offsets together, along log p(class given group). For few meta rows.", flag="--pool"
+            "bird-offsets: move all offsets together, along log p(class given group). For few meta rows.",
+            flag="--pool",
+            later=True,
         ),
     ] = False
     soft_max: Annotated[
@@ -141,8 +150,39 @@ class Training:
     warmup: Annotated[
         int, Option("Number of first epochs in which lambda is 0 and phi stays.", default="half of them", ge=-1)
     ] = -1
-    batch_size: Annotated[int, Option("Samples per step.", ge=2)] = 128
-    lr: Annotated[float, Option("Adam's learning rate.", gt=0)] = 1e-3
+    batch_size: Annotated[int, Option("Samples per step, of all processes together under torchrun.", ge=2)] = 128
+    lr: Annotated[float, Option("The student's learning rate.", gt=0)] = 1e-3
+    optimizer: Annotated[
+        Literal["adam", "adamw", "sgd"],
+        Option("The student's optimiser: adam, adamw, or sgd with momentum .9.", later=True),
+    ] = "adam"
+    weight_decay: Annotated[
+        float,
+        Option("Weight decay of the student. adamw decouples it; else it is added to the gradient.", ge=0, later=True),
+    ] = 0.0
+    lr_schedule: Annotated[
+        Literal["constant", "step", "cosine"],
+        Option(
+            "How --lr changes from epoch to epoch: constant, step (times --lr-gamma every --lr-step-epochs) or cosine.",
+            later=True,
+        ),
+    ] = "constant"
+    lr_step_epochs: Annotated[
+        int | None, Option("--lr-schedule step: epochs between two steps.", default="10", ge=1, later=True)
+    ] = None
+    lr_gamma: Annotated[
+        float | None, Option("--lr-schedule step: factor of each step.", default=".1", gt=0, le=1, later=True)
+    ] = None
+    early_stop: Annotated[
+        int,
+        Option(
+            "Stop after N epochs without a better balanced accuracy on meta, and keep the best student. Epochs of the "
+            "warmup do not count.",
+            default="0: never",
+            ge=0,
+            later=True,
+        ),
+    ] = 0
     meta_per_cell: Annotated[
         int, Option("Samples drawn from each (class, group) cell of the meta split per step.", ge=1)
     ] = 8
@@ -164,6 +204,17 @@ class Training:
     started: Annotated[
         str | None, Option("Of that run: its configuration without the seed, as a digest.", hidden=True)
     ] = None
+    init: Annotated[
+        str | None,
+        Option(
+            "Weights that an image student starts from: a file (.safetensors or .pth), or pretrained.",
+            default="from scratch",
+            place=True,
+        ),
+    ] = None
+    initial: Annotated[
+        str | None, Option("Of these weights: the file's sha256, or pretrained.", hidden=True, later=True)
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +225,20 @@ class Place:
     __pydantic_config__: ClassVar[Any] = STRICT
 
     out: Annotated[Path, Option("Folder to write; the same command resumes what is there.", place=True)]
-    device: Annotated[str, Option("auto, cpu or cuda.", place=True)] = "auto"
+    device: Annotated[str, Option("auto, cpu, cuda, or cuda:1 for the second GPU.", place=True)] = "auto"
     workers: Annotated[int, Option("Threads that decode images.", ge=1, place=True)] = 2
     checkpoint_seconds: Annotated[float, Option("Between two checkpoints.", gt=0, hidden=True, place=True)] = 60.0
+    report_to: Annotated[
+        str | None,
+        Option(
+            "Also record the curve in tensorboard, trackio, wandb or mlflow, separated by commas. Nothing leaves the "
+            "machine unless your environment says so: wandb is offline, mlflow a file beside OUT.",
+            place=True,
+        ),
+    ] = None
+    rank_seconds: Annotated[
+        float, Option("Under torchrun: how long a process waits for the others.", gt=0, hidden=True, place=True)
+    ] = 600.0
     profile: Annotated[
         bool, Option("Write a trace of a few steps into the run's folder.", flag="--profile", place=True)
     ] = False
@@ -193,7 +255,7 @@ PARTS: Mapping[str, type[Record]] = {"source": Source, "weights": Weights, "trai
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A training run."""
+    """A training run. `own` are the parts of the user's own, by kind: the option of that kind then holds a part's label."""
 
     student: str
     method: str
@@ -201,6 +263,13 @@ class RunConfig:
     weights: Weights
     training: Training
     place: Place
+    own: Mapping[str, Part] = field(default_factory=dict)
+
+    def part(self, kind: str) -> Part | None:
+        """The part of the user's own that this run uses as its student, method or data set, if it does."""
+        found = self.own.get(kind)
+        named = self.source.dataset if kind == "dataset" else getattr(self, kind)
+        return found if found is not None and found.label == named else None
 
     def flat(self) -> dict[str, Any]:
         """Every option by its name outside."""
@@ -212,8 +281,16 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run folder to be resumed, as JSON: everything that decides the result."""
-        places = {each.name for each in options_of_a_run() if each.option.place}
-        return {name: as_json(value) for name, value in self.flat().items() if name not in places}
+        options, values = {each.name: each for each in options_of_a_run()}, self.flat()
+        found = {
+            name: as_json(values[name])
+            for name, each in options.items()
+            if not each.option.place and not (each.option.later and values[name] == each.default)
+        }
+        # A data set's label says enough: a run on a cache need not be given the code.
+        kinds = [kind for kind in self.own if kind != "dataset"]
+        own = {kind: part.identity() for kind in kinds if (part := self.part(kind)) is not None}
+        return {**found, "own": own} if own else found
 
     def but(self, **changes: Any) -> RunConfig:
         """The same with other values of some options, by their names inside. They are not checked."""
@@ -237,11 +314,23 @@ NAMES = (
         "student",
         str,
         dataclasses.MISSING,
-        Option("resnet18, resnet34, shufflenetv2 or adapter.", default="adapter"),
+        Option(
+            "resnet18, resnet34, shufflenetv2, timm:NAME, package.module:attribute, file.py:attribute; or adapter, which "
+            "needs the teacher's vector of every new image.",
+            default="adapter",
+        ),
         None,
     ),
     Declared(
-        "method", "method", str, dataclasses.MISSING, Option("`bird list methods` names them.", default="bird"), None
+        "method",
+        "method",
+        str,
+        dataclasses.MISSING,
+        Option(
+            "`bird list methods` names them; or package.module:attribute, file.py:attribute, bird+file.py:loss.",
+            default="bird",
+        ),
+        None,
     ),
 )
 

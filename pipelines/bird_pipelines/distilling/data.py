@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.datasets import open_dataset
-from bird.datasets.base import SPLITS, SampleTable, empty_cells, prepare, require_test_cells, subset
+from bird.datasets.base import SPLITS, Dataset, SampleTable, empty_cells, prepare, require_test_cells, subset
+from bird.datasets.crossing import Factor
+from bird.datasets.own import is_object, open_own
 from bird.devices import send
 from bird.errors import DataError, UsageError
 from bird.methods import Batch
+from bird.own import Part, is_label
 from bird.student_views import apply_views, mirror_as, unit_range
-from bird.students import STUDENTS
+from bird.students import input_of
 from bird_cache.errors import StaleCacheError
 from bird_cache.files import digest
 from bird_cache.manifest import LeftOut
@@ -69,6 +72,10 @@ class RunData:
     """train rows whose group is the probe's"""
     probe: float | None = None
     """how often the most probable group is right, on meta rows that the probe has not seen"""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """the data set's"""
+    factors: Mapping[str, Factor] = dataclasses.field(default_factory=dict)
+    """the columns that the groups are crossed from, where there are several"""
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of one split, in order."""
@@ -174,15 +181,15 @@ class RunData:
         return f"{teacher}, the student sees {student}"
 
 
-def load_data(source: Source, student: str, workers: int = 2) -> RunData:
+def load_data(source: Source, student: str, workers: int = 2, own: Part | None = None) -> RunData:
     """Everything a run of that student reads: from its cache if it has one (with the images only if the student looks at
-    them, which `workers` threads decode), else from the data set.
+    them, which `workers` threads decode), else from the data set. `own` is the data set, where it is the user's own.
 
     Raises the cache's errors, DataError, and UsageError for a student that needs a cache and has none.
     """
     if source.cache is not None:
-        return _from_cache(source, open_cache(source.cache), student, workers)
-    if student in STUDENTS and STUDENTS[student].input == "features":
+        return _from_cache(source, open_cache(source.cache), student, workers, own)
+    if input_of(student) == "features":
         raise UsageError(
             where=f"--student {student}",
             found="no cache",
@@ -196,11 +203,12 @@ def load_data(source: Source, student: str, workers: int = 2) -> RunData:
             wanted="a cache whose meta split is halved",
             fix="give --cache, or leave it out",
         )
-    dataset = open_dataset(source.dataset, source.data_root, **source.dataset_settings)
+    dataset = _opened(source, source.dataset_settings, own)
     table = prepare(dataset, limit=source.limit, workers=workers)
     require_test_cells(dataset, table)
     tell_remarks(dataset.remarks)
-    images = Images(dataset, table, dataset.image_size, workers)
+    size = source.image_size or dataset.image_size
+    images = Images(dataset, table, size, workers)
     failures = images.failures()
     if len(failures) > 0.01 * len(table):
         row, reason = next(iter(failures.items()))
@@ -217,7 +225,9 @@ def load_data(source: Source, student: str, workers: int = 2) -> RunData:
         table=dataclasses.replace(table, splits=splits),
         class_names=dataset.class_names,
         group_names=dataset.group_names,
-        image_size=dataset.image_size,
+        settings=dataset.settings,
+        factors=dataset.factors,
+        image_size=size,
         flip=dataset.flip,
         images=images,
         features=None,
@@ -232,6 +242,21 @@ def load_data(source: Source, student: str, workers: int = 2) -> RunData:
     )
 
 
+def _opened(source: Source, settings: Mapping[str, Any], own: Part | None) -> Dataset:
+    """The data set that the run names, its own or a built-in one. Raises UsageError for one of the user's own that is not
+    given: a record does not say what to import."""
+    if own is not None:
+        return open_own(own, source.data_root, {} if is_object(own) else settings)
+    if is_label(source.dataset):
+        raise UsageError(
+            where=f"data set {source.dataset}",
+            found="a data set of your own, which a record cannot open by itself",
+            wanted="the same data set: the student reads its images",
+            fix="give it again with --dataset, as for `bird precompute`; the student adapter reads no images",
+        )
+    return open_dataset(source.dataset, source.data_root, **settings)
+
+
 def _tell_doubtful(found: Mapping[int, str], table: SampleTable) -> None:
     """Say on stderr how many images carry little."""
     if found:
@@ -242,17 +267,20 @@ def _tell_doubtful(found: Mapping[int, str], table: SampleTable) -> None:
         )
 
 
-def _from_cache(source: Source, store: FeatureStore, student: str, workers: int) -> RunData:
+def _from_cache(source: Source, store: FeatureStore, student: str, workers: int, own: Part | None) -> RunData:
     store.require_complete()
     plan, samples = store.manifest.plan, store.samples
     described = plan.causes["dataset"]
     assert isinstance(described, dict)
     if described["name"] != source.dataset:
+        changed = own is not None and str(described["name"]).startswith(f"{own.attribute}@")
         raise StaleCacheError(
             where=str(source.cache),
             found=f"features of {described['name']}",
-            wanted=f"features of {source.dataset}",
-            fix="use the cache of that data set, or leave --dataset out",
+            wanted=f"features of {source.dataset}" + (": the file has changed since" if changed else ""),
+            fix="write a new cache with --update, which takes over the vectors of the same images"
+            if changed
+            else "use the cache of that data set, or leave --dataset out",
         )
     whole = SampleTable(samples.ids, samples.labels, samples.groups, samples.splits, samples.digests)
     usable = samples.status == OK
@@ -267,16 +295,26 @@ def _from_cache(source: Source, store: FeatureStore, student: str, workers: int)
         table = hold_out(table, source.choose)
     settings = described["settings"]
     assert isinstance(settings, dict)
-    reads_images = student in STUDENTS and STUDENTS[student].input == "image"
-    dataset = open_dataset(source.dataset, source.data_root, **settings) if reads_images else None  # type: ignore[arg-type]
+    reads_images = input_of(student) == "image"
+    if source.image_size is not None and not reads_images:
+        raise UsageError(
+            where="--image-size",
+            found=f"--student {student}, which reads no image",
+            wanted="a student that reads images",
+            fix="leave --image-size out",
+        )
+    dataset = _opened(source, settings, own) if reads_images else None
+    size = 0 if dataset is None else source.image_size or dataset.image_size
     layers = store.manifest.layers()
     return RunData(
         table=table,
         class_names=plan.class_names,
         group_names=plan.group_names,
-        image_size=dataset.image_size if dataset else 0,
+        settings=settings,
+        factors={each.name: Factor(each.names, each.codes) for each in plan.factors},
+        image_size=size,
         flip=dataset.flip if dataset else False,
-        images=Images(dataset, table, dataset.image_size, workers) if dataset else None,
+        images=Images(dataset, table, size, workers) if dataset else None,
         features=features_of(store, rows, source.memory_gb * 2**30),
         stages=Stages(store, rows),
         boxes=store.take(BOXES, rows).astype(np.int32) if BOXES in layers else None,

@@ -7,12 +7,15 @@ from typing import Any
 
 from bird.devices import choose_device
 from bird.errors import RunError, UsageError
-from bird.students import Student, load_student
+from bird.own import find
+from bird.student_bodies import own_student
+from bird.students import STUDENTS, Student, load_student
 from bird_cache.errors import NotACacheError, StaleCacheError
 from bird_pipelines import runs
-from bird_pipelines.config import RunConfig
+from bird_pipelines.config import Place, RunConfig
 from bird_pipelines.config.reading import run_of
 from bird_pipelines.distilling.data import RunData, load_data
+from bird_pipelines.distilling.ranks import joined
 from bird_pipelines.distilling.scoring import score
 from bird_pipelines.marks import with_caveats
 
@@ -20,30 +23,53 @@ __all__ = ["evaluate", "open_run", "run_config"]
 
 
 def evaluate(
-    run: Path, split: str = "test", *, data_root: Path | None = None, cache: str | None = None
+    run: Path,
+    split: str = "test",
+    *,
+    data_root: Path | None = None,
+    cache: str | None = None,
+    student: object = None,
+    dataset: object = None,
 ) -> dict[str, Any]:
     """The metrics of `run` on `split`, also written to RUN/metrics-SPLIT.json, and the predictions to
     RUN/predictions-SPLIT.npz.
 
-    `data_root` and `cache` override the paths stored in the run. Raises RunError for a folder without a finished
+    `data_root` and `cache` override the paths stored in the run; `student` is the module of a student of the user's own,
+    or a reference to it, `dataset` a data set of the user's own. Raises RunError for a folder without a finished
     run, NotACacheError if its cache is missing, StaleCacheError if the path holds another cache, UsageError for
-    an unknown split.
+    an unknown split and for a student of the user's own that is not given, or another one.
     """
-    student, data, _ = open_run(run, data_root=data_root, cache=cache)
-    device = choose_device("auto")
-    metrics = score(student.to(device), data, split, device, save_to=run).as_json()
-    runs.write_json(run / f"metrics-{split}.json", metrics)
-    return with_caveats(metrics, data.class_names)
+    with joined(Place(out=run)) as world:
+        loaded, data, _ = open_run(run, data_root=data_root, cache=cache, student=student, dataset=dataset)
+        device = choose_device("auto")
+        keep = run if world.first else None
+        metrics = score(loaded.to(device), data, split, device, keep, world)
+        if world.first:
+            runs.write_json(run / f"metrics-{split}.json", metrics)
+        return with_caveats(metrics, data.class_names)
 
 
 def open_run(
-    run: Path, *, data_root: Path | None = None, cache: str | None = None
+    run: Path,
+    *,
+    data_root: Path | None = None,
+    cache: str | None = None,
+    student: object = None,
+    dataset: object = None,
 ) -> tuple[Student, RunData, RunConfig]:
     """A finished run's student, its data and its configuration. Raises as `evaluate` does."""
     config, fingerprint = run_config(run, data_root=data_root, cache=cache)
-    student = load_student(run)
+    loaded = load_student(run, None if student is None else own_student(student, STUDENTS))
+    own = None if dataset is None else find("dataset", dataset)
+    if own is not None and own.label != config.source.dataset:
+        raise UsageError(
+            where=own.where,
+            found=own.label,
+            wanted=f"{config.source.dataset}, as the run has it",
+            fix="give the data set that it was trained on, from an unchanged file",
+        )
     try:
-        data = load_data(config.source, config.student, config.place.workers)
+        data = load_data(config.source, config.student, config.place.workers, own)
     except NotACacheError as error:
         raise NotACacheError(
             where=error.where,
@@ -58,7 +84,7 @@ def open_run(
             wanted=f"fingerprint {fingerprint} (run {run})",
             fix="point --cache at the cache that the run was distilled from",
         )
-    return student, data, config
+    return loaded, data, config
 
 
 def run_config(run: Path, *, data_root: Path | None = None, cache: str | None = None) -> tuple[RunConfig, str | None]:
@@ -69,7 +95,9 @@ def run_config(run: Path, *, data_root: Path | None = None, cache: str | None = 
     try:
         place = {name: value for name, value in found["place"].items() if value}
         place |= {name: str(value) for name, value in {"data_root": data_root, "cache": cache}.items() if value}
-        return run_of({**found["identity"], **place, "out": run}), found["fingerprint"]
+        # The parts of the user's own are records: nothing is imported because a run names it.
+        options = {name: value for name, value in found["identity"].items() if name != "own"}
+        return run_of({**options, **place, "out": run}), found["fingerprint"]
     except (KeyError, ValueError, AttributeError, UsageError) as error:
         raise RunError(
             where=str(run),

@@ -41,6 +41,7 @@ class Clock:
     """
 
     def __init__(self, device: torch.device, *, wait: bool = False) -> None:
+        self._device = device
         self._wait = wait and device.type == "cuda"
         self._counts = wait or device.type == "cpu"
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -58,7 +59,7 @@ class Clock:
         if part == self._part and self._range is not None:
             return
         if self._wait:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         now = time.perf_counter()
         if self._counts:
             self.seconds[self._part] += now - self._since

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from bird.errors import EmptyCellError, UsageError
 from bird.methods import METHODS, Hyperparameters, Method, build_method
-from bird.students import STUDENTS, last_stage, require_stages
-from bird_pipelines.config import Weights
+from bird.own import Part
+from bird.students import STUDENTS, Student, last_stage, require_stages
+from bird_pipelines.config import Training, Weights
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.marks import few
 from bird_pipelines.progress import tell
 
-__all__ = ["hyperparameters", "make_method", "require_samples", "tell_empty_cells"]
+__all__ = [
+    "hyperparameters",
+    "make_method",
+    "require_meta_to_stop",
+    "require_samples",
+    "tell_empty_cells",
+    "tell_student",
+]
 
 
 def hyperparameters(weights: Weights) -> Hyperparameters:
@@ -30,14 +39,15 @@ def make_method(
     *,
     head: str = "plain",
     recompute: bool = False,
+    part: Part | None = None,
 ) -> Method:
-    """The method of that name. `head` is how the teacher's head is trained where it has none. Raises UsageError if it needs
-    a teacher and there is no cache, or for a head where there are logits."""
-    method = build_method(name, hyperparameters(weights), len(data.group_names))
+    """The method of that name, or the user's own `part`. `head` is how the teacher's head is trained where it has none.
+    Raises UsageError if it needs a teacher and there is no cache, or for a head where there are logits."""
+    method = build_method(name, hyperparameters(weights), len(data.group_names), part)
     method.recompute = recompute
     if method.stages and student in STUDENTS:
         require_stages(student)
-    if method.meta and weights.feedback_through == "last":
+    if method.meta and weights.feedback_through == "last" and student in STUDENTS:
         last_stage(student)
     if method.logits and head != "plain" and data.logits is not None:
         raise UsageError(
@@ -86,7 +96,37 @@ def require_samples(name: str, method: Method, data: RunData, limit: int | None 
             )
 
 
+def require_meta_to_stop(training: Training, data: RunData) -> None:
+    """Raise UsageError for an early stop where there is no meta sample to judge by."""
+    if training.early_stop and not len(data.rows("meta")):
+        raise UsageError(
+            where=f"--early-stop {training.early_stop}",
+            found="no sample in the meta split",
+            wanted="meta rows: their balanced accuracy says which epoch is best",
+            fix="leave it out, or put rows into the meta split",
+        )
+
+
 def tell_empty_cells(data: RunData) -> None:
     """Say on stderr which cells are empty: what trains without them says nothing of them. run.json records it."""
     for split, cells in data.empty_cells().items():
         tell(f"warning: no {split} sample of {few(cells)}; run.json records it")
+
+
+def tell_student(student: Student, training: Training, out: Path) -> None:
+    """Say on stderr, at the start of a run, where an image student's weights are from, and, of a module of the user's, which
+    layer was taken for the last one."""
+    if student.input != "image" or (out / "checkpoint.json").exists():
+        return
+    if student.own is not None and student.head_name:
+        tell(
+            f"{student.architecture}: the features are the input of its last layer {student.head_name} ({student.dim})"
+        )
+    if student.started is not None:
+        left = ", ".join(student.started["left_as_drawn"])
+        tell(
+            f"{student.architecture} starts from {student.started['from']}"
+            + (f"; left as drawn: {left}" if left else "")
+        )
+    elif training.start_from is None and (student.own is None or "weights" not in student.own):
+        tell(f"{student.architecture} starts from scratch; --init pretrained or --init FILE starts it from weights")

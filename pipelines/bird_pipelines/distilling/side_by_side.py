@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bird.devices import choose_device, enough_memory, send, threads
 from bird.errors import UsageError
+from bird.launch import launched
 from bird.methods import METHODS, Batch, Hyperparameters, build_method
 from bird.precision import in_bf16, require_precision
 from bird.step.stack import StackedLearner
@@ -35,6 +36,7 @@ from bird_pipelines.distilling.data import RunData
 from bird_pipelines.distilling.epoch_losses import Pending
 from bird_pipelines.distilling.profiling import Clock
 from bird_pipelines.distilling.requirements import hyperparameters, tell_empty_cells
+from bird_pipelines.distilling.schedule import rate_factor, scale_rate
 from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.distilling.training import LESS, Trainer, distill, outcome, read
 from bird_pipelines.progress import Interrupted, progress, stop_requests
@@ -51,9 +53,16 @@ STACK_NUMBERS = 8 << 20
 def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     """Train (or finish) all runs and return what `distill` returns for each, in their order. Finished ones are skipped.
 
-    Raises UsageError for two runs in one folder, and whatever `distill` raises; a run of a stack that is interrupted
-    resumes from its last checkpoint, with others or alone.
+    Raises UsageError for two runs in one folder and under torchrun, and whatever `distill` raises; a run of a stack that is
+    interrupted resumes from its last checkpoint, with others or alone.
     """
+    if launched().world > 1:
+        raise UsageError(
+            where="torchrun",
+            found=f"many runs for {launched().world} processes",
+            wanted="one run that they train together",
+            fix="run it without torchrun: many runs go side by side in one process",
+        )
     folders = [config.place.out.resolve() for config in configs]
     if repeated := sorted({str(out) for out in folders if folders.count(out) > 1}):
         raise UsageError(
@@ -100,7 +109,9 @@ def stacks_of(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
 
 
 def stackable(config: RunConfig) -> bool:
-    """Whether runs like this one can be trained side by side."""
+    """Whether runs like this one can be trained side by side. Runs that stop early each end at an epoch of their own."""
+    if config.training.early_stop:
+        return False
     if config.student not in STUDENTS or STUDENTS[config.student].input != "features" or config.method not in METHODS:
         return False
     return build_method(config.method, Hyperparameters(), 2).stackable
@@ -124,12 +135,16 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
             for start in range(0, len(left), most):
                 assert source is not None
                 trainers = [Trainer(config, data) for config in left[start : start + most]]
-                for trainer in trainers:
-                    trainer.restore()
-                for together in at_one_place(trainers):
-                    Stack(together, source).run()
-                for trainer in trainers:
-                    trainer.conclude()
+                try:
+                    for trainer in trainers:
+                        trainer.restore()
+                    for together in at_one_place(trainers):
+                        Stack(together, source).run()
+                    for trainer in trainers:
+                        trainer.conclude()
+                finally:
+                    for trainer in trainers:
+                        trainer.trackers.release()
 
 
 def models_at_once(data: RunData) -> int:
@@ -212,6 +227,7 @@ class Stack:
         with stop_requests() as stop, progress(what, "samples", total, done) as advance:
             while first.epoch < config.training.epochs:
                 self.method.begin_epoch(first.epoch)
+                scale_rate(self.learner.optimizer, rate_factor(config.training, first.epoch))
                 orders = np.stack([shuffled(each.train_rows, each.seed, each.epoch) for each in self.trainers])
                 began = saved = time.monotonic()
                 self.clock.start()

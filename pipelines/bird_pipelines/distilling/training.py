@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator, Mapping
-from contextlib import closing
-from importlib.metadata import version
+from contextlib import closing, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.devices import choose_device, enough_memory, threads
-from bird.errors import DataError, EmptyCellError
-from bird.measuring.caveats import trivial, undefined
-from bird.measuring.metrics import confusion, mean_deo, recalls
-from bird.methods import Batch, SingleLearner
+from bird.errors import EmptyCellError
+from bird.methods import Batch
 from bird.precision import require_precision
 from bird.step.offsets import Offsets
 from bird.student_views import draw_views
@@ -31,23 +28,37 @@ from bird_cache.files import replace, write_lock
 from bird_cache.order import StratifiedRows, batches, raw, shuffled
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
+from bird_pipelines.distilling.checkpoints import take, tensors_of
 from bird_pipelines.distilling.data import RunData, load_data
-from bird_pipelines.distilling.epoch_losses import Pending
+from bird_pipelines.distilling.epoch_losses import Pending, gate_histogram
 from bird_pipelines.distilling.groups import with_known_groups
 from bird_pipelines.distilling.learners import make_learner
 from bird_pipelines.distilling.profiling import PARTS, Clock, Tracer
-from bird_pipelines.distilling.requirements import make_method, require_samples, tell_empty_cells
-from bird_pipelines.distilling.scoring import logits_of, score
+from bird_pipelines.distilling.ranks import ONE, World, joined, refuse_ranks
+from bird_pipelines.distilling.requirements import (
+    make_method,
+    require_meta_to_stop,
+    require_samples,
+    tell_empty_cells,
+    tell_student,
+)
+from bird_pipelines.distilling.schedule import (
+    best_epoch,
+    rate_factor,
+    scale_rate,
+    stopped_early,
+)
+from bird_pipelines.distilling.scoring import meta_score, score
+from bird_pipelines.distilling.summary import summary_of
 from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.marks import with_caveats
 from bird_pipelines.prefetch import one_ahead
 from bird_pipelines.progress import Interrupted, progress, stop_requests
+from bird_pipelines.tracking import Trackers
 
 __all__ = ["Material", "Trainer", "distill", "outcome"]
 
-GATE_BINS = 50
 LESS = "lower --batch-size or --meta-per-cell, or add --recompute; what was saved is kept"
-LIBRARIES = ("bird-distill", "torch", "torchvision", "numpy", "zarr")
 
 
 def distill(config: RunConfig) -> dict[str, Any]:
@@ -56,34 +67,44 @@ def distill(config: RunConfig) -> dict[str, Any]:
 
     Raises RunError if the folder holds another run, the cache's and the data set's errors, UsageError for a method
     that needs what is not there or a precision that the device has not, EmptyCellError for one that needs a sample in
-    every cell; all of them before the folder is touched. Interrupted after saving a checkpoint.
+    every cell; all of them before the folder is touched. Interrupted after saving a checkpoint. Under torchrun all of
+    its processes train the run together (bird_pipelines.distilling.ranks); LostRankError where another one ends.
     """
-    require_precision(config.training.precision, choose_device(config.place.device))
-    data = read(config)
-    with enough_memory(f"--batch-size {config.training.batch_size}", LESS):
-        finish(config, data)
-    return outcome(config)
+    with joined(config.place) as world:
+        require_precision(config.training.precision, choose_device(config.place.device))
+        data = read(config)
+        with enough_memory(f"--batch-size {config.training.batch_size}", LESS):
+            finish(config, data, world)
+        return outcome(config)
 
 
 def read(config: RunConfig) -> RunData:
     """What the run may see."""
-    data = load_data(config.source, config.student, config.place.workers)
+    data = load_data(config.source, config.student, config.place.workers, config.part("dataset"))
     return with_known_groups(data, config.source.groups_known, config.method)
 
 
-def finish(config: RunConfig, data: RunData) -> None:
-    """Do what is left of a run."""
+def finish(config: RunConfig, data: RunData, world: World = ONE) -> None:
+    """Do what is left of a run. Rank 0 of the world has the folder."""
     # Made before the folder is claimed: one that a misspelt name had claimed would refuse the right one.
-    trainer = None if (config.place.out / "run.json").exists() else Trainer(config, data)
-    runs.claim(config, data.fingerprint)
-    with write_lock(config.place.out):
-        if trainer is not None and not (config.place.out / "run.json").exists():
+    _, done = world.decide(False, (config.place.out / "run.json").exists())
+    trainer = None if done else Trainer(config, data, world)
+    if world.first:
+        runs.claim(config, data.fingerprint)
+    with write_lock(config.place.out) if world.first else nullcontext():
+        _, done = world.decide(False, (config.place.out / "run.json").exists())
+        if trainer is not None and not done:
             tell_empty_cells(data)
+            tell_student(trainer.learner.model.student, config.training, config.place.out)
             # An adapter's matrices are small: a second thread gained 14 % on an idle machine, and cost a factor of five
             # beside another program, since idle threads spin.
-            with threads(1 if data.images is None else torch.get_num_threads()):
-                trainer.run()
-                trainer.conclude()
+            with threads(1 if data.images is None else world.threads()):
+                try:
+                    trainer.run()
+                    trainer.conclude()
+                finally:
+                    trainer.trackers.release()
+        world.wait()
 
 
 def outcome(config: RunConfig) -> dict[str, Any]:
@@ -95,17 +116,20 @@ def outcome(config: RunConfig) -> dict[str, Any]:
 
 
 class Material(NamedTuple):
-    """What one step works on, on its device: the batch, and the meta batch where the step has one."""
+    """What one step works on, on its device: the batch, and the meta batch where the step has one; how many rows the batches
+    of all ranks have, and what share of them is in this one."""
 
     batch: Batch
     meta: Batch | None
+    rows: int
+    share: float
 
 
 class Trainer:
     """One run in progress: what it reads, what it changes, and where it stands."""
 
-    def __init__(self, config: RunConfig, data: RunData) -> None:
-        self.config, self.data = config, data
+    def __init__(self, config: RunConfig, data: RunData, world: World = ONE) -> None:
+        self.config, self.data, self.world = config, data, world
         self.training, self.place = config.training, config.place
         self.seed = self.training.seed
         self.device = choose_device(self.place.device)
@@ -116,53 +140,77 @@ class Trainer:
             config.student,
             head=self.training.head,
             recompute=self.place.recompute,
+            part=config.part("method"),
         )
         require_samples(config.method, self.method, data, config.source.limit)
+        require_meta_to_stop(config.training, data)
         self.moments = data.moments() if self.method.features else None
         channels = data.stages.open(self.method.stages) if self.method.stages and data.stages is not None else []
         self.method.prepare(data.cell_counts("train"), data.cell_counts("meta"))
         if self.training.start_from is not None:
             runs.begin_from(config, data.fingerprint)  # refused before the folder is claimed
-        self.learner = make_learner(config.student, self.training, data, self.device, self.method, channels)
+        resumes = (self.place.out / "checkpoint.json").exists()  # then the weights that it started from are not needed
+        self.learner = make_learner(
+            config.student,
+            self.training,
+            data,
+            self.device,
+            self.method,
+            channels,
+            part=config.part("student"),
+            init=None if resumes else self.training.init,
+        )
+        self.initial = self.learner.model.student.started
+        self.learner.ranks, self.worlds = world.ranks, [world.size]
         self.train_rows, meta, table = data.rows("train"), data.rows("meta"), data.table
         self.meta_rows = StratifiedRows(
             meta, table.labels[meta], table.groups[meta], per_cell=self.training.meta_per_cell, seed=self.training.seed
         )
+        drawn = len(self.meta_rows.draw(0)) if self.method.meta else None
+        refuse_ranks(world, config.method, self.method.one_process, self.training.batch_size, drawn)
         self.epoch = self.step = self.consumed = 0
         self.beside = 1
         self.seconds = 0.0
         self.clock = Clock(self.device, wait=self.place.profile)
-        self.tracer = Tracer(self.place.out, self.clock) if self.place.profile else None
+        self.tracer = Tracer(self.place.out, self.clock) if self.place.profile and world.first else None
         self.sums: dict[str, float] = {}
-        self.pending = Pending()
+        self.pending = Pending(world.ranks)
         self.curve: list[dict[str, Any]] = []
+        self.trackers = Trackers(self.place.report_to if world.first else None, self.place.out, config.identity())
         self.teacher_logits: Tensor | None = None
+        self.best: dict[str, Tensor] = {}
+        """the student of the best epoch so far, where the run may stop early"""
 
     def run(self) -> None:
         """All epochs that are left."""
         self.restore()
+        place, table = torch.tensor([self.epoch, self.step, self.consumed]), self.data.table
+        rows = [torch.from_numpy(each) for each in (self.train_rows, table.labels, table.groups)]
+        self.world.require_same_start([*self.learner.model.parameters(), place, *rows])
         self.clock.watch(self.learner)
-        if self.method.logits and self.epoch < self.training.epochs:
+        if self.method.logits and not self.ended:
             self.teacher_logits = teacher_logits(self.data, self.training, self.device)
         total = self.training.epochs * len(self.train_rows)
         done = self.epoch * len(self.train_rows) + self.consumed
         what = f"{self.config.method} -> {self.config.student}"
         with stop_requests() as stop, progress(what, "samples", total, done) as advance:
-            while self.epoch < self.training.epochs:
+            while not self.ended:
                 began = saved = time.monotonic()
                 self.clock.start()
                 self.method.begin_epoch(self.epoch)
+                scale_rate(self.learner.optimizer, rate_factor(self.training, self.epoch))
                 order = shuffled(self.train_rows, self.seed, self.epoch)
                 self.clock.enter("data")
                 with closing(self.materials(order)) as materials:
                     for material in materials:
                         self.one_step(material)
-                        advance(len(material.batch.labels), f"epoch {self.epoch + 1}/{self.training.epochs}")
+                        advance(material.rows, f"epoch {self.epoch + 1}/{self.training.epochs}")
                         now = time.monotonic()
-                        if stop() or now - saved > self.place.checkpoint_seconds:
+                        stopped, late = self.world.decide(stop(), now - saved > self.place.checkpoint_seconds)
+                        if stopped or late:
                             self.seconds, began, saved = self.seconds + now - began, now, now
                             self.save()
-                        if stop():
+                        if stopped:
                             raise Interrupted
                         self.clock.enter("data")
                 self.clock.enter("other")
@@ -170,6 +218,16 @@ class Trainer:
                 self.end_epoch()
         if self.tracer is not None:
             self.tracer.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether no epoch is left."""
+        return self.epoch >= self.training.epochs or stopped_early(self.training, self.curve, self.unsettled)
+
+    @property
+    def unsettled(self) -> int:
+        """How many first epochs do not count for an early stop: those in which the method is not yet itself."""
+        return self.training.warmup if self.method.gated else 0
 
     @property
     def warm(self) -> bool:
@@ -185,9 +243,17 @@ class Trainer:
         return one_ahead(lambda each: self.material(*each), steps)
 
     def material(self, step: int, rows: NDArray[np.int64]) -> Material:
-        """What the given step of this epoch needs for the given train rows: a function of these and the seed alone."""
-        batch = self.batch(rows, self.views(step, len(rows)), self.stored_views(step, len(rows)))
-        return Material(batch, self.batch(self.meta_rows.draw(step)) if self.method.meta and self.warm else None)
+        """What the given step of this epoch needs for the given train rows: a function of these and the seed alone, of which
+        each rank has its part."""
+        count, meta = len(rows), None
+        mine, share = self.world.deal(count)
+        views = [
+            None if each is None else each[mine] for each in (self.views(step, count), self.stored_views(step, count))
+        ]
+        if self.method.meta and self.warm:
+            drawn = self.meta_rows.draw(step)
+            meta = self.batch(drawn[self.world.deal(len(drawn))[0]])
+        return Material(self.batch(rows[mine], *views), meta, count, share)
 
     def one_step(self, material: Material) -> None:
         """One update of the student."""
@@ -196,11 +262,11 @@ class Trainer:
             self.tracer.before_step(self.warm or self.training.warmup == self.training.epochs)
         self.learner.model.train()
         clock.enter("forward")
-        self.method.number = self.step
+        self.method.number, self.learner.ranks.share = self.step, material.share
         losses = self.method.step(self.learner, material.batch, lambda: meta_of(material, clock), warm=self.warm)
         clock.enter("other")
-        self.pending.add(losses, len(material.batch.labels), [self.sums])
-        self.count(len(material.batch.labels))
+        self.pending.add(losses, len(material.batch.labels) if material.share else 0, [self.sums])
+        self.count(material.rows)
 
     def count(self, rows: int) -> None:
         """A step on `rows` rows is done."""
@@ -250,46 +316,27 @@ class Trainer:
             line["offsets"] = [[round(value, 4) for value in row] for row in self.learner.gate.phi.tolist()]
         elif self.method.gated:
             line["gate"] = {"counts": gate_histogram(self.learner)}
-        line["meta"] = self.meta_score()
+        balanced = self.training.early_stop > 0
+        line["meta"] = meta_score(self.learner.student, self.data, self.device, self.world, balanced=balanced)
         self.curve.append(line)
+        if self.training.early_stop and best_epoch(self.curve, self.unsettled) == self.epoch:
+            self.best = {name: value.clone() for name, value in self.learner.student.state_dict().items()}
         self.sums, self.consumed = {}, 0
         lines = "".join(json.dumps(each) + "\n" for each in self.curve)
-        replace(self.place.out / "curve.jsonl", lines.encode())
+        if self.world.first:
+            replace(self.place.out / "curve.jsonl", lines.encode())
         self.save()
-
-    def meta_score(self) -> dict[str, Any] | None:
-        """Accuracy and mean-DEO on the meta split, x100, and why the gap says nothing, if so; None where there is no meta
-        sample. A gap is None where a cell is empty."""
-        rows, table, names = self.data.rows("meta"), self.data.table, self.data.class_names
-        if not len(rows):
-            return None
-        predictions = logits_of(self.learner.student, self.data, rows, self.device).argmax(1).numpy()
-        counts = confusion(table.labels[rows], table.groups[rows], predictions, len(names), len(self.data.group_names))
-        accuracy = None if "accuracy" in undefined(counts) else float(100 * (predictions == table.labels[rows]).mean())
-        found = {"accuracy": accuracy, "trivial": trivial(counts, names)}
-        try:
-            return found | {"mean_deo": mean_deo(recalls(counts))}
-        except DataError:
-            return found | {"mean_deo": None}
+        self.trackers.epochs(self.curve)
 
     def save(self) -> None:
         """Everything that cannot be derived, in one checkpoint."""
         self.pending.settle([self.sums])
-        learner = self.learner
-        tensors = {f"model.{name}": value for name, value in learner.model.state_dict().items()}
-        tensors |= runs.optimizer_tensors("optimizer", learner.optimizer)
-        if learner.gate is not None and learner.gate_optimizer is not None:
-            tensors |= {f"gate.{name}": value for name, value in learner.gate.state_dict().items()}
-            tensors |= runs.optimizer_tensors("gate_optimizer", learner.gate_optimizer)
-        if learner.aide is not None:
-            tensors |= {f"aide.{name}": value for name, value in learner.aide.state_dict().items()}
-        if learner.aide_optimizer is not None:
-            tensors |= runs.optimizer_tensors("aide_optimizer", learner.aide_optimizer)
-        if learner.average is not None:
-            tensors |= {f"average.{name}": value for name, value in learner.average.state_dict().items()}
+        if not self.world.first:
+            return
+        tensors = tensors_of(self.learner, self.best)
         state: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "consumed": self.consumed}
         state |= {"seconds": self.seconds, "parts": self.clock.seconds, "sums": self.sums, "curve": self.curve}
-        state["fingerprint"] = self.data.fingerprint
+        state |= {"fingerprint": self.data.fingerprint, "initial": self.initial, "ranks": self.worlds}
         runs.save_checkpoint(self.place.out, self.step, tensors, state)
 
     def restore(self) -> None:
@@ -297,69 +344,46 @@ class Trainer:
         loaded = runs.load_checkpoint(self.place.out)
         if loaded is not None:
             tensors, state = loaded
-            self.take(tensors)
-            if self.learner.average is not None:
-                self.learner.average.load_state_dict(runs.under("average", tensors))
+            take(self.learner, tensors, average=True)
+            self.best = runs.under("best", tensors)
             self.epoch, self.step, self.consumed = state["epoch"], state["step"], state["consumed"]
             self.seconds, self.sums, self.curve = state["seconds"], state["sums"], state["curve"]
+            before = state.get("ranks", [1])
+            self.worlds = before if before[-1] == self.world.size else [*before, self.world.size]
             self.clock.seconds = dict.fromkeys(PARTS, 0.0) | state.get("parts", {})
+            self.initial = state.get("initial")
         elif self.training.start_from is not None:
-            self.take(runs.begin_from(self.config, self.data.fingerprint))
+            take(self.learner, runs.begin_from(self.config, self.data.fingerprint))
 
-    def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """The student, and what is trained beside it, as a checkpoint has them. (A running mean is of one run.)"""
-        learner = self.learner
-        learner.model.load_state_dict(runs.under("model", tensors))
-        runs.restore_optimizer("optimizer", learner.optimizer, tensors)
-        if learner.gate is not None and learner.gate_optimizer is not None:
-            learner.gate.load_state_dict(runs.under("gate", tensors))
-            runs.restore_optimizer("gate_optimizer", learner.gate_optimizer, tensors)
-        if learner.aide is not None:
-            learner.aide.load_state_dict(runs.under("aide", tensors))
-        if learner.aide_optimizer is not None:
-            runs.restore_optimizer("aide_optimizer", learner.aide_optimizer, tensors)
+    def take_best(self) -> None:
+        """The student of the best epoch, where the run could stop early."""
+        if self.best:
+            self.learner.student.load_state_dict(self.best)
 
     def conclude(self) -> None:
         """Write the student and its metrics, and run.json last."""
-        out, data, student = self.place.out, self.data, self.learner.student
+        out, data, first = self.place.out, self.data, self.world.first
+        self.take_best()
+        student = self.learner.student
         white = data.images.white_level if data.images else None
         files = student_files(student, data.fingerprint, data.class_names, data.group_names, white)
-        for name, content in files.items():
+        for name, content in files.items() if first else ():
             replace(out / name, content)
+        scores = {}
         for split in self.config.scored():
-            keep = out if split != "meta" else None
+            keep = out if split != "meta" and first else None
             metrics: Mapping[str, Any] = {"error": f"no sample in the {split} split"}
             if len(data.rows(split)):
                 try:
-                    metrics = score(student, data, split, self.device, keep).as_json()
+                    metrics = score(student, data, split, self.device, keep, self.world)
                 except EmptyCellError as error:
                     metrics = {"error": str(error)}
-            runs.write_json(out / f"metrics-{split}.json", metrics)
-        runs.finish(out, self.summary())
-
-    def summary(self) -> dict[str, Any]:
-        """What run.json says."""
-        data = self.data
-        return {
-            "config": self.config.identity() | {"teacher": data.teacher},
-            "fingerprint": data.fingerprint,
-            "logits_fingerprint": data.logits_fingerprint if self.method.logits else None,
-            "class_names": list(data.class_names),
-            "group_names": list(data.group_names),
-            "seconds": self.seconds,
-            "time_shares": self.clock.shares(),
-            "steps": self.step,
-            "rows": {split: len(data.rows(split)) for split in ("train", *self.config.scored())},
-            "empty_cells": data.empty_cells(),
-            "cells": data.cells(),
-            "failed": dict(data.failed),
-            "accounted": data.accounted,
-            "estimated_groups": data.estimated,
-            "probe_accuracy": data.probe,
-            "models_at_once": self.beside,
-            "view_policy": data.view_policy(self.training.augment, staged=self.method.stages is not None),
-            "versions": {name: version(name) for name in LIBRARIES},
-        }
+            if first:
+                runs.write_json(out / f"metrics-{split}.json", metrics)
+            scores[split] = metrics
+        self.trackers.end(self.curve, scores)
+        if first:
+            runs.finish(out, summary_of(self))
 
 
 def meta_of(material: Material, clock: Clock) -> Batch:
@@ -367,11 +391,3 @@ def meta_of(material: Material, clock: Clock) -> Batch:
     assert material.meta is not None, "a method that takes meta batches without saying so (Method.meta)"
     clock.enter("meta")
     return material.meta
-
-
-def gate_histogram(learner: SingleLearner) -> list[int]:
-    """How many gate values fall in each of the bins of [0, 1]."""
-    assert learner.gate is not None
-    phi = torch.cat([parameter.detach().flatten() for parameter in learner.gate.parameters()])
-    values = torch.sigmoid(phi).cpu().numpy()
-    return [int(count) for count in np.histogram(values, GATE_BINS, (0.0, 1.0))[0]]

@@ -55,6 +55,13 @@ def convert_command(
 def dataset_of(store: FeatureStore, data_root: Path | None) -> Dataset:
     """The data set whose features a cache holds, opened again."""
     described: Any = store.manifest.plan.causes["dataset"]
+    if "own" in described:
+        raise UsageError(
+            where=f"data set {described['name']}",
+            found="a data set of your own, which a cache cannot open by itself",
+            wanted="a cache of a built-in data set where images are read again",
+            fix="write the other cache with `bird precompute --dataset ... --update`",
+        )
     return open_dataset(described["name"], data_root, **described["settings"])
 
 
@@ -96,7 +103,12 @@ def compare_with_teacher(
     store = open_cache(cache)
     causes: Any = store.manifest.plan.causes
     config = causes["teacher"].get("config")  # older caches have none
-    named = {"teacher": teacher, "dataset": "the cache's", "out": cache, "precision": causes.get("precision", "fp32")}
+    named = {
+        "teacher": teacher,
+        "dataset": causes["dataset"]["name"],
+        "out": cache,
+        "precision": causes.get("precision", "fp32"),
+    }
     live = open_teacher(resolve_precompute({**named, **asked}))
     if isinstance(live, Service):
         raise UsageError(

@@ -26,7 +26,7 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
     rows, stored, work = config.rows, config.stored, config.work
     require_one_way(config)
     max_failed = 0.0 if rows.on_error == "fail" else rows.max_failed
-    data = open_data(rows)
+    data = open_data(config)
     # Where workers compute, the teacher only fixes the plan here: this machine may have no GPU.
     place = dataclasses.replace(work, device="cpu") if config.workers.spreads else work
     teacher = open_teacher(dataclasses.replace(config, work=place))

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from bird.datasets import open_dataset
 from bird.datasets.base import Dataset, SampleTable, prepare
+from bird.datasets.own import open_own
 from bird.errors import DataError, UsageError, unknown_name
+from bird_cache.create import shard_and_chunk_rows
 from bird_cache.errors import FeatureError, ImportedVectorsError
 from bird_cache.files import digest, storage_error
 from bird_cache.importers import Imported, read_vectors
@@ -26,9 +28,10 @@ from bird_cache.samples import Samples
 from bird_cache.store import FeatureStore, open_cache
 from bird_cache.summary import name_of_cell
 from bird_cache.writer import open_writer
+from bird_pipelines.config.reading import own_parts
 from bird_pipelines.precomputing.caches import image_reader
 from bird_pipelines.precomputing.extraction import need_room
-from bird_pipelines.precomputing.plan import dataset_causes, require_cells, samples_of, shard_and_chunk_rows
+from bird_pipelines.precomputing.plan import dataset_causes, factors_of, require_cells, samples_of
 from bird_pipelines.progress import Interrupted, progress, stop_requests, tell_remarks
 
 __all__ = ["export", "import_vectors"]
@@ -123,7 +126,8 @@ def import_vectors(
         fix = "say it in words: nobody can find out later"
         raise UsageError(where="--provenance", found="no text", wanted="model, version and who ran it", fix=fix)
     given = read_layers(vectors, logits, ids, id_column, vector_column)
-    data = open_dataset(dataset, data_root, **(settings or {}))
+    part = own_parts({"dataset": dataset}).get("dataset")
+    data = open_own(part, data_root, settings or {}) if part else open_dataset(dataset, data_root, **(settings or {}))
     table = prepare(data, limit=limit, keep_conflicts=keep_conflicts, max_problem_share=max_failed)
     require_cells(data, table)
     tell_remarks(data.remarks)
@@ -200,6 +204,7 @@ def plan_import(
         images=store == "webdataset",
         class_names=data.class_names,
         group_names=data.group_names,
+        factors=factors_of(data),
         notes=notes,
         left_out=LeftOut.of(table.left_out),
     )

@@ -10,8 +10,9 @@ import numpy as np
 from bird.datasets.base import Dataset, SampleTable, empty_cells, require_test_cells
 from bird.stored_views import BOX, view_policy
 from bird.teachers import Service, Teacher
+from bird_cache.create import shard_and_chunk_rows
 from bird_cache.errors import StaleCacheError
-from bird_cache.manifest import Layer, LeftOut, Plan, Store
+from bird_cache.manifest import Factor, Layer, LeftOut, Plan
 from bird_cache.samples import PENDING, Samples
 from bird_pipelines.config import Stored
 from bird_pipelines.config.cache import refuse_compress
@@ -22,18 +23,16 @@ __all__ = [
     "BOXES",
     "LAYER",
     "dataset_causes",
+    "factors_of",
     "make_plan",
     "require_cells",
     "require_revision",
     "samples_of",
-    "shard_and_chunk_rows",
     "teacher_causes",
     "warn_of_cells",
 ]
 
 LAYER, BOXES = "penultimate", "boxes"
-LARGEST_SHARD: dict[Store, int] = {"zarr": 65_536, "webdataset": 8192}  # rows; a tar is made in memory, with its images
-SMALL_CACHE = 20_000  # rows; below, smaller chunks waste less of the last one
 
 
 def make_plan(
@@ -73,10 +72,16 @@ def make_plan(
         images=store == "webdataset",
         class_names=dataset.class_names,
         group_names=dataset.group_names,
+        factors=factors_of(dataset),
         notes={"teacher": teacher.name, "batch_size": str(batch_size), **teacher.notes},
         left_out=LeftOut.of(table.left_out),
         compress=stored.compress,
     )
+
+
+def factors_of(dataset: Dataset) -> tuple[Factor, ...]:
+    """The columns that the groups are crossed from, as a manifest has them."""
+    return tuple(Factor(name=name, names=each.names, codes=each.codes) for name, each in dataset.factors.items())
 
 
 def teacher_causes(teacher: Teacher | Service) -> dict[str, Any]:
@@ -123,18 +128,10 @@ def dataset_causes(dataset: Dataset, table: SampleTable) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "settings": dict(dataset.settings),
+        **({"own": dict(dataset.own)} if dataset.own else {}),
         "rows": len(table),
         "identity": samples_of(table).identity(),
     }
-
-
-def shard_and_chunk_rows(rows: int, shard_rows: int | None, store: Store) -> tuple[int, int]:
-    """Rows a shard and a chunk. By default about 64 shards, so that a kill costs under 2 % of the work, but not so many
-    rows that files become unwieldy."""
-    if shard_rows is None:
-        shard_rows = min(max(1024, 1 << (rows // 64).bit_length()), LARGEST_SHARD[store])
-    chunk_rows = min(1024 if rows >= SMALL_CACHE else 256, shard_rows)
-    return shard_rows - shard_rows % chunk_rows, chunk_rows
 
 
 def samples_of(table: SampleTable) -> Samples:

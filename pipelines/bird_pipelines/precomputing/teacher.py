@@ -7,17 +7,23 @@ from typing import Any
 
 from bird.datasets import open_dataset
 from bird.datasets.base import Dataset
-from bird.teachers import Service, Teacher, load_teacher, open_service, takes_of
+from bird.datasets.own import open_own
+from bird.teachers import Service, Teacher, load_teacher, open_service, own_part, takes_of
 from bird.teachers.claims import require_takers
-from bird_pipelines.config import PrecomputeConfig, Rows
+from bird_pipelines.config import PrecomputeConfig
 from bird_pipelines.progress import tell
 
 __all__ = ["describe_teacher", "open_data", "open_teacher"]
 
 
-def open_data(rows: Rows) -> Dataset:
+def open_data(config: PrecomputeConfig) -> Dataset:
     """The data set. Raises UsageError, DataError."""
-    data = open_dataset(rows.dataset, rows.data_root, **rows.settings)
+    rows, part = config.rows, config.own.get("dataset")
+    data = (
+        open_own(part, rows.data_root, rows.settings)
+        if part
+        else open_dataset(rows.dataset, rows.data_root, **rows.settings)
+    )
     if rows.max_megapixels is not None:
         data.max_pixels = int(1e6 * rows.max_megapixels)
     return data
@@ -28,11 +34,13 @@ def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
 
     Raises UsageError for an option that it cannot honour, and what `load_teacher` and `open_service` raise.
     """
-    address = "://" in config.teacher
+    part = config.own.get("teacher") or own_part(config.teacher)
+    address = part is None and "://" in config.teacher
     # An address may hold a key: it is repeated nowhere.
     asked, service = config.asked, config.service
     given = {**asked.named(), **dataclasses.asdict(service)}
-    require_takers("a service" if address else config.teacher, given, takes_of(config.teacher))
+    name = "a service" if address else config.teacher if part is None else part.label
+    require_takers(name, given, takes_of(config.teacher, part))
     teacher: Teacher | Service
     if address:
         teacher = open_service(
@@ -45,7 +53,7 @@ def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
         )
     else:
         teacher = load_teacher(
-            config.teacher,
+            config.teacher if part is None else part.label,
             weights=asked.weights,
             device=config.work.device,
             precision=asked.precision,
@@ -55,6 +63,7 @@ def open_teacher(config: PrecomputeConfig) -> Teacher | Service:
             mean=asked.mean,
             std=asked.std,
             range_=asked.range,
+            part=part,
         )
     for what, told in teacher.notes.items():
         tell(f"{teacher.name}, {what}: {told}")

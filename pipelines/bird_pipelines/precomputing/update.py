@@ -43,10 +43,9 @@ class Earlier:
         self.store.require_complete()
         there = self.store.manifest.plan
         require_revision(there, plan, path)
-        causes = {
-            **plan.causes,
-            "dataset": there.causes["dataset"],
-        }  # all else must be equal, but not the files' layout
+        # All else must be equal, but not the files' layout, nor whether rows were dropped from it or added to it.
+        causes = dict(plan.causes)
+        causes |= {name: there.causes[name] for name in ("dataset", "generation") if name in there.causes}
         there.require(there.model_copy(update={"causes": causes}), path)
         self._layers = plan.layers
         usable = np.flatnonzero(self.store.usable(plan.layers))

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from bird.measuring.groups import GroupNumbers, by_group, parity_gap, share_over_seeds
 from bird.measuring.metrics import gap_floors
 from bird_pipelines.marks import few, lost_of_cells, trivial_seeds
-from bird_pipelines.predictions import load_predictions, load_scores
+from bird_pipelines.predictions import load_scores
 from bird_pipelines.reporting import plots
 from bird_pipelines.reporting.loading import SPLITS, Configuration, Run
 from bird_pipelines.reporting.results import COLUMNS, REPLICATES
@@ -57,6 +57,11 @@ def _seed(index: str, run: Run, *, first: bool) -> dict[str, Any]:
         "scores": {name: metrics.get(name) for name in COLUMNS},
         "recall": recall and Markup(recall),
         "numbers": numbers_of(run, shown).as_json() if shown else None,
+        "marginals": [
+            {"by": factor, "names": run.info["factors"][factor]["names"], "numbers": numbers_of(each, shown).as_json()}
+            for factor in (run.info.get("factors") or {})
+            if shown and (each := run.by(factor)).metrics[shown]
+        ],
         "reason": metrics.get("undefined", {}).get("mean_deo"),
         "trivial": metrics.get("trivial"),
         "shares": list((run.info.get("time_shares") or {}).items()),
@@ -70,7 +75,7 @@ def _seed(index: str, run: Run, *, first: bool) -> dict[str, Any]:
 def numbers_of(run: Run, split: str) -> GroupNumbers:
     """By group, of what the run predicts; from its counts alone, without scores, where the predictions are not there."""
     counts = np.asarray(run.metrics[split]["confusion"], dtype=np.int64)
-    found, scores = load_predictions(run.folder, split), load_scores(run.folder, split)
+    found, scores = run.predictions(split), load_scores(run.folder, split)
     if found is not None:
         return by_group(found.labels, found.groups, found.predictions, scores, len(counts), counts.shape[1])
     cells = np.repeat(np.indices(counts.shape).reshape(3, -1), counts.ravel(), axis=1)
@@ -78,9 +83,9 @@ def numbers_of(run: Run, split: str) -> GroupNumbers:
     return by_group(labels, groups, predictions, None, len(counts), counts.shape[1])
 
 
-def groups_of(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
+def groups_of(configurations: Sequence[Configuration], by: str = "") -> list[dict[str, Any]]:
     """On the test split, means over the seeds: accuracy of each group, the cell with the lowest recall, the
-    demographic-parity gap. One table for configurations that have the same groups."""
+    demographic-parity gap. One table for configurations that have the same groups; `by` names one of several columns."""
     tables: dict[str, dict[str, Any]] = {}
     for each in configurations:
         runs = each.evaluated("test")
@@ -101,7 +106,7 @@ def groups_of(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
             "parity": parity_gap(*counts),
             "trivial": trivial_seeds({run.settings["seed"]: run.metrics["test"] for run in runs}),
         }
-        tables.setdefault(str(names[1]), {"groups": names[1], "rows": []})["rows"].append(row)
+        tables.setdefault(str(names[1]), {"by": by, "groups": names[1], "rows": []})["rows"].append(row)
     return list(tables.values())
 
 
@@ -142,7 +147,10 @@ def sources_of(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
 
 def _settings(configuration: Configuration) -> list[tuple[str, Any]]:
     """Those of the data set."""
-    found = configuration.runs[0].settings.items()
+    run = configuration.runs[0]
+    if "dataset_settings" in run.info:
+        return list(run.info["dataset_settings"].items())
+    found = run.settings.items()
     return [
         (name.removeprefix("dataset_settings."), value) for name, value in found if name.startswith("dataset_settings.")
     ]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bird.errors import RunError
+from bird.measuring.shared_rows import Predicted
 from bird_cache.manifest import flatten
 from bird_pipelines.marks import with_caveats
+from bird_pipelines.predictions import load_predictions
 from bird_pipelines.reporting.settings import plain
 
-__all__ = ["SPLITS", "Configuration", "Run", "folders_of_runs", "group", "read_run"]
+__all__ = ["SPLITS", "Configuration", "Run", "folders_of_runs", "group", "marginals", "read_run"]
 
 SPLITS = ("test", "meta")
 # What a configuration is called by, beside its method, where it differs between configurations.
@@ -30,6 +35,22 @@ class Run:
     info: dict[str, Any]
     curve: list[dict[str, Any]]
     metrics: dict[str, dict[str, Any]]
+    codes: tuple[int, ...] | None = None
+    """which group each stored group is part of, where the run is looked at by one of several group columns"""
+
+    def predictions(self, split: str) -> Predicted | None:
+        """What it predicts; None where it did not keep that."""
+        found = load_predictions(self.folder, split)
+        if found is None or self.codes is None:
+            return found
+        return dataclasses.replace(found, groups=np.asarray(self.codes, np.int64)[found.groups])
+
+    def by(self, factor: str) -> Run:
+        """The same run, looked at by one of the group columns that its groups are crossed from."""
+        told = self.info["factors"][factor]
+        metrics = {split: each.get("marginals", {}).get(factor, {}) for split, each in self.metrics.items()}
+        info = {**self.info, "group_names": told["names"]}
+        return dataclasses.replace(self, info=info, metrics=metrics, codes=tuple(told["codes"]))
 
 
 @dataclass(frozen=True)
@@ -46,6 +67,15 @@ class Configuration:
     def evaluated(self, split: str) -> list[Run]:
         """The runs with metrics on `split`."""
         return [run for run in self.runs if "auroc" in run.metrics[split]]
+
+
+def marginals(configurations: Sequence[Configuration]) -> dict[str, list[Configuration]]:
+    """By each column that the groups of some are crossed from: these configurations, looked at by it."""
+    found: dict[str, list[Configuration]] = {}
+    for each in configurations:
+        for factor in each.runs[0].info.get("factors") or {}:
+            found.setdefault(factor, []).append(Configuration(each.label, [run.by(factor) for run in each.runs]))
+    return found
 
 
 def folders_of_runs(paths: Sequence[Path]) -> list[Path]:

@@ -11,7 +11,7 @@ from bird_cache.files import replace, storage_error
 from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS
 from bird_pipelines.reporting.details import detail_of, groups_of, sources_of, versions_of
 from bird_pipelines.reporting.effects import ENOUGH_SEEDS, effects_of
-from bird_pipelines.reporting.loading import SPLITS, Configuration, Run, folders_of_runs, group, read_run
+from bird_pipelines.reporting.loading import SPLITS, Configuration, Run, folders_of_runs, group, marginals, read_run
 from bird_pipelines.reporting.page import page
 from bird_pipelines.reporting.results import COLUMNS, REPLICATES, paths_of, scatters_of, table_of
 from bird_pipelines.reporting.settings import SHOWN, plain, settings_that_matter
@@ -66,6 +66,7 @@ def render(
         and len({plain(each[name]) for each in matter}) == 1
     ]
     few = [f"{each.label}: {len(each.runs)}" for each in configurations if len(each.runs) < ENOUGH_SEEDS]
+    by = marginals(configurations)
     values: dict[str, Any] = {
         "title": title,
         "runs": sum(len(each.runs) for each in configurations),
@@ -81,7 +82,8 @@ def render(
         "mark": MARK,
         "what_trivial_means": WHAT_TRIVIAL_MEANS,
         "tables": [table_of(configurations, split) for split in SPLITS],
-        "groups": groups_of(configurations),
+        "marginals": [(name, table_of(each, "test")) for name, each in by.items()],
+        "groups": groups_of(configurations) + [table for name, each in by.items() for table in groups_of(each, name)],
         "effects": effects_of(configurations, against),
         "scatters": scatters_of(configurations),
         "paths": paths_of(configurations),

@@ -11,7 +11,6 @@ from markupsafe import Markup
 
 from bird.measuring.seeds import two_level_intervals
 from bird_pipelines.marks import reason_of, trivial_seeds
-from bird_pipelines.predictions import load_predictions
 from bird_pipelines.reporting import plots
 from bird_pipelines.reporting.loading import Configuration
 
@@ -52,7 +51,7 @@ def _result(configuration: Configuration, split: str) -> dict[str, Any]:
         return {"seeds": 0, "cells": {}, "reason": reason, "trivial": None}
     metrics = [run.metrics[split] for run in runs]
     confusions = [np.asarray(each["confusion"], dtype=np.int64) for each in metrics]
-    predicted = [load_predictions(run.folder, split) for run in runs] if len(runs) > 1 else []
+    predicted = [run.predictions(split) for run in runs] if len(runs) > 1 else []
     over_seeds = two_level_intervals(confusions, REPLICATES, predicted=predicted)
     intervals = {name: (each.low, each.high) for name, each in over_seeds.items()}
     if len(metrics) == 1:

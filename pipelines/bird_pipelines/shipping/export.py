@@ -45,13 +45,16 @@ def export(
     allow_drift: bool = False,
     data_root: Path | None = None,
     cache: str | None = None,
+    student: object = None,
+    dataset: object = None,
     quantiser: Quantiser = static_int8,
 ) -> dict[str, Any]:
     """Write the student of `run` to the new folder `out`: the file, student.json and README.md. Returns student.json.
 
     `to` is onnx, pt2, torch or hf; `precision` fp32, fp16 or (ONNX) int8, which `quantiser` makes on about `calibrate` meta
     rows. The file is then run on the test rows (all, or about `rows`) in batches of `batch` and one by one, beside the
-    student: `bird_pipelines.shipping.check` says what is accepted. `data_root` and `cache` say where these are, if moved.
+    student: `bird_pipelines.shipping.check` says what is accepted. `data_root` and `cache` say where these are, if moved;
+    `student` is the module of a student of the user's own, `dataset` a data set of theirs.
 
     Raises UsageError for an unknown or impossible format, a missing library or an `out` that is in use; RunError for an
     unfinished run, for one without test rows, and for a file that drifts from its student, unless `allow_drift`: then
@@ -61,7 +64,7 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(where=str(out), found="files", wanted="a new or an empty folder", fix="choose another OUT")
     info = _finished(run)
-    student, data, _ = open_run(run, data_root=data_root, cache=cache)
+    trained, data, _ = open_run(run, data_root=data_root, cache=cache, student=student, dataset=dataset)
     tested = check_rows(data, rows)
     if not len(tested):
         raise RunError(
@@ -72,16 +75,16 @@ def export(
         )
     with _unfinished(out) as folder:
         path = folder / kind.file
-        calibration = _write(student, data, kind, path, precision, calibrate, quantiser)
-        about = _about(student, data, info, to, precision, kind)
+        calibration = _write(trained, data, kind, path, precision, calibrate, quantiser)
+        about = _about(trained, data, info, to, precision, kind)
         if to == "hf":
             runs.write_json(folder / "config.json", hub_config(about))
-        inputs = reference_inputs(student)
-        about["reference"] = reference_of(inputs, kind.open(path, student), data.class_names)
+        inputs = reference_inputs(trained)
+        about["reference"] = reference_of(inputs, kind.open(path, trained), data.class_names)
         about["calibration"] = calibration
         if to == "onnx":
             _annotate(path, about)
-        checked = check(student, kind.open(path, student), data, tested, batch)  # the bytes that ship
+        checked = check(trained, kind.open(path, trained), data, tested, batch)  # the bytes that ship
         about["check"] = _judged(run, checked, allow_drift)
         about["files"] = {each.name: _hash(each) for each in sorted(folder.iterdir())}
         runs.write_json(folder / "student.json", about)

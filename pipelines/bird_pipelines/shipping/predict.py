@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from bird.devices import choose_device
 from bird.errors import DataError, ImageError, RunError, UsageError, unknown_name
 from bird.images import WHITE, decode_image
+from bird.student_bodies import own_student
 from bird.student_views import center_view, unit_range
-from bird.students import load_student
+from bird.students import STUDENTS, load_student
 from bird_cache.files import replace
 from bird_pipelines.prefetch import in_order
 from bird_pipelines.progress import progress
@@ -54,12 +55,13 @@ def predict(
     batch: int = 64,
     workers: int | None = None,
     max_failed: float = 0.01,
+    student: object = None,
 ) -> dict[str, Any]:
     """Write id, predicted class and probabilities of all images to `out` (.csv, .parquet or .json), in their order.
 
     `model` is a run folder, or the folder of an ONNX export; `inputs` are images, folders and tables
     (`bird_pipelines.shipping.pictures`). Pixels are made as for training. Images that cannot be read are left out and
-    named in the answer under `failed`.
+    named in the answer under `failed`. `student` is the module of a student of the user's own.
 
     Raises UsageError for another kind of `out` or of model, RunError for a damaged model, DataError for inputs without an
     image and where more than a share of `max_failed` cannot be read: then nothing is written.
@@ -67,7 +69,7 @@ def predict(
     if out.suffix.lower() not in SUFFIXES:
         raise unknown_name("--out", out.name, SUFFIXES, "end its name in one of these")
     found = pictures(inputs)
-    opened = open_model(model)
+    opened = open_model(model, student)
     ids: list[str] = []
     failed: dict[str, str] = {}
     parts: list[Scores] = []
@@ -92,9 +94,10 @@ def predict(
     return {"out": str(out), "images": len(ids), "predicted": counts, "failed": failed}
 
 
-def open_model(folder: Path) -> Model:
-    """A run folder or an export of ONNX. Raises UsageError for a student of vectors and for other exports, RunError for
-    what is no finished run and for a file with another sha256 than student.json records."""
+def open_model(folder: Path, student: object = None) -> Model:
+    """A run folder, with the user's own `student` where it is one, or an export of ONNX. Raises UsageError for a student of
+    vectors, for one of the user's own that is not given and for other exports, RunError for what is no finished run and
+    for a file with another sha256 than student.json records."""
     about = read_json(folder / "student.json")
     recipe = about.get("input") or {}
     if recipe.get("kind") == "features":
@@ -112,7 +115,7 @@ def open_model(folder: Path) -> Model:
             wanted="a run folder or an ONNX export",
             fix="its README.md has a script that runs it; or export the run --to onnx",
         )
-    logits, names, side = (_exported if exported else _of_a_run)(folder, about)
+    logits, names, side = _exported(folder, about) if exported else _of_a_run(folder, about, student)
     return Model(logits, tuple(names), side, recipe.get("white_level") or WHITE)
 
 
@@ -130,9 +133,9 @@ def _exported(folder: Path, about: Mapping[str, Any]) -> tuple[Runtime, Sequence
     return open_onnx(folder / file, spin=False), about["class_names"], about["input"]["shape"][-1]
 
 
-def _of_a_run(folder: Path, about: Mapping[str, Any]) -> tuple[Runtime, Sequence[str], int]:
+def _of_a_run(folder: Path, about: Mapping[str, Any], own: object) -> tuple[Runtime, Sequence[str], int]:
     device = choose_device("auto")
-    student = load_student(folder).to(device)
+    student = load_student(folder, None if own is None else own_student(own, STUDENTS)).to(device)
     names = about.get("class_names") or read_json(folder / "run.json")["class_names"]
 
     def logits(pixels: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ same command goes on where it stopped.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ def compare_methods(
     given = {**(flags or {}), "cache": cache}
     plans: dict[str, list[RunConfig]] = {
         method: [
-            resolve({**given, "method": method, "seed": seed, "out": out / f"{method}-{seed}"}, file, base)
+            resolve({**given, "method": method, "seed": seed, "out": out / f"{_folder(method)}-{seed}"}, file, base)
             for seed in range(seeds)
         ]
         for method in methods
@@ -64,7 +65,9 @@ def compare_methods(
     sizes = len(first["class_names"]), len(first["group_names"])
     predicted = {method: _predicted(configs) for method, configs in plans.items()}
     report = write_report(
-        [config.place.out for configs in plans.values() for config in configs], out / "report.html", against=reference
+        [config.place.out for configs in plans.values() for config in configs],
+        out / "report.html",
+        against=plans[reference][0].method,
     )
     return {
         "cache": cache,
@@ -74,6 +77,11 @@ def compare_methods(
         "differences": differences(predicted, reference, *sizes),
         "report": str(report),
     }
+
+
+def _folder(method: str) -> str:
+    """The method's name without what a path of somebody's own code has in it."""
+    return re.sub(r"[^\w.+-]+", "_", method)
 
 
 def _predicted(configs: Sequence[RunConfig]) -> dict[int, Predicted]:

@@ -93,7 +93,7 @@ class Search:
 
 def require_halves(base: RunConfig, search: Search) -> None:
     """Before anything is trained: raise UsageError where the choosing half of meta lacks a (class, group) cell."""
-    data = load_data(base.but(choose=search.seed).source, base.student, base.place.workers)
+    data = load_data(base.but(choose=search.seed).source, base.student, base.place.workers, base.part("dataset"))
     empty = data.empty_cells().get(CHOOSE, [])
     if empty or not len(data.rows(CHOOSE)):
         raise UsageError(

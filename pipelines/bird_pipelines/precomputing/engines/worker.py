@@ -48,7 +48,7 @@ class Worker:
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # the coordinator has told it all
                 self.writer = open_worker(config.out, order.fingerprint, order.part)
-                data, teacher = open_data(config.rows), open_teacher(config)
+                data, teacher = open_data(config), open_teacher(config)
                 assert isinstance(teacher, Teacher)
                 require_teacher(teacher, config, self.writer.plan)
                 plan, samples, update = self.writer.plan, self.writer.samples, config.stored.update

@@ -118,6 +118,7 @@ def _paper_notes(record: Record) -> list[str]:
         lines += [""]
     if record["known_errors"]:
         lines += ["## Known errors in the paper", "", *(f"- {each}" for each in record["known_errors"]), ""]
+    lines += ["## What the paper leaves open, and what is done here", "", *(f"- {each}" for each in record["open"]), ""]
     return lines
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean
 
-__all__ = ["ERRORS", "METHOD_OF", "PAPER", "Headline", "Published", "headlines", "hyperparameters", "results"]
+__all__ = ["ERRORS", "METHOD_OF", "OPEN", "PAPER", "Headline", "Published", "headlines", "hyperparameters", "results"]
 
 PAPER = 'Java, Jandial and Agarwal, "Towards Fair Knowledge Distillation using Student Feedback", 2023'
 FOLDER = Path(__file__).parent / "paper"
@@ -49,6 +49,17 @@ ERRORS: Mapping[str, tuple[str, ...]] = {
         " deviations included: one may be a copy of the other.",
     ),
 }
+
+
+# Each with what is done here. Sources: the paper's section 4 and Table 8, and the code of the methods that it compares with.
+OPEN: tuple[str, ...] = (
+    "Batch size (128 here), weight decay (0) and Adam's betas (torch's defaults); the rate is 1e-3.",
+    "mu1 and mu2: 1e-3 each; phi has an Adam of its own.",
+    "The meta split: 10 % of train by class and group. A meta batch has 8 rows of every (class, group) cell.",
+    "What the warmup is: here lambda is 0 and phi stays until it ends.",
+    "Which values the gate can take: sigmoid(phi) with phi drawn from 0 to 1, not confined to that range afterwards.",
+    "Which epoch ships: here the last one.",
+)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ class Builder:
         trains = self.profile.stand_ins.get(block.trains, block.trains)
         after, cache = self.features(block, dataset, row.method)
         chosen: Mapping[str, Any] = self.profile.run if trains == "adapter" else self.profile.image_run
-        settings = {"lambda": block.lambda_, "warmup": block.warmup, "epochs": block.epochs, **chosen}
+        settings: dict[str, Any] = {"lambda": block.lambda_, "warmup": block.warmup, "epochs": block.epochs}
+        settings |= {"lr_schedule": block.lr_schedule, **chosen}
         source = Path(cache).name if cache else dataset
         mine = {}
         for seed in seeds:
@@ -161,7 +162,7 @@ class Builder:
 
     def teacher(self, block: Block, dataset: str, arch: str) -> Step:
         """The step that trains a teacher."""
-        settings = {"epochs": block.epochs, **self.profile.teacher_run}
+        settings = {"epochs": block.epochs, "lr_schedule": block.lr_schedule, **self.profile.teacher_run}
         flags: dict[str, Any] = {
             "dataset": dataset,
             "student": arch,

@@ -91,6 +91,7 @@ def tabulate(recipe: Recipe, profile: Profile, outcomes: Sequence[Outcome]) -> d
         "blocks": blocks,
         "headlines": headlines,
         "known_errors": list(published.ERRORS.get(recipe.table, ())),
+        "open": [*recipe.open, *published.OPEN],
         "failed": [f"{each.row.id}: {error}" for each in outcomes for error in each.errors],
     }
 
