@@ -23,6 +23,7 @@ __all__ = [
     "TEMPORARY",
     "busy",
     "canonical_json",
+    "clear",
     "digest",
     "digest_of_pieces",
     "file_digest",
@@ -138,11 +139,11 @@ def write_lock(folder: Path) -> Iterator[None]:
             if error.errno not in NO_LOCKS:
                 raise storage_error(path, error, 0) from error
             held.enter_context(_owned(folder))
-        _clear(folder)
+        clear(folder)
         yield
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Delete the temporaries of killed writers. Those of a living one stay, for the lock may not reach it: a process of this
     host is asked for, of other hosts nothing is known for a day."""
     for left in folder.rglob(f"*{TEMPORARY}*"):

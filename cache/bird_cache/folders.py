@@ -10,7 +10,7 @@ from typing import final
 from urllib.parse import unquote, urlsplit
 
 from bird_cache.errors import NotACacheError
-from bird_cache.files import LOCKS, TEMPORARY, file_digest, publish, replace, storage_error, write_lock
+from bird_cache.files import LOCKS, TEMPORARY, clear, file_digest, publish, replace, storage_error, write_lock
 from bird_cache.object_folder import ObjectFolder
 from bird_cache.storage import Folder
 
@@ -82,6 +82,14 @@ class LocalFolder(Folder):
             raise storage_error(self.local, error, 0) from error
         with write_lock(self.local):
             yield
+
+    def shares(self) -> bool:
+        """See Folder.shares: a file is put only where none is."""
+        return True
+
+    def tidy(self) -> None:
+        """See Folder.tidy."""
+        clear(self.local)
 
     def free(self) -> int | None:
         """See Folder.free."""

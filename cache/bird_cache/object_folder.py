@@ -100,6 +100,14 @@ class ObjectFolder(Folder):
         with self._owned():
             yield
 
+    def shares(self) -> bool:
+        """See Folder.shares: where put-if-absent is what it says."""
+        self._creates = self._honours_create()
+        return self._creates
+
+    def tidy(self) -> None:
+        """See Folder.tidy: an object is there whole or not at all."""
+
     def free(self) -> int | None:
         """See Folder.free."""
         return None

@@ -48,7 +48,7 @@ def refuse_foreign(folder: Folder, plan: Plan) -> None:
         # An interrupted start leaves the sample table and the layers' descriptions.
         started = {SAMPLES, *layout_of(plan.store).describe(plan)}
         foreign = [path for path in folder.files() if path not in started and not path.startswith(f"{COMMITS}/")]
-        if not foreign:
+        if not foreign or find_layout(folder) is not None:  # another writer has begun it in this instant
             return
         found = f"a folder with other things in it ({', '.join(foreign[:3])})"
     raise NotACacheError(

@@ -66,6 +66,14 @@ class Folder(ABC):
         plan share the work. Raises BusyCacheError, StorageError."""
 
     @abstractmethod
+    def shares(self) -> bool:
+        """Whether several writers of one plan can work here side by side without a lock. Raises StorageError."""
+
+    @abstractmethod
+    def tidy(self) -> None:
+        """Delete what killed writers of this host left under temporary names."""
+
+    @abstractmethod
     def free(self) -> int | None:
         """Bytes that still fit; None where nobody knows."""
 

@@ -59,10 +59,14 @@ class FeatureWriter:
     """One writer of a cache, or of one part of it; made by `open_writer` and `open_part`, which hold the folder. That others
     are kept out is not relied upon: a lock may not reach another host, and object storage has none."""
 
-    def __init__(self, folder: Folder, layout: Layout, manifest: Manifest, samples: Samples, part: str) -> None:
+    def __init__(
+        self, folder: Folder, layout: Layout, manifest: Manifest, samples: Samples, part: str, *, look: bool = True
+    ) -> None:
+        """Without `look` nothing is known yet of what others have committed."""
         self.folder, self.layout, self.manifest, self.samples, self.part = folder, layout, manifest, samples, part
         self.plan = manifest.plan_of(part)
-        self.receipts = {} if self.complete else read_receipts(folder, layout, manifest, part, strict=False)
+        known = self.complete or not look
+        self.receipts = {} if known else read_receipts(folder, layout, manifest, part, strict=False)
 
     @property
     def complete(self) -> bool:
@@ -72,6 +76,10 @@ class FeatureWriter:
     def pending(self) -> list[int]:
         """Shards without a commit record, in order."""
         return [] if self.complete else [shard for shard in range(self.plan.shards) if shard not in self.receipts]
+
+    def committed(self, shard: int) -> Receipt | None:
+        """The receipt of a shard, whoever wrote it; None where there is none yet."""
+        return self.receipts.get(shard) or self._committed(shard)
 
     def write_shard(
         self,
@@ -250,6 +258,7 @@ class FeatureWriter:
         if self.complete:
             return self.manifest
         self._require_sound()
+        self.folder.tidy()  # workers may have been killed since the folder was opened
         summary = summarise(self.receipts[shard].audit for shard in sorted(self.receipts))
         if self.part:
             done = self.manifest.parts[self.part].model_copy(update={"complete": True, "summary": summary})

@@ -26,7 +26,7 @@ def precompute(
         info = bird_pipelines.precompute(teacher="onnx:model.onnx", dataset="digits-s", out="out/cache")
     """
     from bird_pipelines.config import resolve_precompute
-    from bird_pipelines.precomputing.extraction import precompute_command
+    from bird_pipelines.precomputing.command import precompute_command
 
     flags = {"teacher": teacher, "dataset": dataset, "out": out, **options}
     return precompute_command(resolve_precompute(flags, None if config is None else Path(config)))
@@ -151,13 +151,16 @@ def tune(
     drop: float = 1.0,
     floor: float | None = None,
     seed: int = 0,
+    engine: str = "local",
+    address: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """`bird tune` from Python: choose the weights of a method, and of the baseline, on half of the meta split. Resumes.
 
     Among the candidates whose score `floor_on` (x100) is at or above a floor, the lowest mean-DEO wins. The floor is
     `floor`, or `drop` points below the baseline with its default settings. `options` are those of `distill`. Returns what
-    OUT/tune.json says. Raises the errors that the command reports.
+    OUT/tune.json says. With the `engine` "ray" the runs are tasks of the cluster at `address`.
+    Raises the errors that the command reports.
 
         found = bird_pipelines.tune(cache="out/cache", out="out/tune", method="bird-offsets", trials=12)
         found["chosen"]["setting"]
@@ -165,9 +168,11 @@ def tune(
     from bird.errors import unknown_name
     from bird_pipelines.config import resolve
     from bird_pipelines.distilling.data import cache_dataset
+    from bird_pipelines.study.places import require_place, trainer
     from bird_pipelines.study.tune import tune as run
     from bird_pipelines.study.tune_search import FLOORS, Search
 
+    require_place(engine, address)
     defaults = {"student": "adapter", "method": "bird", "dataset": cache_dataset(str(cache))}
     flags = {"cache": str(cache), "out": Path(out), **options}
     base = resolve(flags, None if config is None else Path(config), defaults)
@@ -183,7 +188,8 @@ def tune(
         floor=floor,
         seed=seed,
     )
-    return run(base, search)
+    with trainer(engine, address) as train:
+        return run(base, search, train)
 
 
 def export(run: str | Path, out: str | Path, to: str = "onnx", **options: Any) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 from helpers.reports import make_run
+from helpers.shell import bird
+from helpers.workers import bytes_of
 
 import bird_pipelines
 from bird_pipelines.config import resolve
@@ -36,6 +38,14 @@ def flags(teacher):
     """The options of `bird precompute` that make the cache fixture."""
     data = ("--dataset", "digits-s", "--limit", LIMIT, "--shard-rows", 64, "--batch-size", 16, "--workers", 1)
     return ("--teacher", f"run:{teacher}", *data)
+
+
+@pytest.fixture(scope="session")
+def expected(flags, tmp_path_factory):
+    """The bytes of the cache that one process writes with them."""
+    where = tmp_path_factory.mktemp("one") / "cache"
+    bird("precompute", *flags, "--out", where)
+    return bytes_of(where)
 
 
 @pytest.fixture(scope="session")

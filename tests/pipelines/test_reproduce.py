@@ -5,20 +5,13 @@ import signal
 
 import pytest
 from helpers.shell import bird, bird_json, panel, stopped
+from helpers.tables import small
 
 from bird.errors import UsageError
 from bird_pipelines.predictions import load_predictions
-from bird_pipelines.study.tables.recipes import load_profile, load_recipe, select
+from bird_pipelines.study.tables.recipes import load_recipe, select
 from bird_pipelines.study.tables.reproduce import execute, ready, reproduce
 from bird_pipelines.study.tables.steps import build_plan, needed
-
-
-def small(name):
-    """The demo profile on fewer images and epochs."""
-    recipe, _ = load_recipe(name)
-    brief = {"epochs": 2, "warmup": 1, "batch_size": 64}
-    changes = {"limit": 300, "run": brief, "image_run": brief, "teacher_run": {"epochs": 1, "batch_size": 64}}
-    return load_profile("demo", recipe).model_copy(update=changes)
 
 
 @pytest.fixture(scope="module")

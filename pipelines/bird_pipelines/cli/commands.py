@@ -15,7 +15,17 @@ from bird_pipelines.cli.audit import audit
 from bird_pipelines.cli.cache import cache_app
 from bird_pipelines.cli.compare import compare
 from bird_pipelines.cli.dial import dial
-from bird_pipelines.cli.options import Config, Json, OwnDataset, OwnStudent, Setting, output, settings_of, takes
+from bird_pipelines.cli.options import (
+    Config,
+    Json,
+    OwnDataset,
+    OwnStudent,
+    Setting,
+    SlurmOptions,
+    output,
+    settings_of,
+    takes,
+)
 from bird_pipelines.cli.ranks import exit_of, listen_no_more, refuse_command, to_say
 from bird_pipelines.cli.reproduce import reproduce
 from bird_pipelines.cli.shipping import export, predict
@@ -85,10 +95,17 @@ def main() -> None:
 
 @app.command()
 @takes(options_of_a_cache(), need=("teacher", "dataset", "out"))
-def precompute(flags: dict[str, Any], setting: Setting = None, config: Config = None, json_: Json = False) -> None:
+def precompute(
+    flags: dict[str, Any],
+    setting: Setting = None,
+    set_: SlurmOptions = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
     """Phase 1: run the frozen teacher once over a data set and cache its features."""
     settings = settings_of(setting) if setting else None
-    info = bird_pipelines.precompute(**flags, settings=settings, config=config)
+    slurm = settings_of(set_, "--set", "`sbatch --help`") if set_ else None
+    info = bird_pipelines.precompute(**flags, settings=settings, set=slurm, config=config)
     output(info, json_, show.parts_of if flags.get("dry_run") else show.cache)
 
 

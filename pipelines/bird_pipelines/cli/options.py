@@ -18,13 +18,16 @@ from bird.launch import launched
 from bird_pipelines.config.option import Declared
 
 __all__ = [
+    "Address",
     "CacheArgument",
     "Config",
+    "Engine",
     "Json",
     "OwnDataset",
     "OwnStudent",
     "SetOptions",
     "Setting",
+    "SlurmOptions",
     "options_of",
     "output",
     "settings_of",
@@ -54,6 +57,19 @@ CacheArgument = Annotated[str, typer.Argument(help="The cache: a folder, or file
 Setting = Annotated[
     list[str] | None,
     typer.Option(help="A setting of the data set, NAME=VALUE (`bird list datasets`). It can be repeated."),
+]
+SlurmOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="slurm: an option of sbatch, NAME=VALUE, such as partition=gpu. It can be repeated.",
+        rich_help_panel="Several processes or machines",
+    ),
+]
+Engine = Annotated[str, typer.Option(help="Where the runs are made: local or ray.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="ray: HOST:PORT of a cluster, or auto. Default: RAY_ADDRESS, else a Ray on this machine."),
 ]
 Command = Callable[..., None]
 
@@ -134,7 +150,7 @@ def share(value: float | None) -> float | None:
     raise typer.BadParameter(f"{value:g} is no share from 0 to 1{meant}")
 
 
-def settings_of(pairs: list[str] | None) -> dict[str, Any]:
+def settings_of(pairs: list[str] | None, where: str = "--setting", see: str = "`bird list datasets`") -> dict[str, Any]:
     """["skew=0.9"] -> {"skew": 0.9}. Values are read as TOML where they can be, else as text."""
     import tomllib
 
@@ -144,7 +160,7 @@ def settings_of(pairs: list[str] | None) -> dict[str, Any]:
     for pair in pairs or []:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise UsageError(where="--setting", found=repr(pair), wanted="NAME=VALUE", fix="see `bird list datasets`")
+            raise UsageError(where=where, found=repr(pair), wanted="NAME=VALUE", fix=f"see {see}")
         try:
             settings[name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

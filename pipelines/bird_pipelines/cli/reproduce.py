@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bird_pipelines.cli.options import Json, output
+from bird_pipelines.cli.options import Address, Engine, Json, output
 
 __all__ = ["reproduce"]
 
@@ -27,6 +27,8 @@ def reproduce(
         list[str] | None, typer.Option(help="A row (data set/teacher/student/method), a part of one, or a pattern.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 1,
+    engine: Engine = "local",
+    address: Address = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan with a rough estimate of time and disk.")] = False,
     json_: Json = False,
 ) -> None:
@@ -41,6 +43,8 @@ def reproduce(
         seeds=seeds,
         only=only or (),
         jobs=jobs,
+        engine=engine,
+        address=address,
         dry_run=dry_run,
     )
     output(done, json_, show_plan if dry_run else show_files)

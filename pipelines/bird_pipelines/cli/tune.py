@@ -8,7 +8,7 @@ import typer
 
 import bird_pipelines
 from bird_pipelines.cli import show
-from bird_pipelines.cli.options import Config, Json, output, takes
+from bird_pipelines.cli.options import Address, Config, Engine, Json, output, takes
 from bird_pipelines.config.run import options_of_a_run
 
 __all__ = ["tune"]
@@ -39,6 +39,8 @@ def tune(
     ] = 1.0,
     floor: Annotated[float | None, typer.Option(help="Lowest allowed value, x100. It replaces --drop.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search and of the halves of the meta split.")] = 0,
+    engine: Engine = "local",
+    address: Address = None,
     config: Config = None,
     json_: Json = False,
 ) -> None:
@@ -55,5 +57,7 @@ def tune(
         drop=drop,
         floor=floor,
         seed=seed,
+        engine=engine,
+        address=address,
     )
     output(found, json_, show.tuned)

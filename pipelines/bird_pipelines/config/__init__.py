@@ -9,12 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bird_pipelines.config.cache import PrecomputeConfig, Rows, Stored, Work
+    from bird_pipelines.config.cache import Engine, PrecomputeConfig, Rows, Stored, Work
     from bird_pipelines.config.reading import resolve, resolve_precompute
     from bird_pipelines.config.run import CHOOSE, Place, RunConfig, Source, Training, Weights
 
 __all__ = [
     "CHOOSE",
+    "Engine",
     "Place",
     "PrecomputeConfig",
     "Rows",
@@ -36,4 +37,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"bird_pipelines.config.{room}"), name)
 
 
-CACHE = ("PrecomputeConfig", "Rows", "Stored", "Work")
+CACHE = ("Engine", "PrecomputeConfig", "Rows", "Stored", "Work")

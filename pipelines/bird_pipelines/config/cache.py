@@ -10,11 +10,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from bird.errors import UsageError
 from bird.own import Part
+from bird_pipelines.config.engine import Engine
 from bird_pipelines.config.option import Declared, Option, Record, declared
 
 __all__ = [
     "PARTS",
     "Asked",
+    "Engine",
     "PrecomputeConfig",
     "Rows",
     "Service",
@@ -174,7 +176,14 @@ class Work:
         return int(first), int(last)
 
 
-PARTS: Mapping[str, type[Record]] = {"rows": Rows, "asked": Asked, "service": Service, "stored": Stored, "work": Work}
+PARTS: Mapping[str, type[Record]] = {
+    "rows": Rows,
+    "asked": Asked,
+    "service": Service,
+    "stored": Stored,
+    "work": Work,
+    "workers": Engine,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +199,7 @@ class PrecomputeConfig:
     service: Service
     stored: Stored
     work: Work
+    workers: Engine
     own: Mapping[str, Part] = field(default_factory=dict)
 
 

@@ -29,6 +29,7 @@ from bird.step.stack import StackedLearner
 from bird.students import STUDENTS
 from bird_cache.files import write_lock
 from bird_cache.order import shuffled, slices
+from bird_cache.store import open_cache
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.data import RunData
@@ -40,7 +41,7 @@ from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.distilling.training import LESS, Trainer, distill, outcome, read
 from bird_pipelines.progress import Interrupted, progress, stop_requests
 
-__all__ = ["distill_many", "groups_of", "models_at_once"]
+__all__ = ["distill_many", "groups_of", "models_at_once", "stacks_of"]
 
 # What the runs of a stack may differ in.
 OWN = ("seed", "lambda", "alpha", "mu1", "mu2", "lr", "fitnet_weight", "mfd_weight")
@@ -94,6 +95,19 @@ def groups_of(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     return list(groups.values())
 
 
+def stacks_of(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """The runs as they are trained: each list is a stack, or a run that is trained alone. Raises the cache's errors."""
+    stacks: list[list[RunConfig]] = []
+    for group in groups_of(configs):
+        if not stackable(group[0]) or group[0].source.cache is None:
+            stacks += [[config] for config in group]
+            continue
+        width = open_cache(group[0].source.cache).manifest.layers()["penultimate"].shape[-1]
+        most = runs_at_once(width)
+        stacks += [group[start : start + most] for start in range(0, len(group), most)]
+    return stacks
+
+
 def stackable(config: RunConfig) -> bool:
     """Whether runs like this one can be trained side by side. Runs that stop early each end at an epoch of their own."""
     if config.training.early_stop:
@@ -136,7 +150,12 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
 def models_at_once(data: RunData) -> int:
     """How many runs on these data a stack should hold."""
     assert isinstance(data.features, Tensor)
-    return max(1, int(STACK_NUMBERS // data.features.shape[-1] ** 2))
+    return runs_at_once(data.features.shape[-1])
+
+
+def runs_at_once(width: int) -> int:
+    """How many models of `width` features a stack should hold."""
+    return max(1, int(STACK_NUMBERS // width**2))
 
 
 def at_one_place(trainers: Sequence[Trainer]) -> Iterator[list[Trainer]]:

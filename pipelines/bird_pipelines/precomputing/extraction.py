@@ -8,50 +8,58 @@ very batches that an unbroken one does.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from bird.datasets import open_dataset
-from bird.datasets.base import Dataset, SampleTable, empty_cells, prepare
-from bird.datasets.own import open_own
+from bird.datasets.base import Dataset, SampleTable
 from bird.devices import enough_memory
 from bird.errors import DataError, TeacherError
 from bird.teachers import Service, Teacher, expand_layers
-from bird_cache.errors import StorageError
+from bird_cache.errors import BusyCacheError, StorageError
 from bird_cache.folders import open_folder
 from bird_cache.manifest import Manifest, Plan, Receipt
 from bird_cache.numbers import storage_dtype
-from bird_cache.samples import OK, Samples
+from bird_cache.samples import Samples
 from bird_cache.storage import Folder
-from bird_cache.store import find_layout, open_cache, read_manifest
+from bird_cache.store import find_layout, read_manifest
 from bird_cache.summary import name_of_cell
+from bird_cache.worker import open_worker
 from bird_cache.writer import FeatureWriter, open_part, open_writer
-from bird_pipelines.config import PrecomputeConfig, Stored, Work
+from bird_pipelines.config import Stored, Work
 from bird_pipelines.precomputing.decoding import Decoded, decode, plan_jobs
 from bird_pipelines.precomputing.paid import Job, Paid, adopt_canaries, refuse_views, save_canaries
 from bird_pipelines.precomputing.plan import (
     BOXES,
     make_plan,
-    require_cells,
     require_revision,
     samples_of,
-    warn_of_cells,
 )
-from bird_pipelines.precomputing.teacher import describe_teacher, open_teacher
-from bird_pipelines.precomputing.update import Earlier, sides_of
+from bird_pipelines.precomputing.update import Earlier
 from bird_pipelines.prefetch import in_order
-from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests, tell_remarks
+from bird_pipelines.progress import Advance, Interrupted, progress, stop_requests, tell
 
-__all__ = ["need_room", "precompute", "precompute_command"]
+__all__ = [
+    "Batches",
+    "need_room",
+    "open_for",
+    "planned",
+    "precompute",
+    "refuse_too_many",
+    "rows_of",
+    "run_jobs",
+    "usual_workers",
+]
 
 WRITES_IN_FLIGHT = 2
+FINISH_SECONDS = 60.0
+"""how long a slice that wrote the last shard waits for another process to let the folder go"""
 STORED, WORK = Stored(), Work()
 
 
@@ -74,28 +82,51 @@ def precompute(
     cannot be decoded; TeacherError or FeatureError for unusable vectors; StorageError; Interrupted. What is committed
     is kept, and the same call goes on from there.
     """
-    views, (first, every) = stored.views, work.part
+    first, every = work.part
     if isinstance(teacher, Service):
-        refuse_views(views)
+        refuse_views(stored.views)
         adopt_canaries(teacher, open_folder(out))
-    elif views:
+    plan, samples, earlier = planned(teacher, dataset, table, stored, precision, work.batch_size)
+    opening = open_for if every == 1 else beside_others
+    with opening(out, plan, samples) as writer, stop_requests() as stop:
+        mine = [shard for shard in range(writer.plan.shards) if shard % every == first - 1]
+        pending = {*writer.pending()}
+        jobs = plan_jobs(writer.plan, [shard for shard in mine if shard in pending], work.batch_size)
+        waiting, total = sum(job.stop - job.start for job in jobs), rows_of(writer.plan, mine)
+        need_room(writer.folder, writer.plan, waiting)
+        if isinstance(teacher, Service):
+            save_canaries(teacher, writer.folder)
+        with progress(f"precompute {teacher.name}", "images", total, total - waiting) as advance:
+            batches = Batches(teacher, dataset, samples, writer.plan, earlier)
+            run_jobs(batches, jobs, writer, work.workers or usual_workers(), max_failed, advance, stop)
+        if every > 1:
+            return finish_together(writer, out, plan, samples)
+        return writer.manifest if writer.pending() else writer.finish()
+
+
+def planned(
+    teacher: Teacher | Service,
+    dataset: Dataset,
+    table: SampleTable,
+    stored: Stored,
+    precision: str,
+    batch_size: int,
+) -> tuple[Plan, Samples, Earlier | None]:
+    """The plan of a cache and its sample table, and the finished cache from which some rows are taken."""
+    if stored.views and isinstance(teacher, Teacher):
         teacher.preprocess(np.zeros((8, 8, 3), np.uint8), np.array([0, 0, 8, 8, 0], np.int32))  # can it see a box?
     layers = expand_layers(teacher, [name.strip() for name in stored.layers.split(",")])
-    plan = make_plan(teacher, dataset, table, stored, layers, precision=precision, batch_size=work.batch_size)
+    plan = make_plan(teacher, dataset, table, stored, layers, precision=precision, batch_size=batch_size)
     samples = samples_of(table)
     earlier = None if stored.update is None else Earlier(stored.update, plan, samples)
     if earlier is not None:
         plan = plan.model_copy(update={"notes": {**plan.notes, "reused": earlier.reused}})
-    with open_for(out, plan, samples) as writer, stop_requests() as stop:
-        jobs = plan_jobs(writer.plan, [n for n in writer.pending() if n % every == first - 1], work.batch_size)
-        waiting = sum(job.stop - job.start for job in jobs)
-        need_room(writer.folder, writer.plan, waiting)
-        if isinstance(teacher, Service):
-            save_canaries(teacher, writer.folder)
-        with progress(f"precompute {teacher.name}", "images", plan.rows, plan.rows - waiting) as advance:
-            batches = Batches(teacher, dataset, samples, writer.plan, earlier)
-            run_jobs(batches, jobs, writer, work.workers or usual_workers(), max_failed, advance, stop)
-        return writer.manifest if writer.pending() else writer.finish()
+    return plan, samples, earlier
+
+
+def rows_of(plan: Plan, shards: Iterable[int]) -> int:
+    """How many rows the shards have."""
+    return sum(stop - start for start, stop in map(plan.bounds, shards))
 
 
 @contextmanager
@@ -123,59 +154,41 @@ def open_for(out: str | Path, plan: Plan, samples: Samples) -> Iterator[FeatureW
         yield writer
 
 
-def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
-    """`bird precompute`: open the data set and the teacher, write the cache, say what it holds (see `FeatureStore.info`)."""
-    rows, stored, work = config.rows, config.stored, config.work
-    work.part  # noqa: B018  (a slice that is none is refused before the data set is read)
-    max_failed = 0.0 if rows.on_error == "fail" else rows.max_failed
-    part = config.own.get("dataset")
-    data = (
-        open_own(part, rows.data_root, rows.settings)
-        if part
-        else open_dataset(rows.dataset, rows.data_root, **rows.settings)
-    )
-    if rows.max_megapixels is not None:
-        data.max_pixels = int(1e6 * rows.max_megapixels)
-    teacher = open_teacher(config)
-    table = prepare(
-        data,
-        limit=rows.limit,
-        keep_conflicts=rows.keep_conflicts,
-        max_problem_share=max_failed,
-        workers=work.workers or usual_workers(),
-        sides=None if stored.update is None else sides_of(stored.update, data),
-    )
-    require_cells(data, table)
-    tell_remarks(data.remarks)
-    if config.dry_run:
-        return estimate(teacher, data, table, config.service.price_per_1000)
-    precompute(
-        teacher,
-        data,
-        table,
-        config.out,
-        stored=stored,
-        work=work,
-        precision=config.asked.precision,
-        max_failed=max_failed,
-    )
-    store = open_cache(config.out)
-    if store.manifest.complete:  # what was planned may have failed
-        kept = table.take(store.samples.having("status", OK))
-        names, planned = (data.class_names, data.group_names), empty_cells(table, data.class_names, data.group_names)
-        lost = {split: cells for split, cells in empty_cells(kept, *names).items() if cells != planned.get(split)}
-        warn_of_cells(lost, ": all its images failed")
-    unusable = {problem.id: problem.reason for problem in table.problems}
-    info = store.info() | {"prepared": dict(table.notes), "left_out": unusable}
-    return info | {"remarks": [*data.remarks]}
+@contextmanager
+def beside_others(out: str | Path, plan: Plan, samples: Samples) -> Iterator[FeatureWriter]:
+    """The writer of a slice. The folder is held only while the cache is begun, so that several slices write at once. A
+    store that keeps no two writers apart has one at a time."""
+    if not open_folder(out).shares():
+        with open_for(out, plan, samples) as writer:
+            yield writer
+        return
+    try:
+        with open_for(out, plan, samples) as begun:
+            fingerprint, part = begun.plan.fingerprint, begun.part
+        if begun.complete:
+            yield begun
+            return
+    except BusyCacheError:  # another slice begins it, or a process writes it all: its plan is the same, or is refused
+        fingerprint, part = plan.fingerprint, ""
+    writer = open_worker(out, fingerprint, part)
+    for shard in range(writer.plan.shards):
+        writer.committed(shard)
+    yield writer
 
 
-def estimate(teacher: Teacher | Service, data: Dataset, table: SampleTable, price: float | None) -> dict[str, Any]:
-    """What would be asked of the teacher; of a service also bytes, time and cost. Reads the data set, asks nothing."""
-    if isinstance(teacher, Service):
-        asking = teacher.estimate(len(table), sum(len(data.read(id)) for id in table.ids.tolist()), price)
-        return {"teacher": teacher.name, "dim": teacher.dim, "kind": teacher.feature_kind, **teacher.notes, **asking}
-    return {**describe_teacher(teacher), "images": len(table)}
+def finish_together(writer: FeatureWriter, out: str | Path, plan: Plan, samples: Samples) -> Manifest:
+    """Finish a cache if every slice is there, by whoever is first."""
+    end = time.monotonic() + FINISH_SECONDS
+    while all(writer.committed(shard) is not None for shard in range(writer.plan.shards)) and not writer.complete:
+        try:
+            with open_for(out, plan, samples) as last:
+                return last.manifest if last.pending() else last.finish()
+        except BusyCacheError:
+            if time.monotonic() >= end:
+                tell(f"note: every shard of {out} is there; the process that holds the folder finishes it")
+                break
+            time.sleep(0.2)
+    return writer.manifest
 
 
 class Batches:

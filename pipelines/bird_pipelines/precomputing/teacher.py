@@ -1,16 +1,32 @@
-"""The teacher that a command names, opened, with every option of the command that concerns it."""
+"""The teacher and the data set that a command names, opened, with every option of the command that concerns them."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+from bird.datasets import open_dataset
+from bird.datasets.base import Dataset
+from bird.datasets.own import open_own
 from bird.teachers import Service, Teacher, load_teacher, open_service, own_part, takes_of
 from bird.teachers.claims import require_takers
 from bird_pipelines.config import PrecomputeConfig
 from bird_pipelines.progress import tell
 
-__all__ = ["describe_teacher", "open_teacher"]
+__all__ = ["describe_teacher", "open_data", "open_teacher"]
+
+
+def open_data(config: PrecomputeConfig) -> Dataset:
+    """The data set. Raises UsageError, DataError."""
+    rows, part = config.rows, config.own.get("dataset")
+    data = (
+        open_own(part, rows.data_root, rows.settings)
+        if part
+        else open_dataset(rows.dataset, rows.data_root, **rows.settings)
+    )
+    if rows.max_megapixels is not None:
+        data.max_pixels = int(1e6 * rows.max_megapixels)
+    return data
 
 
 def open_teacher(config: PrecomputeConfig) -> Teacher | Service:

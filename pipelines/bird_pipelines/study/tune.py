@@ -29,6 +29,7 @@ from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.distilling.side_by_side import distill_many
 from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS
 from bird_pipelines.predictions import load_predictions
+from bird_pipelines.study.places import Train
 from bird_pipelines.study.tune_search import (
     BASELINE,
     FIELDS,
@@ -45,8 +46,9 @@ from bird_pipelines.study.tune_search import (
 __all__ = ["Search", "tune"]
 
 
-def tune(base: RunConfig, search: Search) -> dict[str, Any]:
-    """Choose the weights of `base.method` in the folder `base.out` and return what tune.json says. Resumes.
+def tune(base: RunConfig, search: Search, train: Train = distill_many) -> dict[str, Any]:
+    """Choose the weights of `base.method` in the folder `base.out` and return what tune.json says. Resumes. The runs are
+    made by `train`.
 
     Raises UsageError for a method that has nothing to choose or a meta split that is too small, RunError if the folder
     holds another study, or one whose test split has been opened and that should go on; whatever `distill_many` raises.
@@ -64,11 +66,11 @@ def tune(base: RunConfig, search: Search) -> dict[str, Any]:
     with write_lock(base.place.out):
         if not (base.place.out / "tune.json").exists():
             plain = base.but(method="baseline", average=0.0)
-            baseline = look(plain, search, base.place.out / "baseline", BASELINE, search.floor)
+            baseline = look(plain, search, base.place.out / "baseline", BASELINE, search.floor, train)
             default = next(each for each in baseline if each["number"] == 0)
             floor = default[search.floor_on] - search.drop if search.floor is None else search.floor
-            candidates = look(base, search, base.place.out / "candidates", SPACES[base.method], floor)
-            conclude(base, plain, search, floor, baseline, candidates)
+            candidates = look(base, search, base.place.out / "candidates", SPACES[base.method], floor, train)
+            conclude(base, plain, search, floor, baseline, candidates, train)
     return runs.read_json(base.place.out / "tune.json")
 
 
@@ -107,6 +109,7 @@ def conclude(
     floor: float,
     baseline: Sequence[Mapping[str, Any]],
     candidates: Sequence[Mapping[str, Any]],
+    train: Train,
 ) -> None:
     """Train both chosen settings with the whole meta split, score them on test, compare them, and write the result."""
     ours, theirs = (next(each for each in found if each["chosen"]) for found in (candidates, baseline))
@@ -114,7 +117,7 @@ def conclude(
         [run_of(base.place.out / name, chosen["number"], seed) for seed in range(search.seeds)]
         for name, chosen in (("candidates", ours), ("baseline", theirs))
     ]
-    finals = [final(base, ours, search, "final"), final(plain, theirs, search, "final-baseline")]
+    finals = [final(base, ours, search, "final", train), final(plain, theirs, search, "final-baseline", train)]
     info = runs.read_json(finals[0][0].place.out / "run.json")
     sizes = len(info["class_names"]), len(info["group_names"])
     folders = [[config.place.out for config in each] for each in finals]
@@ -141,13 +144,13 @@ def conclude(
     runs.write_json(base.place.out / "tune.json", result)
 
 
-def final(config: RunConfig, chosen: Mapping[str, Any], search: Search, name: str) -> list[RunConfig]:
+def final(config: RunConfig, chosen: Mapping[str, Any], search: Search, name: str, train: Train) -> list[RunConfig]:
     """The chosen setting's runs on the whole meta split, trained."""
     weights = {FIELDS.get(name, name): value for name, value in chosen["setting"].items()}
     configs = [
         config.but(**weights, seed=seed, out=config.place.out / name / str(seed)) for seed in range(search.final_seeds)
     ]
-    distill_many(configs)
+    train(configs)
     return configs
 
 

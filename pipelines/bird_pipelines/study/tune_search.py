@@ -19,8 +19,8 @@ from bird.measuring.seeds import two_level_intervals
 from bird_cache.order import raw
 from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.distilling.data import load_data
-from bird_pipelines.distilling.side_by_side import distill_many
 from bird_pipelines.marks import ONE_SEED, few, reason_of, trivial_seeds
+from bird_pipelines.study.places import Train
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -104,12 +104,14 @@ def require_halves(base: RunConfig, search: Search) -> None:
         )
 
 
-def look(base: RunConfig, search: Search, folder: Path, space: Space, floor: float | None) -> list[dict[str, Any]]:
+def look(
+    base: RunConfig, search: Search, folder: Path, space: Space, floor: float | None, train: Train
+) -> list[dict[str, Any]]:
     """The judged candidates of `base.method`, in a study of its own in `folder`. The first is the setting that `base` has;
     where no `floor` is given, it is that candidate's score less `search.drop`. Resumes."""
     study = open_study(base, folder, space)
     while len(complete(study)) < search.trials:
-        one_round(study, base, search, folder, space, floor)
+        one_round(study, base, search, folder, space, floor, train)
     return candidates_of(study, search.floor_on, floor_of(study, search, floor))
 
 
@@ -136,7 +138,9 @@ def open_study(base: RunConfig, folder: Path, space: Space) -> Study:
     return study
 
 
-def one_round(study: Study, base: RunConfig, search: Search, folder: Path, space: Space, floor: float | None) -> None:
+def one_round(
+    study: Study, base: RunConfig, search: Search, folder: Path, space: Space, floor: float | None, train: Train
+) -> None:
     """Draw candidates, train them together, and tell the study. Candidates that were drawn before a kill come first."""
     from optuna.trial import Trial, TrialState
 
@@ -151,7 +155,7 @@ def one_round(study: Study, base: RunConfig, search: Search, folder: Path, space
         number = len(study.get_trials(deepcopy=False))
         study.sampler = sampler(int(raw(search.seed, 7, number, count=1)[0] % np.uint64(1 << 32)), wanting)
         drawn.append(draw(study, space))
-    found = judge(base, search, {trial.number: trial.params for trial in drawn}, folder)
+    found = judge(base, search, {trial.number: trial.params for trial in drawn}, folder, train)
     for trial in drawn:
         for name, value in found[trial.number].items():
             trial.set_user_attr(name, value)
@@ -192,7 +196,7 @@ def complete(study: Study) -> list[FrozenTrial]:
 
 
 def judge(
-    base: RunConfig, search: Search, settings: Mapping[int, Mapping[str, float]], folder: Path
+    base: RunConfig, search: Search, settings: Mapping[int, Mapping[str, float]], folder: Path, train: Train
 ) -> dict[int, dict[str, Any]]:
     """Each setting's metrics on the choosing half, averaged over the seeds, with the interval of its mean-DEO, and in words
     which students are trivial; all runs together."""
@@ -206,7 +210,7 @@ def judge(
         for number, values in settings.items()
         for seed in range(search.seeds)
     ]
-    infos = distill_many(configs)
+    infos = train(configs)
     means: dict[int, dict[str, Any]] = {}
     for index, number in enumerate(settings):
         scores = [info["metrics"][CHOOSE] for info in infos[index * search.seeds : (index + 1) * search.seeds]]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import active_children, get_context
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from bird.errors import BirdError, UsageError
 from bird_cache.errors import CacheError
 from bird_pipelines.config import RunConfig, resolve_precompute
 from bird_pipelines.progress import Interrupted, stop_requests, tell
+from bird_pipelines.study.places import Place, place_of, require_place
 from bird_pipelines.study.tables.recipes import Figure, Profile, Recipe, Row, load_profile, load_recipe, select
-from bird_pipelines.study.tables.steps import Plan, Step, build_plan, finished, needed, weight_places
+from bird_pipelines.study.tables.steps import Plan, Step, build_plan, finished, is_done, needed, weight_places
 from bird_pipelines.study.tables.table import Outcome, tabulate
 
 __all__ = ["execute", "perform", "reproduce", "run_group"]
@@ -28,6 +28,8 @@ def reproduce(
     seeds: int = 5,
     only: Sequence[str] = (),
     jobs: int = 1,
+    engine: str = "local",
+    address: str | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Run (or finish) the recipe `name` and write its report into `out`; with `dry_run` only say what would be done.
@@ -35,16 +37,17 @@ def reproduce(
     The result's `failed` lists what went wrong: a failed step costs its own rows, not the others. Raises UsageError for
     unknown names, and, before anything runs, for data or weights that are not there; Interrupted (the same call resumes).
     """
+    require_place(engine, address)
     recipe, figure = load_recipe(name)
     chosen = load_profile(profile, recipe) if isinstance(profile, str) else profile
     rows = select(recipe, only)
-    plan = build_plan(rows, chosen, range(seeds), out / "work", data_root, split_methods=jobs > 1)
+    plan = build_plan(rows, chosen, range(seeds), out / "work", data_root, split_methods=jobs > 1 or engine == "ray")
     todo = needed(plan)
     missing = missing_inputs(plan, todo, data_root)
     if dry_run:
         return describe(name, plan, todo, missing + weights_to_fetch(plan, todo, data_root), jobs)
     require_inputs(plan, todo, missing, data_root)
-    failures = execute(plan, todo, jobs)
+    failures = execute(plan, todo, jobs, engine, address)
     outcomes = [outcome(row, plan, failures) for row in rows]
     record = tabulate(recipe, chosen, outcomes)
     return write(record, recipe, figure, out)
@@ -125,7 +128,7 @@ def perform(step: Step) -> dict[str, str]:
 
 def write_cache(step: Step) -> None:
     """Precompute a cache, or the layers that it lacks."""
-    from bird_pipelines.precomputing.extraction import precompute_command
+    from bird_pipelines.precomputing.command import precompute_command
 
     job = step.cache
     assert job is not None
@@ -134,15 +137,18 @@ def write_cache(step: Step) -> None:
     precompute_command(resolve_precompute(given))
 
 
-def execute(plan: Plan, todo: set[str], jobs: int = 1) -> dict[str, str]:
+def execute(
+    plan: Plan, todo: set[str], jobs: int = 1, engine: str = "local", address: str | None = None
+) -> dict[str, str]:
     """Do the steps in `todo`, each after what it needs; what failed -> why. A step after a failed one fails with it.
 
     Raises Interrupted once the steps in progress have saved where they stand.
     """
     failures: dict[str, str] = {}
     left = [step for step in plan.steps.values() if step.key in todo]
-    if jobs > 1:
-        return in_processes(left, jobs, failures)
+    if jobs > 1 or engine == "ray":
+        with place_of(engine, address, jobs) as place:
+            return side_by_side(left, place, failures)
     with stop_requests() as stop:
         for number, step in enumerate(left, 1):
             if stop():
@@ -155,17 +161,16 @@ def execute(plan: Plan, todo: set[str], jobs: int = 1) -> dict[str, str]:
     return failures
 
 
-def in_processes(left: list[Step], jobs: int, failures: dict[str, str]) -> dict[str, str]:
-    """`execute` with several processes, the dearest steps first."""
+def side_by_side(left: list[Step], place: Place, failures: dict[str, str]) -> dict[str, str]:
+    """`execute` with several steps at a time, the dearest first."""
     total, started = len(left), 0
     open_keys = {step.key for step in left}
     waiting = sorted(left, key=lambda step: -step.seconds)
     running: dict[Future[dict[str, str]], Step] = {}
-    context = get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=quiet, initargs=(jobs,)) as pool, stop_requests() as stop:
+    with stop_requests() as stop:
         while waiting or running:
             for step in list(waiting):
-                if len(running) >= jobs or stop():
+                if len(running) >= place.at_once or stop():
                     break
                 if reason := blocked(step, failures):
                     failures[step.key] = reason
@@ -174,33 +179,35 @@ def in_processes(left: list[Step], jobs: int, failures: dict[str, str]) -> dict[
                 else:
                     started += 1
                     tell(f"{started} of {total}: {step.key}{count(step)}")
-                    running[pool.submit(perform, step)] = step
+                    running[place.submit(perform, step)] = step
                     waiting.remove(step)
                     continue
                 waiting.remove(step)
                 open_keys.discard(step.key)
             if stop():
-                for child in active_children():
-                    child.terminate()  # the first signal: training saves a checkpoint and stops
+                place.stop()
                 wait(running)
                 raise Interrupted
             for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                 step = running.pop(future)
                 open_keys.discard(step.key)
-                failures |= future.result()
+                failures |= result_of(future, step)
     return failures
 
 
-def quiet(jobs: int) -> None:
-    """A worker process: its share of the cores, and a process group of its own: Ctrl-C is the parent's to hear."""
-    import os
-    import warnings
-
-    import torch
-
-    warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated", category=FutureWarning)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    os.setpgrp()
+def result_of(future: Future[dict[str, str]], step: Step) -> dict[str, str]:
+    """What became of a step. One that is done, but not here, was done in a folder that this machine does not see."""
+    try:
+        failed = future.result()
+    except (BirdError, Interrupted):
+        raise
+    except Exception as error:  # the worker is lost
+        return {step.key: message(error)}
+    if not failed and not is_done(step):
+        return {
+            step.key: "the worker wrote into a folder that is not seen here: --out must be one that all hosts share"
+        }
+    return failed
 
 
 def blocked(step: Step, failures: Mapping[str, str]) -> str | None:

@@ -1,0 +1,160 @@
+"""--engine ray: actors of a Ray cluster, each with one loaded teacher."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, final
+
+from bird.errors import UsageError
+from bird_pipelines.config import Engine
+from bird_pipelines.precomputing.engines.base import Ended, Order, Workers, portable
+from bird_pipelines.ray_cluster import ray_cluster, require_ray
+
+__all__ = ["RayActors"]
+
+
+class RemoteWorker:
+    """What runs in an actor. Its errors are values: Ray would wrap what is raised."""
+
+    worker: Any = None
+
+    def open(self, order: Order, number: int, threads: int) -> Exception | None:
+        """Open the cache, the data set and the teacher."""
+        try:
+            from bird_pipelines.precomputing.engines.worker import Worker
+
+            self.worker = Worker(order, number=number, threads=threads)
+        except Exception as error:
+            return portable(error)
+        return None
+
+    def write_shards(self, shards: Sequence[int]) -> Exception | None:
+        """See `Worker.answer`."""
+        return self.worker.answer(shards)  # type: ignore[no-any-return]
+
+    def place(self) -> tuple[str, int]:
+        """Host and process."""
+        return socket.gethostname(), os.getpid()
+
+
+@dataclass
+class Actor:
+    """An actor, and the answer that it owes. `call` is what it is doing; while it opens its teacher it is not `ready`."""
+
+    handle: Any
+    owes: Any
+    ready: bool = False
+    call: int | None = None
+    began: float = 0.0
+
+
+@final
+class RayActors(Workers):
+    """As many actors as asked for. One that is lost is replaced, as soon as the cluster has room."""
+
+    def __init__(self, order: Order) -> None:
+        asked, self.calls = order.config.workers, 0
+        self.order, self.threads = order, order.config.work.workers or 1
+        self.needs = {"num_cpus": self.threads, "num_gpus": asked.gpus_per_actor}
+        with ExitStack() as stack:
+            self.ray = stack.enter_context(ray_cluster(asked.address, self.threads * (asked.actors or 1)))
+            room = self.room()
+            alone = asked.address is None and "RAY_ADDRESS" not in os.environ
+            if alone and not room:
+                raise no_room(self.ray.cluster_resources(), self.needs)
+            count = min(asked.actors or max(1, room), len(order.shards))
+            self.actors = [self.start(number) for number in range(count)]
+            self.stack = stack.pop_all()
+
+    @classmethod
+    def require(cls, asked: Engine) -> None:
+        """See Workers.require."""
+        require_ray(asked.address)
+
+    def room(self) -> int:
+        """How many actors the cluster has room for now."""
+        there, needed = self.ray.cluster_resources(), {"CPU": self.needs["num_cpus"], "GPU": self.needs["num_gpus"]}
+        return int(min(there.get(name, 0) / count for name, count in needed.items() if count))
+
+    def start(self, number: int) -> Actor:
+        """A new actor, which opens its teacher."""
+        # The coordinator replaces what is lost. Ray would repeat a call without asking what is committed.
+        kind = self.ray.remote(max_restarts=0, max_task_retries=0, **self.needs)(RemoteWorker)
+        handle = kind.remote()
+        return Actor(handle, handle.open.remote(self.order, number, self.threads))
+
+    def free(self) -> int:
+        """See Workers.free."""
+        return sum(actor.owes is None for actor in self.actors)
+
+    def call(self, shards: Sequence[int]) -> int:
+        """See Workers.call."""
+        actor = next(actor for actor in self.actors if actor.owes is None)
+        self.calls += 1
+        actor.call, actor.began = self.calls, time.monotonic()
+        actor.owes = actor.handle.write_shards.remote([*shards])
+        return actor.call
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """See Workers.wait."""
+        owed = [actor.owes for actor in self.actors if actor.owes is not None]
+        if not owed:
+            time.sleep(seconds)
+            return []
+        self.ray.wait(owed, num_returns=1, timeout=seconds)
+        done = {*self.ray.wait(owed, num_returns=len(owed), timeout=0)[0]}
+        ended = []
+        for number, actor in enumerate(self.actors):
+            if actor.owes not in done:
+                continue
+            call, was_ready = actor.call, actor.ready
+            try:
+                said = self.ray.get(actor.owes)
+            except Exception as error:  # all of Ray's: ours are values
+                ended.append(Ended(call, lost=" ".join(str(error).split())[:400]))
+                self.replace(number)
+                continue
+            actor.owes, actor.call, actor.ready = None, None, True
+            if not was_ready and said is not None:
+                self.replace(number)
+            if was_ready or said is not None:
+                ended.append(Ended(call, said, seconds=time.monotonic() - actor.began))
+        return ended
+
+    def replace(self, number: int) -> None:
+        """Another actor in the place of one."""
+        self.ray.kill(self.actors[number].handle)
+        self.actors[number] = self.start(number)
+
+    def age(self, call: int) -> float:
+        """See Workers.age."""
+        return time.monotonic() - next(actor.began for actor in self.actors if actor.call == call)
+
+    def give_up(self, call: int) -> None:
+        """See Workers.give_up."""
+        self.replace(next(number for number, actor in enumerate(self.actors) if actor.call == call))
+
+    def waits_for(self) -> str:
+        """See Workers.waits_for."""
+        return f"{len(self.actors)} actors of {self.needs} each; the cluster has {self.ray.cluster_resources()}"
+
+    def close(self) -> None:
+        """See Workers.close."""
+        for actor in self.actors:
+            self.ray.kill(actor.handle)
+        self.stack.close()
+
+
+def no_room(there: dict[str, float], needs: dict[str, float]) -> UsageError:
+    """The error for workers that this machine cannot hold."""
+    return UsageError(
+        where="--engine ray",
+        found=f"a Ray with {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs",
+        wanted=f"{needs['num_cpus']:g} CPUs and {needs['num_gpus']:g} GPUs for a worker",
+        fix="lower --gpus-per-actor or --workers, or give the --address of a larger cluster",
+    )

@@ -1,0 +1,134 @@
+"""`--engine ray` on a real Ray of two nodes on this machine."""
+
+import contextlib
+import dataclasses
+import signal
+import socket
+import sys
+import time
+
+import psutil
+import pytest
+from helpers.ray_nodes import two_nodes
+from helpers.shell import bird, panel
+from helpers.workers import begun, bytes_of, ended, kill, order_for, receipts, start, until
+
+from bird_cache.errors import StaleCacheError, StorageError
+from bird_cache.store import open_cache
+from bird_cache.writer import open_writer
+from bird_pipelines.precomputing.engines.coordinator import Coordinator
+from bird_pipelines.precomputing.engines.ray_actors import RayActors
+
+pytest.importorskip("ray", reason="ray is not installed (pip install bird-distill[ray])")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of two processors each."""
+    there = two_nodes()
+    yield there
+    there.shutdown()
+
+
+@pytest.fixture
+def inside(cluster):
+    """This process as a driver of the cluster."""
+    import ray
+
+    ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def actors():
+    """The processes of actors: Ray names them so, once their teacher is being opened or they write."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "RemoteWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def by_ray(flags, where, cluster, count=4):
+    return start(
+        "precompute", *flags, "--out", where, "--engine", "ray", "--address", cluster.address, "--actors", count
+    )
+
+
+@pytest.mark.slow
+def test_actors_on_two_nodes_write_what_one_process_writes_even_if_one_is_killed(flags, expected, cluster, tmp_path):
+    where = tmp_path / "cache"
+    process = by_ray(flags, where, cluster)
+    assert until(lambda: receipts(where) >= 1, process), process.communicate()[1]
+    kill(actors()[0].pid)
+    ended(process)
+    assert bytes_of(where) == expected
+
+
+@pytest.mark.slow
+def test_what_ray_began_one_process_finishes_and_the_other_way_round(flags, expected, cluster, tmp_path):
+    where = tmp_path / "cache"
+    process = by_ray(flags, where, cluster, 1)
+    assert until(lambda: receipts(where) >= 2, process), process.communicate()[1]
+    process.send_signal(signal.SIGINT)
+    assert "resume" in ended(process, 130)
+    assert until(lambda: not actors(), seconds=60)
+    kept = receipts(where)
+    assert 2 <= kept < 7
+    bird("precompute", *flags, "--out", where)
+    assert bytes_of(where) == expected
+    where = tmp_path / "other"
+    begun(flags, where)
+    process = by_ray(flags, where, cluster)
+    ended(process)
+    assert bytes_of(where) == expected
+
+
+@pytest.mark.slow
+def test_an_error_of_an_actor_arrives_as_itself(flags, teacher, inside, tmp_path, monkeypatch):
+    """A worker with other weights, and one that does not see the folder: nothing is written."""
+    from bird_pipelines.config import resolve
+    from bird_pipelines.distilling.training import distill
+
+    other, where = tmp_path / "other", tmp_path / "cache"
+    there = {"dataset": "digits-s", "student": "shufflenetv2", "method": "baseline", "limit": 60}
+    distill(resolve({**there, "epochs": 1, "batch_size": 32, "seed": 1, "out": other}))
+    before, asked = begun(flags, where), {"limit": 400, "engine": "ray", "actors": 2}
+    with pytest.raises(StaleCacheError, match=r"worker on .*teacher\.weights"):
+        coordinate(where, order_for(where, other, **asked))
+    order = order_for(where, teacher, **asked)
+    unseen = dataclasses.replace(order, config=dataclasses.replace(order.config, out=str(tmp_path / "elsewhere")))
+    with pytest.raises(StorageError, match=r"worker on .*all hosts share"):
+        coordinate(where, unseen)
+    assert bytes_of(where) == before
+    coordinate(where, order)
+    assert receipts(where) == 7
+
+
+def coordinate(where, order):
+    store = open_cache(where)
+    with open_writer(where, store.manifest.plan, store.samples) as writer, RayActors(order) as workers:
+        Coordinator(writer, workers, lambda *_: None, 0.01).run(lambda: False)
+
+
+def test_an_address_that_does_not_answer_is_said_in_seconds(flags, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    began = time.monotonic()
+    where = ("--out", tmp_path / "cache", "--engine", "ray", "--address")
+    assert address in panel(bird("precompute", *flags, *where, address, code=2))
+    assert "no HOST:PORT" in panel(bird("precompute", *flags, *where, "head", code=2))
+    assert time.monotonic() - began < 60
+    assert not (tmp_path / "cache").exists()
+
+
+def test_without_ray_one_line_says_which_extra(flags, tmp_path, monkeypatch, capsys):
+    import bird_pipelines
+    from bird.errors import UsageError
+
+    for package, engine in (("ray", "ray"), ("submitit", "slurm")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UsageError, match=rf"bird-distill\[{engine}\]"):
+            bird_pipelines.precompute(teacher="onnx:x", dataset="digits-s", out=tmp_path / "cache", engine=engine)
