@@ -55,9 +55,9 @@ def compare(ranks, alone):
 
 
 @pytest.mark.slow
-def test_two_ranks_take_the_step_of_one_process(tmp_path, record_property):
+def test_two_ranks_take_the_step_of_one_process(tmp_path):
     ranks, alone = together(2, tmp_path), everything(0, 1, None, images=False)
-    record_property("farthest", compare(ranks, alone))
+    compare(ranks, alone)
     # an operator without forward mode on one rank: both go on to the next way, together
     assert [int(rank["no forward mode on rank 1: way"]) for rank in ranks] == [1, 1]
     # what is no number on one rank is none on all of them
@@ -70,9 +70,8 @@ def test_two_ranks_take_the_step_of_one_process(tmp_path, record_property):
 
 @pytest.mark.torture
 @pytest.mark.parametrize("world", [2, 3, 4])
-def test_more_ranks_take_the_step_of_one_process(tmp_path, record_property, world):
+def test_more_ranks_take_the_step_of_one_process(tmp_path, world):
     found = compare(together(world, tmp_path, "--all"), everything(0, 1, None))
-    record_property(f"{world} ranks, farthest", found)
     print(f"{world} ranks: {found:.1e} apart at most, {len(STEP_CASES) + len(METHOD_CASES)} cases")
 
 
