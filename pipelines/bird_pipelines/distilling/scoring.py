@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.errors import DataError, unknown_name
-from bird.measuring.caveats import trivial, undefined
+from bird.measuring.caveats import largest_class, trivial, undefined
 from bird.measuring.metrics import assess, confusion, mean_deo, recalls
 from bird.students import Student
 from bird_pipelines.distilling.data import RunData
@@ -74,7 +74,8 @@ def score(
     def by(groups: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:
         answers = data.table.labels[rows], groups, logits.argmax(1).numpy(), scores
         sizes = len(data.class_names), len(names)
-        return assess(*answers, *sizes, class_names=data.class_names, group_names=names).as_json()
+        found = assess(*answers, *sizes, class_names=data.class_names, group_names=names)
+        return found.as_json() | {"largest_class": largest_class(found.confusion)}
 
     crossed = data.table.groups[rows]
     marginals = {
