@@ -75,7 +75,7 @@ def write_cache(
     spec = Layer(shape=(width,), dtype=dtype, kind=kind)
     plan = _plan(causes, spec, samples, classes, group_words, str(made_by.get("model", "unknown")))
     lost = {row: failed[id] for row, id in enumerate(samples.ids.tolist()) if id in failed} if failed else {}
-    with open_writer(where, plan, samples) as writer:
+    with open_writer(where, plan, samples, alone=True) as writer:
         for shard in writer.pending():
             start, stop = plan.bounds(shard)
             found = np.asarray(compute(order[start:stop]), np.float32)

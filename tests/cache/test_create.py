@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from helpers.cachekit import strings
+from helpers.cachekit import plan, samples, strings
 
 from bird_cache import append, open_cache, write_cache
 from bird_cache.errors import FeatureError, RequestError, StaleCacheError
 from bird_cache.verify import verify
+from bird_cache.writer import open_writer
 
 ROWS, DIM = 3000, 12
 RNG = np.random.default_rng(0)
@@ -129,3 +130,22 @@ def test_samples_that_contradict_each_other_are_refused(tmp_path, changed, said)
 def test_vectors_that_are_none_are_refused(tmp_path, vectors, error, said):
     with pytest.raises(error, match=said):
         write_cache(tmp_path / "c", vectors, **given())
+    assert write_cache(tmp_path / "c", VECTORS, **given()).complete  # nothing of the refused ones is in the way
+    assert verify(tmp_path / "c").findings == []
+
+
+def test_what_is_committed_or_may_be_another_writers_stays(tmp_path):
+    late = VECTORS.copy()
+    late[-1] = np.nan  # test rows are stored last
+    same = given(splits=["train"] * (ROWS - 1) + ["test"])
+    with pytest.raises(FeatureError):
+        write_cache(tmp_path / "c", late, **same)
+    assert sorted(path.name for path in (tmp_path / "c" / "commits").iterdir()) == ["000000.json", "000001.json"]
+    with pytest.raises(StaleCacheError, match="vectors = "):
+        write_cache(tmp_path / "c", VECTORS, **same)
+    with pytest.raises(InterruptedError), open_writer(tmp_path / "d", plan(), samples()):
+        raise InterruptedError  # workers may have been told of this cache
+    assert (tmp_path / "d" / "zarr.json").exists()
+    with pytest.raises(InterruptedError), open_writer(tmp_path / "d", plan(), samples(), alone=True):
+        raise InterruptedError  # it was begun by another
+    assert (tmp_path / "d" / "zarr.json").exists()
