@@ -91,7 +91,7 @@ def read_vectors(
     elif path.suffix == ".npy":
         if ids is None:
             raise _refuse(path, "no ids", "the samples' ids, in the vectors' order", "give --ids FILE (.txt or .csv)")
-        names, block = read_ids(ids, id_column), _npy(path)
+        names, block = read_ids(ids, id_column, fix=NAME_IT), _npy(path)
         _check_ids(ids, names)
         found = _imported(names, [block], [file_digest(path)], f".npy of {block.dtype}, ids from {ids.name}")
     else:
@@ -126,7 +126,7 @@ def _npy(path: Path) -> NDArray[Any]:
     return array
 
 
-def read_ids(path: Path, id_column: str | None = None, *, fix: str = NAME_IT) -> list[str]:
+def read_ids(path: Path, id_column: str | None = None, *, fix: str = "name that column id") -> list[str]:
     """Ids in a text file, one a line, or in a column of a .csv; `fix` is what to do where no column is known to hold them.
     Raises ImportedVectorsError."""
     try:
