@@ -29,7 +29,7 @@ __all__ = ["Generation", "append", "drop", "subset"]
 
 Ints = NDArray[np.int64]
 DROPPED, NOT_CHOSEN = "dropped", "not in the subset"
-OF_THE_ROWS = ("dataset.rows", "dataset.identity", "generation", "vectors", "imported")
+OF_THE_ROWS = ("dataset.rows", "dataset.identity", "generation", "vectors", "failed", "imported")
 """causes that tell one set of rows from another, not one teacher from another"""
 OF_THE_TEACHER = ("imported.kind", "imported.provenance")
 
@@ -168,6 +168,7 @@ def _same_part(part: Part, other: Part | None) -> bool:
 
 def _rows_of(store: FeatureStore, ids: Collection[str]) -> Ints:
     """Their rows. Raises RequestError for ids that are not there."""
+    _require_list(store, "ids", ids)
     wanted = {*ids}
     if not wanted:
         raise RequestError(where=store.path, found="no id", wanted="one at least", fix="name the rows by their ids")
@@ -180,10 +181,18 @@ def _rows_of(store: FeatureStore, ids: Collection[str]) -> Ints:
 
 
 def _require_known(store: FeatureStore, what: str, names: Collection[str], known: Sequence[str]) -> None:
+    _require_list(store, f"{what} names", names)
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         found = f"no {what} {', '.join(map(repr, unknown))}" if unknown else f"no {what} named"
         raise RequestError(where=store.path, found=found, wanted=f"some of {', '.join(known)}", fix="name one of them")
+
+
+def _require_list(store: FeatureStore, what: str, names: Collection[str]) -> None:
+    if isinstance(names, str):
+        raise RequestError(
+            where=store.path, found=f"the text {names!r}", wanted=f"a list of {what}", fix=f"give [{names!r}]"
+        )
 
 
 def _require_elsewhere(store: FeatureStore, target: str | Path) -> None:

@@ -38,6 +38,7 @@ PRESENT = ("ok", "success")
 WIDEST = 1 << 20
 BATCH_BYTES = 1 << 24
 ID_BATCH_ROWS = 1 << 14
+NAME_IT = "name it with --id-column"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ def read_vectors(
     elif path.suffix == ".npy":
         if ids is None:
             raise _refuse(path, "no ids", "the samples' ids, in the vectors' order", "give --ids FILE (.txt or .csv)")
-        names, block = read_ids(ids, id_column), _npy(path)
+        names, block = read_ids(ids, id_column, fix=NAME_IT), _npy(path)
         _check_ids(ids, names)
         found = _imported(names, [block], [file_digest(path)], f".npy of {block.dtype}, ids from {ids.name}")
     else:
@@ -125,10 +126,13 @@ def _npy(path: Path) -> NDArray[Any]:
     return array
 
 
-def read_ids(path: Path, id_column: str | None = None) -> list[str]:
-    """Ids in a text file, one a line, or in a column of a .csv. Raises ImportedVectorsError."""
+def read_ids(path: Path, id_column: str | None = None, *, fix: str = "name that column id") -> list[str]:
+    """Ids in a text file, one a line, or in a column of a .csv; `fix` is what to do where no column is known to hold them.
+    Raises ImportedVectorsError."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the first id
+    except FileNotFoundError:
+        raise _refuse(path, "no such file", ".txt (one id a line) or .csv", "check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise _refuse(path, str(error), "UTF-8 text", "check the file") from None
     if path.suffix != ".csv":
@@ -137,17 +141,17 @@ def read_ids(path: Path, id_column: str | None = None) -> list[str]:
         header, *rows = csv.reader(io.StringIO(text), strict=True)
     except (csv.Error, ValueError) as error:
         raise _refuse(path, f"no table ({error})", "comma-separated values under a header", "check the file") from None
-    place = header.index(_id_column(path, header, id_column))
+    place = header.index(_id_column(path, header, id_column, fix))
     return [row[place] if place < len(row) else "" for row in rows if row]
 
 
-def _id_column(path: Path, columns: Sequence[str], wanted: str | None) -> str:
+def _id_column(path: Path, columns: Sequence[str], wanted: str | None, fix: str = NAME_IT) -> str:
     """The column that holds the ids: the wanted one, else the first of ID_COLUMNS that is there."""
     known = [wanted] if wanted is not None else ID_COLUMNS
     column = next((name for name in known if name in columns), None)
     if column is None or columns.count(column) > 1:
         found = f"columns {', '.join(columns[:8])}"
-        raise _refuse(path, found, f"ids in just one column {' or '.join(known)}", "name it with --id-column")
+        raise _refuse(path, found, f"ids in just one column {' or '.join(known)}", fix)
     return column
 
 

@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from bird_cache.errors import StaleCacheError
 from bird_cache.layout import Source
 from bird_cache.manifest import CellAudit, LeftOut, Manifest, Part, Plan
 from bird_cache.samples import PENDING, Samples
@@ -89,9 +90,14 @@ def write(
     `open_writer` raises."""
     samples = picked.samples()
     plan = _plan(picked, samples, by, left_out)
-    with open_writer(target, plan, samples) as writer:
-        _write_shards(picked, writer, advance)
-        manifest = writer.finish()
+    try:
+        with open_writer(target, plan, samples) as writer:
+            _write_shards(picked, writer, advance)
+            manifest = writer.finish()
+    except StaleCacheError as error:
+        found = f"another cache (other {error.found.split(' = ')[0]})"
+        wanted = "a new folder, or what the same command began"
+        raise StaleCacheError(where=str(target), found=found, wanted=wanted, fix="give another folder") from error
     for name, part in parts.items():
         causes = {key: value for key, value in part.causes.items() if key != "base"}
         with open_part(target, name, part.layers, {**causes, "generation": {"from": _origin(picked, name)}}) as writer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 from bird_cache.errors import NotACacheError
 from bird_cache.files import digest
@@ -12,7 +13,7 @@ from bird_cache.samples import Samples
 from bird_cache.storage import Folder, settle
 from bird_cache.store import find_layout, layout_of
 
-__all__ = ["record_of", "refuse_foreign", "start_cache"]
+__all__ = ["record_of", "refuse_foreign", "start_cache", "taken_back"]
 
 
 def start_cache(folder: Folder, plan: Plan, samples: Samples) -> None:
@@ -57,6 +58,24 @@ def refuse_foreign(folder: Folder, plan: Plan) -> None:
         wanted="a new or empty folder, or a cache to resume",
         fix="choose another --out",
     )
+
+
+@contextlib.contextmanager
+def taken_back(folder: Folder, plan: Plan) -> Iterator[None]:
+    """Take away what `start_cache` wrote where the block raises before anything else was written, so that another plan can
+    begin there. Only for who began the cache, holds the folder, and has no workers; only in a local folder, for in object
+    storage others may write the same cache."""
+    try:
+        yield
+    except BaseException:
+        layout = layout_of(plan.store)
+        begun = [layout.manifest_path, *layout.describe(plan), SAMPLES]  # the manifest first: the rest is no cache
+        if folder.local is not None and {*folder.files()} == {*begun}:
+            for path in begun:
+                with contextlib.suppress(OSError):  # the folder holds more; or the error that is raised is the disk's
+                    folder.remove(path)
+                    (folder.local / path).parent.rmdir()
+        raise
 
 
 def record_of(path: str, data: bytes) -> FileRecord:

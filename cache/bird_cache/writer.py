@@ -21,7 +21,7 @@ from bird_cache.layout import SAMPLES, Layout, Source, receipt_name
 from bird_cache.manifest import CellAudit, FileRecord, Layer, Manifest, Part, Plan, Receipt, seal
 from bird_cache.numbers import alike, from_storage, refuse_flat, to_storage
 from bird_cache.samples import Samples
-from bird_cache.start import record_of, refuse_foreign, start_cache
+from bird_cache.start import record_of, refuse_foreign, start_cache, taken_back
 from bird_cache.storage import Folder, same_bytes, settle
 from bird_cache.store import (
     FeatureStore,
@@ -295,17 +295,21 @@ class FeatureWriter:
 
 
 @contextlib.contextmanager
-def open_writer(where: str | Path, plan: Plan, samples: Samples) -> Iterator[FeatureWriter]:
-    """Start the cache of `plan`, or resume the one that is there.
+def open_writer(where: str | Path, plan: Plan, samples: Samples, *, alone: bool = False) -> Iterator[FeatureWriter]:
+    """Start the cache of `plan`, or resume the one that is there. `alone` says that no workers write beside this process:
+    where it began the cache and fails before it wrote any vector, nothing is left in a local folder.
 
     Raises NotACacheError where the folder holds something else, StaleCacheError where its plan is another one,
     BusyCacheError while another process writes it, StorageError.
     """
     folder = open_folder(where)
     refuse_foreign(folder, plan)
-    with folder.lock():
+    with contextlib.ExitStack() as held:
+        held.enter_context(folder.lock())
         if find_layout(folder) is None:
             start_cache(folder, plan, samples)
+            if alone:
+                held.enter_context(taken_back(folder, plan))
         layout, manifest = read_manifest(folder)
         manifest.plan.require(plan, folder.name)
         if manifest.identity != samples.identity():

@@ -50,6 +50,22 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(cache, tmp_path, capsys):
         main(["search", str(cache)])
 
 
+def test_a_file_of_ids_that_is_none_and_a_target_that_is_taken(cache, tmp_path, capsys):
+    (tmp_path / "ids.csv").write_text("name\nsample-3\n")
+    assert main(["drop", str(cache), str(tmp_path / "x"), "--ids", str(tmp_path / "none.json")]) == 2
+    assert "none.json: found no such file; wanted .txt (one id a line) or .csv" in capsys.readouterr().err
+    assert main(["drop", str(cache), str(tmp_path / "x"), "--ids", str(tmp_path / "ids.csv")]) == 2
+    said = capsys.readouterr().err
+    assert "name that column id" in said
+    assert "--id-column" not in said
+    asked(capsys, "drop", cache, tmp_path / "d", "--id", "sample-3")
+    assert main(["drop", str(cache), str(tmp_path / "d"), "--id", "sample-4"]) == 3
+    said = capsys.readouterr().err
+    assert "d: found another cache (other generation.identity); wanted a new folder" in said
+    assert "give another folder" in said
+    assert "--out" not in said
+
+
 def test_damage_has_exit_code_3(tmp_path, capsys):
     cachekit.write(tmp_path / "c")
     shard = tmp_path / "c/penultimate/c/0/0/0"

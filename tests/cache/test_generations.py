@@ -116,6 +116,13 @@ def test_the_same_call_again_changes_nothing(example, tmp_path):
     assert files_of(tmp_path / "new") == before
 
 
+@pytest.mark.parametrize("given", [{"ids": "sample-3"}, {"splits": "train"}, {"classes": "a"}, {"groups": "g"}])
+def test_a_text_is_no_list(example, tmp_path, given):
+    with pytest.raises(RequestError, match=r"found the text '.*'; wanted a list of .*; give \['"):
+        subset(example, tmp_path / "new", **given)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_generation_of_a_generation(example, tmp_path):
     drop(example, tmp_path / "one", IDS[:3])
     drop(tmp_path / "one", tmp_path / "two", IDS[3:])

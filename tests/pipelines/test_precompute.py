@@ -21,7 +21,7 @@ from bird.errors import UsageError
 from bird.teachers import load_teacher
 from bird.teachers.base import TorchTeacher, View
 from bird.teachers.layers import Tap
-from bird_cache.errors import StaleCacheError
+from bird_cache.errors import FeatureError, StaleCacheError
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
 from bird_pipelines.config import Stored, Work
@@ -357,6 +357,18 @@ def test_another_teacher_or_preprocessing_is_refused_by_its_field(tmp_path, teac
     assert caught.value.found.startswith(field)
     assert caught.value.wanted.startswith(field)
     assert caught.value.exit_code == 3
+    assert verify(tmp_path / "c").findings == []
+
+
+def test_a_mended_teacher_is_not_refused_for_what_the_broken_one_began(tmp_path):
+    """It failed before its first shard was committed."""
+    data = open_dataset("digits-s", None)
+    table = prepare(data, limit=40)
+    broken = small_teacher(change=lambda net: net.bias.data.fill_(np.nan))
+    with pytest.raises(FeatureError):
+        precompute(broken, data, table, tmp_path / "c", work=Work(workers=1))
+    assert [path.name for path in (tmp_path / "c").iterdir()] == [".lock"]
+    precompute(small_teacher(), data, table, tmp_path / "c", work=Work(workers=1))
     assert verify(tmp_path / "c").findings == []
 
 

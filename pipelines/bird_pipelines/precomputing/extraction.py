@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def precompute(
         refuse_views(stored.views)
         adopt_canaries(teacher, open_folder(out))
     plan, samples, earlier = planned(teacher, dataset, table, stored, precision, work.batch_size)
-    opening = open_for if every == 1 else beside_others
+    opening = partial(open_for, alone=True) if every == 1 else beside_others
     with opening(out, plan, samples) as writer, stop_requests() as stop:
         mine = [shard for shard in range(writer.plan.shards) if shard % every == first - 1]
         pending = {*writer.pending()}
@@ -130,15 +131,16 @@ def rows_of(plan: Plan, shards: Iterable[int]) -> int:
 
 
 @contextmanager
-def open_for(out: str | Path, plan: Plan, samples: Samples) -> Iterator[FeatureWriter]:
-    """The writer of a new or unfinished cache; or, where a finished one lacks some of the layers, of those alone."""
+def open_for(out: str | Path, plan: Plan, samples: Samples, *, alone: bool = False) -> Iterator[FeatureWriter]:
+    """The writer of a new or unfinished cache; or, where a finished one lacks some of the layers, of those alone. `alone`
+    is `open_writer`'s."""
     folder = open_folder(out)
     there = read_manifest(folder)[1] if find_layout(folder) is not None else None
     if there is not None:
         require_revision(there.plan, plan, str(out))
     missing = {name: spec for name, spec in plan.layers.items() if there is not None and name not in there.layers()}
     if there is None or not there.complete:
-        with open_writer(out, plan, samples) as writer:
+        with open_writer(out, plan, samples, alone=alone) as writer:
             yield writer
         return
     kept = plan.model_copy(update={"causes": {**plan.causes, "layers": there.plan.causes.get("layers")}})

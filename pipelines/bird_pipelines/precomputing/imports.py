@@ -221,7 +221,7 @@ def write_vectors(
 ) -> None:
     """Write the shards that are missing. Rows without a vector (`place` < 0) fail. Raises Interrupted between shards."""
     image = image_reader(samples, data)
-    with open_writer(out, plan, samples) as writer, stop_requests() as stop:
+    with open_writer(out, plan, samples, alone=True) as writer, stop_requests() as stop:
         pending = writer.pending()
         left = sum(end - start for start, end in map(plan.bounds, pending))
         need_room(writer.folder, plan, left)
