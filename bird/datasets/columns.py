@@ -17,6 +17,7 @@ __all__ = [
     "MOST",
     "categories",
     "categories_or_unknown",
+    "filled",
     "in_order",
     "read_split_names",
     "refuse",
@@ -161,6 +162,11 @@ def categories_or_unknown(
 
 def _plain(value: object) -> str:
     return "" if value is None else str(value).strip().casefold()
+
+
+def filled(value: object) -> bool:
+    """Whether the value says something: it is not missing, nor a missing value as a cast to text writes it."""
+    return _plain(value) not in EMPTY
 
 
 def _visible(name: str) -> str:

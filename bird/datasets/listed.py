@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 
 from bird.datasets.base import Dataset, Listing, Problem, SampleTable
 from bird.datasets.columns import (
+    MOST,
     SHOWN,
     categories,
     categories_or_unknown,
+    filled,
     in_order,
     read_split_names,
+    refuse,
     splits_of,
     subjects_of,
 )
@@ -118,6 +121,8 @@ class ListedImages(Dataset):
         def codes_of(column: str, values: Sequence[Any], *, group: bool) -> tuple[list[int], tuple[str, ...]]:
             read = categories_or_unknown if group and options.unknown_groups else categories
             place = file if group else rows.label_source or file
+            if column in rows.orders:
+                _need_named(place, column, values, ids, rows.orders[column])
             codes, names, doubts = read(place, column, values, ids, hint=_UNKNOWN if group else "")
             told.extend(doubts)
             if column not in rows.orders:
@@ -185,6 +190,16 @@ class ListedImages(Dataset):
             rows.sort(key=lambda row: (xxhash.xxh3_64_intdigest(str(table.digests[row]).encode()), table.ids[row]))
             splits[rows[: min(max(1, round(share * len(rows))), len(rows) - 1)]] = "test"
         return splits if self.subjects is None else whole_subjects(table, splits, self.subjects, "test")
+
+
+def _need_named(file: Path, column: str, values: Sequence[Any], ids: Sequence[str], names: Sequence[str]) -> None:
+    """Raise DataError for values that are none of `names`, where there are such; empty ones are looked at elsewhere."""
+    strange = [
+        f"{value!r} ({id})" for id, value in zip(ids, values, strict=True) if str(value) not in names and filled(value)
+    ]
+    wanted = f"0..{len(names) - 1}, or one of the names {', '.join(map(repr, names[:MOST]))}"
+    fix = "correct these rows, or add what is missing to the names"
+    refuse(file, f"a {column} that the names do not have", strange, wanted, len(values), fix)
 
 
 def _need_two(file: Path, rows: int, column: str, names: Sequence[str], kind: str) -> None:

@@ -282,12 +282,12 @@ def test_a_run_of_an_own_student_is_stopped_resumed_and_ends_to_the_bit(small, d
 def test_timm_trains_starts_again_from_its_file_ships_and_answers(data, tmp_path, capfd):
     info = alone(data, tmp_path / "run", student="timm:resnet10t", image_size=40)
     assert (info["config"]["student"], info["image_size"], info["config"]["image_size"]) == ("timm:resnet10t", 40, 40)
-    assert bird_pipelines.evaluate(tmp_path / "run") == info["metrics"]["test"]
+    assert bird_pipelines.evaluate(tmp_path / "run", student="timm:resnet10t") == info["metrics"]["test"]
     logging.disable(logging.WARNING)  # torch.export's own
-    about = export(tmp_path / "run", tmp_path / "shipped", to="pt2", allow_drift=True)
+    about = export(tmp_path / "run", tmp_path / "shipped", to="pt2", allow_drift=True, student="timm:resnet10t")
     logging.disable(logging.NOTSET)
     assert about["check"]["flips"]["changed"] == 0
-    found = predict(tmp_path / "run", [data / "00.png"], tmp_path / "out.csv")
+    found = predict(tmp_path / "run", [data / "00.png"], tmp_path / "out.csv", student="timm:resnet10t")
     assert found["images"] == 1
     capfd.readouterr()
     init = tmp_path / "run" / "student.safetensors"
