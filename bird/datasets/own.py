@@ -200,6 +200,7 @@ class MapStyle(ListedImages):
         optional = {name: [_plain(row[name]) for row in rows] for name in ("split", "subject") if name in rows[0]}
         taken = Rows(
             source=Path(part.attribute),
+            code=True,
             ids=ids,
             label_name="label",
             labels=columns["label"],

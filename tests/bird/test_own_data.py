@@ -197,9 +197,19 @@ def test_the_folder_goes_to_the_parameter_that_is_meant_for_it(tmp_path, make):
         (Items(more=lambda n: {"label": -(n == 9)}), None, {}, r"1 of 40 rows .*: -1 .item-09.; wanted 0\.\.1"),
         (Items(more=lambda n: {"group": 3}), None, {}, r"40 of 40 rows with a group that .*; wanted 0\.\.1.*'men'"),
         (Items(more=lambda n: {"label": None}), None, {}, "40 of 40 rows with no label"),
+        (Items(more=lambda n: {"group": None}), None, {}, "with no group.*the attribute unknown_groups = True of the class"),
+        (Items(more=lambda n: {"split": ("train", "tset")[n % 2]}), None, {}, "the attribute split_names = .WORD:SPLIT"),
+        (Items(more=lambda n: {"split": "train"}), None, {}, "the attribute split_names = .train:test. of the class"),
         (Items(more=lambda n: {"id": "x"}), None, {}, "1 ids more than once: .x."),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told(value, root, settings, told):
     with pytest.raises((DataError, UsageError), match=told):
         opened(value, root, **settings)
+
+
+@pytest.mark.parametrize("more", [{"group": None}, {"group": 0}, {"split": "x"}, {"split": "train"}])
+def test_no_advice_is_about_a_setting_that_a_class_does_not_take(more):
+    with pytest.raises(DataError) as caught:
+        opened(Items(more=lambda n: more))
+    assert "--setting" not in str(caught.value)

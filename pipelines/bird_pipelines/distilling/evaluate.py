@@ -36,7 +36,8 @@ def evaluate(
     `data_root` and `cache` override the paths stored in the run; `student` is the module of a student of the user's own,
     a reference to it, or the run's own built-in name, `dataset` a data set of the user's own. Raises RunError for a folder
     without a finished run, NotACacheError if its cache is missing, StaleCacheError if the path holds another
-    cache, UsageError for an unknown split, for another built-in student, and for a student of the user's own that is not given, or another one.
+    cache, UsageError for an unknown split, for another built-in student, and for a student of the user's own that
+    is not given, or another one.
     """
     with joined(Place(out=run)) as world:
         loaded, data, _ = open_run(run, data_root=data_root, cache=cache, student=student, dataset=dataset)
