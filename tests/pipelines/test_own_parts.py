@@ -248,7 +248,7 @@ def test_a_file_as_a_teacher_is_told_its_form(data, tmp_path, teacher, told):
 )
 def test_what_is_meant_is_said(flags, told):
     with pytest.raises(UsageError, match=told):
-        resolve({"cache": "x", "out": "y", **flags})
+        resolve({"dataset": "digits-s", "student": "adapter", "method": "fitnet", "cache": "x", "out": "y", **flags})
 
 
 def test_a_module_that_does_not_import_is_one_panel(small, tmp_path):
