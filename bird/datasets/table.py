@@ -160,7 +160,7 @@ def need_inside(root: Path, table: str) -> None:
     if _leaves(table):
         raise DataError(
             where="--setting table",
-            found=repr(table),
+            found=f"{table!r}, which leaves the folder",
             wanted=f"a table inside --data-root ({root}), by its path relative to that folder",
             fix="put the table into that folder, or give a folder that holds table and images as --data-root",
         )
