@@ -157,7 +157,7 @@ def no_test(root):
         (twice, {"group": "sex"}, r"columns 'path', 'group'.*add sex.*--setting group=COLUMN"),
         (twice, {"gruop": "sex"}, "did you mean group"),
         (twice, {"lable": "sex"}, "did you mean label"),
-        (twice, {"table": "/elsewhere/many.csv"}, "--setting table: found '/elsewhere/many.csv', which leaves .*table inside"),
+        (twice, {"table": "/elsewhere/many.csv"}, "--setting table: found '/elsewhere/many.csv', which leaves .*inside"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told(tmp_path, make, settings, told):
