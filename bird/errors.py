@@ -119,6 +119,7 @@ def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
     case, few letters apart, or a name that it begins."""
     plain = {each.casefold(): each for each in known}
     typed = name.casefold()
-    close = difflib.get_close_matches(typed, plain, n=most)
+    close = difflib.get_close_matches(typed, plain, n=most + 2)
+    close.sort(key=lambda each: sorted(each) != sorted(typed))  # two letters in the wrong order come first
     close = close or sorted(each for each in plain if len(typed) >= 3 and each.startswith(typed))
     return [plain[each] for each in close[:most]]

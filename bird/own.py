@@ -10,6 +10,7 @@ and is no reference: nothing that a cache or a run has recorded can be imported 
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -102,11 +103,25 @@ def find(kind: Kind, given: object, known: Iterable[str] = ()) -> Part:
     found = REFERENCE.fullmatch(given)
     if found is None:
         names = [*dict.fromkeys([*known, *registered(kind)])]
+        if given.endswith(".py"):
+            there = ", ".join(_names_in(Path(given).expanduser())[:SHOWN])
+            fix = f"write {given}:NAME" + (f"; the file defines {there}" if there else "")
+            raise _fault(kind, given, "a file without a name in it", "file.py:attribute", fix)
         raise unknown_name(
             f"--{kind}", given, names, f"see `bird list {kind}s`", wanted=f"one of {', '.join(names)}; or {FORMS}"
         )
     module = _file(kind, given, found["file"]) if found["file"] else _module(kind, given, found["module"])
     return _attribute(kind, given, module, found["attribute"])
+
+
+def _names_in(file: Path) -> list[str]:
+    """The public classes and functions that a file defines, without running it; none where it cannot be read."""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    return [each.name for each in body if isinstance(each, kinds) and not each.name.startswith("_")]
 
 
 def registered(kind: Kind) -> dict[str, str]:
@@ -196,12 +211,14 @@ def _attribute(kind: Kind, given: str, module: ModuleType, attribute: str) -> Pa
     for name in attribute.split("."):
         if not hasattr(value, name):
             public = [each for each in dir(value) if not each.startswith("_")]
-            close = nearest(name, public, 3)
+            mine = [each for each in public if getattr(getattr(value, each), "__module__", "") == module.__name__]
+            close = nearest(name, mine, 3) or nearest(name, public, 3)
+            shown = list(dict.fromkeys([*close, *(mine or public)]))[:SHOWN]
             raise _fault(
                 kind,
                 given,
                 f"no attribute {name}",
-                f"an attribute that is there: {', '.join((close or public)[:SHOWN]) or 'it has none'}",
+                f"an attribute that is there: {', '.join(shown) or 'it has none'}",
                 f"did you mean {' or '.join(close)}?" if close else "check the name",
             )
         value = getattr(value, name)

@@ -117,11 +117,14 @@ def _missing(where: str, wanted: str, error: Exception) -> MissingWeightsError:
 
 
 def _refuse(init: str, found: str) -> UsageError:
+    fix = "load it where you trust it and save model.state_dict() with safetensors"
+    if not Path(init).is_file():
+        found, fix = "no such file", "check the path"
     return UsageError(
         where=f"--init {init}",
         found=found,
         wanted="pretrained, or a file of tensors: .safetensors, or a .pth state dict that holds nothing but tensors",
-        fix="load it where you trust it and save model.state_dict() with safetensors",
+        fix=fix,
     )
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from bird.errors import RunError, UsageError, unknown_name
 from bird.own import Part
-from bird.student_bodies import IMAGENET_MEAN, IMAGENET_STD, TIMM, Body, own_body, timm_body
+from bird.student_bodies import IMAGENET_MEAN, IMAGENET_STD, TIMM, Body, own_body, own_student, timm_body
 from bird.student_networks import (
     SMALL_IMAGE,
     STUDENTS,
@@ -52,6 +52,7 @@ __all__ = [
     "input_recipe",
     "last_stage",
     "load_student",
+    "named_student",
     "plain_weights",
     "require_stages",
     "student_files",
@@ -241,21 +242,47 @@ def load_student(folder: Path, part: Part | None = None) -> Student:
     return student.eval().requires_grad_(False)
 
 
+def named_student(folder: Path, given: object = None) -> Student:
+    """The student of a run folder, where `given` is what --student says: nothing, the run's own built-in name, or a module
+    of the user's own. Raises as `load_student` and `bird.own.find` do, and UsageError for another built-in name."""
+    if not isinstance(given, str) or not (given in STUDENTS or given.startswith(TIMM)):
+        return load_student(folder, None if given is None else own_student(given, [*STUDENTS, TIMM]))
+    try:
+        described = json.loads((folder / STUDENT_FILES[1]).read_bytes())
+    except (OSError, ValueError):
+        return load_student(folder)  # which says what is wrong with the file
+    if described.get("architecture") == given:
+        return load_student(folder)
+    own = described.get("own")
+    raise UsageError(
+        where=f"--student, run {folder}",
+        found=given,
+        wanted=f"the run's student, which is {described.get('architecture')}",
+        fix="leave it out" if own is None else f"give {own['file'] or 'FILE.py'}:{own['attribute']}",
+    )
+
+
 def _same_part(folder: Path, described: Mapping[str, Any], part: Part | None) -> Part | None:
     """The user's own module, if the student in `folder` is one. Raises UsageError where it is missing or another one."""
     own = described.get("own")
     if own is None:
         if part is None:
             return None
-        found, wanted, fix = part.label, f"none: the student is {described['architecture']}", "leave it out"
+        found, wanted, fix = part.label, f"the run's student, which is {described['architecture']}", "leave it out"
         raise UsageError(where=f"--student, run {folder}", found=found, wanted=wanted, fix=fix)
     if part is not None and part.same(own):
         return part
+    reference = f"{own['file'] or 'FILE.py'}:{own['attribute']}"
+    if part is None:
+        fix = f"give it as --student {reference}; no code is imported because a run names it"
+    elif part.attribute != own["attribute"]:
+        fix = f"give {reference}"
+        fix += "" if part.sha256 == own["sha256"] else ", from the source file as it was when the run was trained"
+    else:
+        fix = "bring back the source file as it was when the run was trained"
     raise UsageError(
         where=f"--student, run {folder}",
         found="nothing" if part is None else f"{part.attribute} of {part.file} (sha256 {part.sha256})",
         wanted=f"the student of that run again: {own['attribute']} of {own['file']} (sha256 {own['sha256']})",
-        fix=f"give it as --student {own['file'] or 'FILE.py'}:{own['attribute']}; no code is imported because a run names it"
-        if part is None
-        else "bring back the source file as it was when the run was trained",
+        fix=fix,
     )

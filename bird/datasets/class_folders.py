@@ -12,7 +12,7 @@ from bird.datasets.finding import Neighbours, images_below, printable, resolve
 from bird.datasets.listed import WHITE, ListedImages, Options, Rows
 from bird.datasets.reading import parquet_names, read_csv_header, read_table
 from bird.datasets.samples import Problem
-from bird.datasets.table import ADVICE, Names, refuse_leaving
+from bird.datasets.table import Names, need_inside, refuse_leaving
 from bird.errors import DataError, nearest
 
 __all__ = ["ImageFolder"]
@@ -156,7 +156,7 @@ def _need_class(root: Path, places: Mapping[str, _Place]) -> None:
 def _tables(root: Path, table: str, splits: set[str], places: Mapping[str, _Place]) -> list[Path]:
     """The tables of groups: the one that is named, the usual one, or one in each split's folder. Raises DataError."""
     if table:
-        refuse_leaving(root / table, root, [table])
+        need_inside(root, table)
         if (file := root / PurePosixPath(table)).is_file() and file.suffix in (".csv", ".parquet"):
             return [file]
     else:
@@ -186,7 +186,7 @@ def _read_tables(root: Path, tables: Sequence[Path], names: Names, needed: Seque
     for file in tables:
         there = read_csv_header(file) if file.suffix == ".csv" else parquet_names(file)
         path = names.path or next((name for name in PATHS if name in there), PATHS[0])
-        found = read_table(file, tuple(dict.fromkeys((path, *needed))), (), ADVICE)
+        found = read_table(file, tuple(dict.fromkeys((path, *needed))), (), names.roles())
         paths = texts(file, path, found[path])
         refuse_leaving(file, file.parent, paths)
         columns[""] += [resolve(file.parent, each, neighbours)[0].relative_to(root).as_posix() for each in paths]

@@ -17,6 +17,7 @@ __all__ = [
     "MOST",
     "categories",
     "categories_or_unknown",
+    "filled",
     "in_order",
     "read_split_names",
     "refuse",
@@ -163,6 +164,11 @@ def _plain(value: object) -> str:
     return "" if value is None else str(value).strip().casefold()
 
 
+def filled(value: object) -> bool:
+    """Whether the value says something: it is not missing, nor a missing value as a cast to text writes it."""
+    return _plain(value) not in EMPTY
+
+
 def _visible(name: str) -> str:
     """The name as a reader sees it: one unicode form, single blanks, no marks without a shape."""
     text = unicodedata.normalize("NFC", name)
@@ -233,10 +239,10 @@ def split_named(word: object, named: Mapping[str, str]) -> str | None:
 
 
 def splits_of(
-    file: Path, values: Sequence[Any], ids: Sequence[str], named: Mapping[str, str] | None = None
+    file: Path, values: Sequence[Any], ids: Sequence[str], named: Mapping[str, str] | None = None, *, code: bool = False
 ) -> tuple[list[str], list[str]]:
     """The values as train, meta and test, and a sentence on each other name that was taken. `named` are further words, which
-    count more than the usual ones. Raises DataError."""
+    count more than the usual ones. With `code` the advice is for a class of the user's own. Raises DataError."""
     read = {value: split_named(value, named or {}) for value in set(values)}
     unknown = [f"{id!r} ({v!r})" for id, v in zip(ids, values, strict=True) if read[v] is None]
     if unknown:
@@ -245,11 +251,11 @@ def splits_of(
         fix = f"write train, meta or test (also taken: {known})"
         if numbers:
             fix += "; numbers are not read: where they follow CelebA, 0 is train, 1 is meta (validation) and 2 is test"
-        fix += (
-            f"; or say what they mean: --setting split_names={'0:train,1:meta,2:test' if numbers else 'WORD:SPLIT,...'}"
-        )
+        words = "0:train,1:meta,2:test" if numbers else "WORD:SPLIT,..."
+        say = f'the attribute split_names = "{words}" of the class (docs/own-parts.md)'
+        fix += "; or say what they mean: " + (say if code else f"--setting split_names={words}")
         if any(_plain(value) in EMPTY for value in read):
-            fix += "; leave the column out to have the splits drawn"
+            fix += f"; leave the {'split' if code else 'column'} out to have the splits drawn"
         refuse(file, "an unknown split", unknown, f"one of {', '.join(SPLITS)}", len(ids), fix)
     counts = Counter(value for value in values if value != read[value])
     told = sorted(counts.items(), key=lambda item: str(item[0]))

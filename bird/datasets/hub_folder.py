@@ -20,7 +20,7 @@ from typing import Any, final
 from bird.datasets.columns import read_split_names, refuse_twins, split_named, texts
 from bird.datasets.listed import WHITE, ListedImages, Options, Rows
 from bird.datasets.reading import bytes_inside, holds_bytes, names_inside, parquet_names, plain_values, read_parquet
-from bird.datasets.table import ADVICE, IMAGE_COLUMNS, Names
+from bird.datasets.table import IMAGE_COLUMNS, Names
 from bird.errors import DataError
 
 __all__ = ["HubFolder"]
@@ -224,7 +224,7 @@ def _columns(
     columns: dict[str, list[Any]] = {name: [] for name in needed}
     words: list[str] = []
     for shard in shards:
-        found = read_parquet(shard, (*needed, pictures), (), ADVICE)
+        found = read_parquet(shard, (*needed, pictures), (), names.roles())
         if _features(shard) != dict(features):
             raise DataError(
                 where=str(shard),

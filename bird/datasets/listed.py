@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 
 from bird.datasets.base import Dataset, Listing, Problem, SampleTable
 from bird.datasets.columns import (
+    MOST,
     SHOWN,
     categories,
     categories_or_unknown,
+    filled,
     in_order,
     read_split_names,
+    refuse,
     splits_of,
     subjects_of,
 )
@@ -40,6 +43,7 @@ _NEEDS_TWO = {
     "group": "two groups or more: a gap is between two",
 }
 _UNKNOWN = "; --setting unknown_groups=true has such rows train"
+_UNKNOWN_ITEMS = "; with the attribute unknown_groups = True of the class such items train (docs/own-parts.md)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,8 @@ class Rows:
     subjects: Sequence[Any] | None = None
     orders: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     problems: Sequence[Problem] = ()
+    code: bool = False
+    """The rows are items of a class of the user's own, whose attributes are what is a setting elsewhere."""
 
 
 class ListedImages(Dataset):
@@ -115,10 +121,14 @@ class ListedImages(Dataset):
         self.unknown_groups = options.unknown_groups
         file, ids, told = rows.source, rows.ids, [*remarks]
 
+        unknown = _UNKNOWN_ITEMS if rows.code else _UNKNOWN
+
         def codes_of(column: str, values: Sequence[Any], *, group: bool) -> tuple[list[int], tuple[str, ...]]:
             read = categories_or_unknown if group and options.unknown_groups else categories
             place = file if group else rows.label_source or file
-            codes, names, doubts = read(place, column, values, ids, hint=_UNKNOWN if group else "")
+            if column in rows.orders:
+                _need_named(place, column, values, ids, rows.orders[column])
+            codes, names, doubts = read(place, column, values, ids, hint=unknown if group else "")
             told.extend(doubts)
             if column not in rows.orders:
                 return codes, names
@@ -132,7 +142,8 @@ class ListedImages(Dataset):
         splits = [""] * len(ids)
         self._draws_splits = rows.splits is None
         if rows.splits is not None:
-            splits, renamed = splits_of(file, rows.splits, ids, read_split_names("split_names", options.split_names))
+            named = read_split_names("split_names", options.split_names)
+            splits, renamed = splits_of(file, rows.splits, ids, named, code=rows.code)
             told += renamed
         if rows.subjects is not None:
             subjects, persons = subjects_of(file, rows.subject_name, rows.subjects, ids)
@@ -140,11 +151,11 @@ class ListedImages(Dataset):
             told += persons
         self.remarks = (*told,)
         self._listing = Listing.of(list(zip(ids, labels, groups, splits, strict=True)), rows.problems)
-        _need_two(rows.label_source or file, len(ids), rows.label_name, self.class_names, "label")
+        _need_two(rows.label_source or file, len(ids), rows.label_name, self.class_names, "label", rows.code)
         for name, (_, names) in columns.items():
-            _need_two(file, len(ids), name, names, "group")
+            _need_two(file, len(ids), name, names, "group", rows.code)
         if not self._draws_splits and "test" not in splits:
-            _need_test(file, rows.splits or [])
+            _need_test(file, rows.splits or [], rows.code)
 
     def listing(self) -> Listing:
         """All rows, in their order."""
@@ -187,24 +198,37 @@ class ListedImages(Dataset):
         return splits if self.subjects is None else whole_subjects(table, splits, self.subjects, "test")
 
 
-def _need_two(file: Path, rows: int, column: str, names: Sequence[str], kind: str) -> None:
+def _need_named(file: Path, column: str, values: Sequence[Any], ids: Sequence[str], names: Sequence[str]) -> None:
+    """Raise DataError for values that are none of `names`; empty ones, and very many, are looked at elsewhere."""
+    if len({str(value) for value in values}) > MOST:
+        return
+    strange = [
+        f"{value!r} ({id})" for id, value in zip(ids, values, strict=True) if str(value) not in names and filled(value)
+    ]
+    wanted = f"0..{len(names) - 1}, or one of the names {', '.join(map(repr, names[:MOST]))}"
+    fix = "correct these rows, or add what is missing to the names"
+    refuse(file, f"a {column} that the names do not have", strange, wanted, len(values), fix)
+
+
+def _need_two(file: Path, rows: int, column: str, names: Sequence[str], kind: str, code: bool) -> None:
     if len(names) < 2:
         raise DataError(
             where=f"{file}, column {column}",
             found=f"one value, {names[0]!r}, in all {rows} rows" if names else f"no value in any of {rows} rows",
             wanted=_NEEDS_TWO[kind],
-            fix=f"add rows with another {column}, or name another column with --setting {kind}=COLUMN",
+            fix=f"add rows with another {column}"
+            + ("" if code else f", or name another column with --setting {kind}=COLUMN"),
         )
 
 
-def _need_test(file: Path, splits: Sequence[Any]) -> None:
+def _need_test(file: Path, splits: Sequence[Any], code: bool) -> None:
     words = sorted({str(each) for each in splits})
+    say = 'with the attribute split_names = "{}" of the class' if code else "such as --setting split_names={}"
     raise DataError(
         where=str(file),
         found=f"the splits {', '.join(map(repr, words))}: none is test",
         wanted="test rows: on them the student is measured",
-        fix=f"say which split is test, such as --setting split_names={words[-1]}:test; or leave the splits out, then they"
-        " are drawn",
+        fix=f"say which split is test, {say.format(f'{words[-1]}:test')}; or leave the splits out, then they are drawn",
     )
 
 

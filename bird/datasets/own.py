@@ -28,6 +28,7 @@ WANTED = "a bird.datasets.base.Dataset, a class or function that makes one, or l
 FIX = "docs/own-parts.md has an example of each"
 NEEDED = ("class_names", "group_names", "image_size", "flip")
 ITEM = ("image", "label", "group")
+FOLDERS = ("root", "data_root", "folder", "path")  # what a parameter that takes the folder is called
 
 
 def open_own(part: Part, root: Path | None, settings: Mapping[str, Scalar]) -> Dataset:
@@ -64,9 +65,9 @@ def is_object(part: Part) -> bool:
 
 
 def _made(part: Part, value: Callable[..., Any], root: Path | None, settings: Mapping[str, Scalar]) -> Any:
-    places = () if root is None else (root,)
+    places, named = _folder(part, value, root)
     try:
-        inspect.signature(value).bind(*places, **settings)
+        inspect.signature(value).bind(*places, **named, **settings)
     except TypeError as error:
         raise UsageError(
             where=part.where,
@@ -77,7 +78,7 @@ def _made(part: Part, value: Callable[..., Any], root: Path | None, settings: Ma
     except ValueError:  # compiled code has no signature to look at
         pass
     try:
-        return value(*places, **settings)
+        return value(*places, **named, **settings)
     except BirdError:
         raise
     except Exception as error:  # whatever a stranger's code does
@@ -87,6 +88,31 @@ def _made(part: Part, value: Callable[..., Any], root: Path | None, settings: Ma
             wanted="a data set",
             fix="call it in Python; --debug shows the line",
         ) from error
+
+
+def _folder(part: Part, value: Callable[..., Any], root: Path | None) -> tuple[tuple[Path, ...], dict[str, Path]]:
+    """The folder as positional or named arguments: for a parameter that is called so, else for the first one, if it has no
+    default. Raises UsageError where there is neither: another parameter would be given a folder in silence."""
+    if root is None:
+        return (), {}
+    try:
+        parameters = inspect.signature(value).parameters
+    except (TypeError, ValueError):  # compiled code has none to look at
+        return (root,), {}
+    kinds = inspect.Parameter
+    by_name = (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+    for name in FOLDERS:
+        if name in parameters and parameters[name].kind in by_name:
+            return (), {name: root}
+    first = next(iter(parameters.values()), None)
+    if first is not None and first.kind not in (kinds.KEYWORD_ONLY, kinds.VAR_KEYWORD) and first.default is kinds.empty:
+        return (root,), {}
+    raise UsageError(
+        where=part.where,
+        found=f"--data-root, and the signature {inspect.signature(value)}",
+        wanted=f"a parameter for the folder: the first one, without a default, or one called {' or '.join(FOLDERS)}",
+        fix="leave --data-root out, or add such a parameter",
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -174,6 +200,7 @@ class MapStyle(ListedImages):
         optional = {name: [_plain(row[name]) for row in rows] for name in ("split", "subject") if name in rows[0]}
         taken = Rows(
             source=Path(part.attribute),
+            code=True,
             ids=ids,
             label_name="label",
             labels=columns["label"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,18 @@ __all__ = [
 ]
 
 
-def read_parquet(path: Path, needed: Sequence[str], optional: Sequence[str] = (), advice: str = "") -> dict[str, Any]:
+def read_parquet(
+    path: Path, needed: Sequence[str], optional: Sequence[str] = (), roles: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The named columns of a Parquet file as pyarrow arrays. Raises DataError for an unreadable file or a lacking one;
-    `advice` says what else can be done about the latter."""
+    `roles` are the settings that name columns, for the error about the latter."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         source = pa.OSFile(os.fsencode(path))  # of a name that is not UTF-8 only its bytes are taken
         names = pq.read_schema(source).names
-        _need_columns(path, names, needed, advice)
+        _need_columns(path, names, needed, roles)
         wanted = [name for name in (*needed, *optional) if name in names]
         table = pq.read_table(source, columns=wanted, partitioning=None)
         table.validate(full=True)
@@ -57,18 +59,18 @@ def read_csv_header(file: Path) -> list[str]:
 
 
 def read_table(
-    file: Path, needed: Sequence[str], optional: Sequence[str] = (), advice: str = ""
+    file: Path, needed: Sequence[str], optional: Sequence[str] = (), roles: Mapping[str, str] | None = None
 ) -> dict[str, list[Any]]:
     """The named columns of a CSV or Parquet file as text and integers. Raises DataError as `read_csv` and `read_parquet`."""
     if file.suffix == ".csv":
-        columns = read_csv(file, needed, optional, advice)
+        columns = read_csv(file, needed, optional, roles)
         del columns[""]
         return columns
-    found = read_parquet(file, needed, optional, advice)
+    found = read_parquet(file, needed, optional, roles)
     return {name: plain_values(file, name, column, flags=True) for name, column in found.items()}
 
 
-def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str], advice: str) -> None:
+def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str], roles: Mapping[str, str] | None) -> None:
     lacking = [name for name in needed if name not in names]
     if len(names) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in names[0]]):
         raise DataError(
@@ -79,12 +81,18 @@ def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str], advic
         )
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if lacking or twice:
-        meant = [f"{close[0]!r} to {name}" for name in lacking if (close := nearest(name, set(names) - set(needed)))]
+        settings = {name: (roles or {}).get(name, name) for name in lacking}
+        meant = [
+            f"rename {close[0]!r} to {name}" if role == name else f"did you mean {close[0]!r} in --setting {role}"
+            for name, role in settings.items() if (close := nearest(name, set(names) - set(needed)))
+        ]  # fmt: skip
+        said = [role for name, role in settings.items() if name in (roles or {})]
+        advice = f", or say which column it is, such as --setting {said[0]}=COLUMN" if said else ""
         raise DataError(
             where=str(file),
             found=f"columns {', '.join(map(repr, names)) or 'none'}",
             wanted=f"columns {', '.join(needed)}, each once",
-            fix=f"rename {', '.join(meant)}?{advice}"
+            fix=f"{', '.join(meant)}?{advice}"
             if meant
             else f"add {', '.join(lacking)}{advice}"
             if lacking
@@ -92,8 +100,10 @@ def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str], advic
         )
 
 
-def read_csv(file: Path, needed: Sequence[str], optional: Sequence[str] = (), advice: str = "") -> dict[str, list[Any]]:
-    """The named columns of a CSV file as text; under "" the names of the others. Raises DataError with the line; `advice` as
+def read_csv(
+    file: Path, needed: Sequence[str], optional: Sequence[str] = (), roles: Mapping[str, str] | None = None
+) -> dict[str, list[Any]]:
+    """The named columns of a CSV file as text; under "" the names of the others. Raises DataError with the line; `roles` as
     for `read_parquet`."""
 
     def refuse(line: int, found: str, wanted: str, fix: str = "correct the table") -> DataError:
@@ -104,7 +114,7 @@ def read_csv(file: Path, needed: Sequence[str], optional: Sequence[str] = (), ad
         with file.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, strict=True)
             header = next(reader, [])
-            _need_columns(file, header, needed, advice)
+            _need_columns(file, header, needed, roles)
             rows: list[list[str]] = []
             for row in reader:
                 line = reader.line_num

@@ -24,9 +24,8 @@ from bird.datasets.reading import (
 )
 from bird.errors import DataError, UsageError, nearest, unknown_name
 
-__all__ = ["ADVICE", "IMAGE_COLUMNS", "Names", "TableDataset", "refuse_leaving"]
+__all__ = ["IMAGE_COLUMNS", "Names", "TableDataset", "need_inside", "refuse_leaving"]
 
-ADVICE = ", or say which columns they are, such as --setting label=COLUMN"
 IMAGE_COLUMNS = ("image", "img")  # of encoded bytes, or of {bytes, path}, as hubs write them
 
 
@@ -62,6 +61,11 @@ class Names:
         """The column of a role that may be missing; "" where the usual one has another role."""
         taken = role in (self.label, *self.group.split(","))
         return str(getattr(self, role)) or ("" if taken else role)
+
+    def roles(self) -> dict[str, str]:
+        """The setting that names each column."""
+        others = {self.called(role): role for role in ("split", "subject", "id", "path", "image")}
+        return {**others, **dict.fromkeys(self.group.split(","), "group"), self.label: "label"}
 
     def needed(self, name: str) -> tuple[str, ...]:
         """The columns that must be there, but for path and image."""
@@ -151,7 +155,20 @@ class TableDataset(ListedImages):
         return super().read(id)
 
 
+def need_inside(root: Path, table: str) -> None:
+    """Raise DataError for a setting `table` that leaves the folder."""
+    if _leaves(table):
+        raise DataError(
+            where="--setting table",
+            found=f"{table!r}, which leaves the folder",
+            wanted=f"a table inside --data-root ({root}), by its path relative to that folder",
+            fix="put the table into that folder, or give a folder that holds table and images as --data-root",
+        )
+
+
 def _find_table(root: Path, table: str) -> Path:
+    if table:
+        need_inside(root, table)
     names = [table] if table else [n for n in ("samples.csv", "samples.parquet") if (root / n).is_file()]
     kinds = (".csv", ".parquet")
     if len(names) != 1 or not names[0].endswith(kinds) or not (root / names[0]).is_file():
@@ -165,7 +182,6 @@ def _find_table(root: Path, table: str) -> Path:
             wanted="one samples.csv or samples.parquet, or the setting table (a .csv or .parquet file there)",
             fix=f"did you mean {close[0]}?" if close else "write the table, or name it with --setting table=FILE",
         )
-    refuse_leaving(root / names[0], root, names)
     return root / PurePosixPath(names[0])
 
 
@@ -181,12 +197,12 @@ def _read(file: Path, names: Names, *, split_names: bool) -> tuple[dict[str, Any
                 wanted="a Parquet file: CSV holds no images",
                 fix="name the column of paths with --setting path=COLUMN",
             )
-        columns: dict[str, Any] = read_csv(file, tuple(dict.fromkeys((path, *needed))), usual, advice=ADVICE)
+        columns: dict[str, Any] = read_csv(file, tuple(dict.fromkeys((path, *needed))), usual, names.roles())
         return columns, list(columns.pop(""))
     image = _image_column(file, names)
     if image is None:
         needed = tuple(dict.fromkeys((path, *needed)))
-    found = read_parquet(file, (*needed, *([image] if image else [])), (*usual, *({path} - {*needed})), ADVICE)
+    found = read_parquet(file, (*needed, *([image] if image else [])), (*usual, *({path} - {*needed})), names.roles())
     columns = {} if image is None else {"image": found.pop(image)}
     for name, column in found.items():
         numbers = name != path and (name != names.called("split") or split_names)
@@ -247,14 +263,15 @@ def _ids(file: Path, names: Names, columns: Mapping[str, Any], inside: Any) -> t
     return [f"row-{row:0{width}d}" for row in range(len(beside))], ["no column id: the rows' numbers are the ids"]
 
 
+def _leaves(path: str) -> bool:
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    absolute = PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
+    return "\0" in path or absolute or ".." in parts or not PurePosixPath(path).parts
+
+
 def refuse_leaving(file: Path, root: Path, paths: Sequence[str]) -> None:
     """Raise DataError for paths that are not below the folder as they are written."""
-    bad = []
-    for path in paths:
-        parts = PurePosixPath(path.replace("\\", "/")).parts
-        absolute = PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
-        if "\0" in path or absolute or ".." in parts or not PurePosixPath(path).parts:
-            bad.append(repr(path))
+    bad = [repr(path) for path in paths if _leaves(path)]
     wanted = "relative paths of files below the folder, without .."
     fix = "write the paths relative to the folder of the table"
     refuse(file, f"a path that leaves {root}", bad, wanted, len(paths), fix)

@@ -8,7 +8,7 @@ teacher's features are standardised and gated, the student's are mapped to the t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from bird.errors import UsageError
 from bird.methods.base import Hyperparameters, Method
 from bird.methods.birds import Bird
 from bird.methods.distances import Distance
-from bird.own import Part, find, wrong_part
+from bird.own import Part, find, is_reference, wrong_part
 from bird.weights import first_line
 
 __all__ = ["AROUND", "made_by", "own_method"]
@@ -29,10 +29,15 @@ AROUND = "bird+"
 WANTED = "a subclass of bird.methods.Method, a Distance, or a function of (student features, teacher features)"
 
 
-def own_method(given: object, known: Iterable[str]) -> Part:
+def own_method(given: object, known: Collection[str]) -> Part:
     """The user's method: a part whose value makes a `Method` of (hyper, groups). `bird+REFERENCE` puts BIRD around a
     distance, and so does a distance without it. Raises UsageError for what is neither, and as `bird.own.find` does."""
     around = isinstance(given, str) and given.startswith(AROUND)
+    if isinstance(given, str) and not around:
+        name, _, loss = given.partition("+")
+        if name in known and is_reference(loss):
+            wanted, fix = f"{AROUND}{loss}: only {AROUND} takes a loss of your own", f"did you mean {AROUND}{loss}?"
+            raise UsageError(where="--method", found=given, wanted=wanted, fix=fix)
     named = given.removeprefix(AROUND) if isinstance(given, str) else given
     part = find("method", named.loss if isinstance(named, Distance) else named, known)
     value: Any = named if isinstance(named, Distance) else part.value

@@ -215,6 +215,10 @@ def _known(spec: str) -> TeacherKind:
     found = TEACHERS.get(f"{name}{colon}")
     if found is None or (found.spec is None and not rest):
         close = nearest(spec, TEACHERS) or nearest(f"{name}:", TEACHERS)
+        if spec.endswith(".onnx"):
+            close = [f"onnx:{spec}"]
+        elif spec.endswith(".py"):
+            close = [f"{spec}:NAME"]
         raise UsageError(
             where="--teacher",
             found=repr(spec),

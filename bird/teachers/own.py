@@ -46,18 +46,23 @@ def own_teacher(part: Part, options: Options) -> Teacher:
     module = value if isinstance(value, nn.Module) else _Called(value)
     module.eval().requires_grad_(False).to(options.device)
     view, name = View(side, side), part.label
-    taps = {PENULTIMATE: Tap("penultimate", read=lambda answer: _vector(part, answer))}
+    taps = {PENULTIMATE: Tap("penultimate", read=lambda answer: _vector(part, answer, side))}
     noise = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
     try:
         with torch.inference_mode():
             answer = module(view.normalise(torch.stack([view(each) for each in noise])).to(options.device))
     except Exception as error:  # whatever a stranger's code does
         raise _refuse(
-            part, f"a failure on two images of {side} x {side} ({type(error).__name__}: {first_line(error)})"
+            part,
+            f"a failure on two images of {side} x {side} ({type(error).__name__}: {first_line(error)})",
+            side=side,
         ) from error
-    vectors = _vector(part, answer).float().cpu().numpy()
-    if vectors.ndim != 2 or len(vectors) != 2 or not np.isfinite(vectors).all():
-        raise _refuse(part, f"an answer of shape {vectors.shape} for two images, or numbers that are not finite")
+    vectors = _vector(part, answer, side).float().cpu().numpy()
+    if vectors.ndim != 2 or len(vectors) != 2:
+        raise _refuse(part, f"an answer of shape {vectors.shape} for two images", side=side)
+    if bad := int((~np.isfinite(vectors)).sum()):
+        found = f"{bad} of {vectors.size} numbers that are not finite, in the answer for two images"
+        raise _refuse(part, found, "finite numbers", side=side)
     kind = kind_of(vectors, options.kind, "penultimate", lambda found, wanted, fix: _refuse(part, found, wanted, fix))
     taps = {PENULTIMATE: Tap(kind, read=taps[PENULTIMATE].read)}
     teacher = TorchTeacher(
@@ -144,11 +149,11 @@ def _side(part: Part, value: Any) -> int:
     return side
 
 
-def _vector(part: Part, answer: Any) -> Tensor:
+def _vector(part: Part, answer: Any, side: int) -> Tensor:
     if isinstance(answer, np.ndarray):
         answer = torch.from_numpy(answer)
     if not isinstance(answer, Tensor):
-        raise _refuse(part, f"an answer of type {type(answer).__name__}")
+        raise _refuse(part, f"an answer of type {type(answer).__name__}", side=side)
     return answer
 
 
@@ -173,6 +178,9 @@ def _refuse(
     part: Part,
     found: str,
     wanted: str = "vectors (batch, dim), float32",
-    fix: str = "call it on torch.rand(2, 3, 224, 224)",
+    fix: str = "",
+    *,
+    side: int = SIDE,
 ) -> TeacherError:
+    fix = fix or f"call it on torch.rand(2, 3, {side}, {side})"
     return TeacherError(where=part.where, found=found, wanted=wanted, fix=fix)

@@ -154,8 +154,10 @@ def no_test(root):
         (loose, {}, "1 of 25 rows with no class folder: 'aside.png'"),
         (twice, {}, "2 of 25 rows with an id that another row has too"),
         (no_test, {}, "the splits 'train', 'val': none is test.*split_names=val:test"),
-        (twice, {"group": "sex"}, r"columns 'path', 'group'.*add sex.*--setting label=COLUMN"),
+        (twice, {"group": "sex"}, r"columns 'path', 'group'.*add sex.*--setting group=COLUMN"),
         (twice, {"gruop": "sex"}, "did you mean group"),
+        (twice, {"lable": "sex"}, "did you mean label"),
+        (twice, {"table": "/elsewhere/many.csv"}, "--setting table: found '/elsewhere/many.csv', which leaves .*inside"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told(tmp_path, make, settings, told):

@@ -120,11 +120,12 @@ def test_images_inside_under_another_name(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"label": "smile"}, r"columns 'file'.*rename 'smiles' to smile\?.*--setting label=COLUMN"),
+        ({"label": "smile"}, r"columns 'file'.*did you mean 'smiles' in --setting label\?"),
         ({"group": "sex,sex"}, "'sex,sex'; wanted names of columns, each once"),
         ({"group": "sex,"}, "wanted names of columns"),
         ({"group": "smiles"}, "settings label and group: found column 'smiles' for both"),
-        ({"split": "folds"}, r"rename 'fold' to folds\?"),
+        ({"split": "folds"}, r"did you mean 'fold' in --setting split\?"),
+        ({"table": "/elsewhere/many.csv"}, "--setting table: found '/elsewhere/many.csv', which leaves .*table inside"),
         ({"split": "fold"}, r"48 of 48 rows with an unknown split.*split_names=0:train,1:meta,2:test"),
         ({"split": "fold", "split_names": "0:train,1:test"}, r"16 of 48 rows with an unknown split: '32.png' \('2'\)"),
         ({"split": "fold", "split_names": "0:train,1:meta,2:train"}, "splits '0', '1', '2': none is test"),

@@ -195,7 +195,7 @@ def damaged(root):
         (arrow, {}, r"but data-00000-of-00001.arrow.*Dataset.to_parquet"),
         (no_images, GROUP, "columns of images: none, of label, sex"),
         (two_images, GROUP, "columns of images: a, b, of .*--setting image=COLUMN"),
-        (hub, {}, "columns 'image', 'label', 'sex', 'age'.*add group.*--setting label=COLUMN"),
+        (hub, {}, "columns 'image', 'label', 'sex', 'age'.*add group.*--setting group=COLUMN"),
         (hub, {"group": "sex", "image": "photo"}, "column photo: found columns of images: image"),
         (hidden_labels, GROUP, "16 of 96 rows with no label: '64.png'"),
         (other_classes, GROUP, "other classes than"),

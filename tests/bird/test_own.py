@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from bird.errors import UsageError
+from bird.errors import UsageError, nearest
 from bird.own import find, is_reference, registered, wrong_part
 
 SOURCE = "class Net:\n    class Small: ...\n\nnet = Net()\nbuild = Net\n"
@@ -119,3 +119,22 @@ def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(UsageError, match=r"one of resnet18; or package.module:attribute, file.py:attribute"):
         find("student", "rasnet", ["resnet18"])
     assert "the function find" in str(wrong_part(find("student", find), "a module of torch"))
+
+
+def test_a_file_without_a_name_is_told_its_names(net):
+    net.write_text("import numpy as np\nclass Net: ...\ndef make(): ...\ndef _hidden(): ...\n")
+    with pytest.raises(UsageError, match=rf"write {net}:NAME; the file defines Net, make$"):
+        find("student", str(net))
+    assert find("student", f"{net}:Net").attribute == "Net"
+
+
+def test_what_a_file_defines_is_shown_before_what_it_imports(net):
+    net.write_text("import numpy as np\nfrom pathlib import Path\nclass DS: ...\nclass NoneG: ...\n")
+    with pytest.raises(UsageError, match="an attribute that is there: DS, NoneG;"):
+        find("dataset", f"{net}:Zzz")
+    with pytest.raises(UsageError, match="an attribute that is there: NoneG, DS; did you mean NoneG"):
+        find("dataset", f"{net}:NoneGG")
+
+
+def test_two_letters_in_the_wrong_order_are_the_nearest_name():
+    assert nearest("lable", ["table", "label", "group"]) == ["label"]

@@ -149,6 +149,28 @@ class Lacking(Dataset):
     listing = read = decode = None
 
 
+class Shaded(Items):
+    def __init__(self, shade=100, *, root_like=None):
+        super().__init__()
+        self.image = lambda n: pixels(n) // 100 * shade
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda images: Faces(images),
+        lambda *images: Faces(*images),
+        lambda root=None: Faces(root),
+        lambda shade=3, folder=None: Faces(folder),
+        lambda shade=3, *, data_root: Faces(data_root),
+        lambda shade, path: Faces(path),
+    ],
+)
+def test_the_folder_goes_to_the_parameter_that_is_meant_for_it(tmp_path, make):
+    settings = {"shade": 7} if "shade" in make.__code__.co_varnames else {}
+    assert opened(make, tmp_path, **settings)._inner.root == tmp_path
+
+
 @pytest.mark.parametrize(
     ("value", "root", "settings", "told"),
     [
@@ -157,6 +179,8 @@ class Lacking(Dataset):
         (lambda: 1 / 0, None, {}, "a failure when it was called .ZeroDivisionError: division by zero"),
         (Faces, None, {}, r"the signature \(root, \*, count=40\) .missing a required argument: 'root'"),
         (Faces, Path("/tmp"), {"size": 3}, "got an unexpected keyword argument 'size'.*--setting NAME=VALUE"),
+        (Shaded, Path("/tmp"), {}, r"--data-root, and the signature \(shade=100, \*, root_like=None\); wanted a parameter"),
+        (lambda: Items(), Path("/tmp"), {}, r"--data-root, and the signature \(\)"),
         (Items(), Path("/tmp"), {}, "an object, and --data-root"),
         (Items(), None, {"count": 3}, "an object, and --setting"),
         (Lacking, None, {}, "a Dataset without group_names, image_size, flip"),
@@ -167,10 +191,25 @@ class Lacking(Dataset):
         (lambda: [{"image": pixels(0), "label": 1}], None, {}, "found image, label; wanted .*group"),
         (Items(more=lambda n: {"group": 0}), None, {}, "column group: found one value, 'men'"),
         (Items(more=lambda n: {"label": f"c{n}"}, count=1000), None, {}, "column label: found 1,000 values"),
+        (Items(more=lambda n: {"label": ("no", "maybe")[n == 7]}), None, {},
+         r"found 1 of 40 rows with a label that the names do not have: 'maybe' .item-07.; wanted 0..1, or .*'no', 'yes'"),
+        (Items(more=lambda n: {"label": 7}), None, {}, r"40 of 40 rows .*: 7 .item-00.*; wanted 0\.\.1"),
+        (Items(more=lambda n: {"label": -(n == 9)}), None, {}, r"1 of 40 rows .*: -1 .item-09.; wanted 0\.\.1"),
+        (Items(more=lambda n: {"group": 3}), None, {}, r"40 of 40 rows with a group that .*; wanted 0\.\.1.*'men'"),
         (Items(more=lambda n: {"label": None}), None, {}, "40 of 40 rows with no label"),
+        (Items(more=lambda n: {"group": None}), None, {}, "with no group.*the attribute unknown_groups = True of the class"),
+        (Items(more=lambda n: {"split": ("train", "tset")[n % 2]}), None, {}, "the attribute split_names = .WORD:SPLIT"),
+        (Items(more=lambda n: {"split": "train"}), None, {}, "the attribute split_names = .train:test. of the class"),
         (Items(more=lambda n: {"id": "x"}), None, {}, "1 ids more than once: .x."),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told(value, root, settings, told):
     with pytest.raises((DataError, UsageError), match=told):
         opened(value, root, **settings)
+
+
+@pytest.mark.parametrize("more", [{"group": None}, {"group": 0}, {"split": "x"}, {"split": "train"}])
+def test_no_advice_is_about_a_setting_that_a_class_does_not_take(more):
+    with pytest.raises(DataError) as caught:
+        opened(Items(more=lambda n: more))
+    assert "--setting" not in str(caught.value)

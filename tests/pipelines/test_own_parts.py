@@ -76,6 +76,10 @@ def chance(pixels):
     return patches(pixels) + torch.randn(len(pixels), 48)
 
 
+def not_finite(pixels):
+    return patches(pixels) / 0
+
+
 def company(pixels):
     return patches(pixels) - patches(pixels).mean(0)
 
@@ -208,7 +212,8 @@ def test_what_is_no_method_is_refused_before_anything_is_written(small, data, pa
     [
         ("chance", "another vector when asked for the same image again"),
         ("company", "depends on what else is in the batch"),
-        ("one_number", r"an answer of shape \(\)"),
+        ("one_number", r"an answer of shape \(\) for two images; .*call it on torch.rand\(2, 3, 32, 32\)"),
+        ("not_finite", r"found 96 of 96 numbers that are not finite.*torch.rand\(2, 3, 32, 32\)"),
         ("torch", "an object of module"),
     ],
 )
@@ -216,6 +221,34 @@ def test_what_is_no_teacher_is_refused_before_anything_is_written(data, parts, t
     with pytest.raises((UsageError, TeacherError), match=told):
         precomputed(data, tmp_path / "cache", teacher=f"{parts}:{name}")
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "told"),
+    [("/far/x.onnx", r"did you mean onnx:/far/x.onnx\?"), ("net.py", r"did you mean net.py:NAME\?")],
+)
+def test_a_file_as_a_teacher_is_told_its_form(data, tmp_path, teacher, told):
+    with pytest.raises((UsageError, TeacherError), match=told):
+        precomputed(data, tmp_path / "cache", teacher=teacher)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (
+            {"method": "fitnet+loss.py:cosine"},
+            r"only bird\+ takes a loss of your own; did you mean bird\+loss.py:cosine\?",
+        ),
+        (
+            {"init": "nofile.pth", "student": "tiny-convnet"},
+            "--init nofile.pth: found no such file; .*; check the path",
+        ),
+        ({"lr_schedule": "stepp"}, r"wanted one of constant, step, cosine; did you mean step\?"),
+    ],
+)
+def test_what_is_meant_is_said(flags, told):
+    with pytest.raises(UsageError, match=told):
+        resolve({"dataset": "digits-s", "student": "adapter", "method": "fitnet", "cache": "x", "out": "y", **flags})
 
 
 def test_a_module_that_does_not_import_is_one_panel(small, tmp_path):
@@ -282,12 +315,12 @@ def test_a_run_of_an_own_student_is_stopped_resumed_and_ends_to_the_bit(small, d
 def test_timm_trains_starts_again_from_its_file_ships_and_answers(data, tmp_path, capfd):
     info = alone(data, tmp_path / "run", student="timm:resnet10t", image_size=40)
     assert (info["config"]["student"], info["image_size"], info["config"]["image_size"]) == ("timm:resnet10t", 40, 40)
-    assert bird_pipelines.evaluate(tmp_path / "run") == info["metrics"]["test"]
+    assert bird_pipelines.evaluate(tmp_path / "run", student="timm:resnet10t") == info["metrics"]["test"]
     logging.disable(logging.WARNING)  # torch.export's own
-    about = export(tmp_path / "run", tmp_path / "shipped", to="pt2", allow_drift=True)
+    about = export(tmp_path / "run", tmp_path / "shipped", to="pt2", allow_drift=True, student="timm:resnet10t")
     logging.disable(logging.NOTSET)
     assert about["check"]["flips"]["changed"] == 0
-    found = predict(tmp_path / "run", [data / "00.png"], tmp_path / "out.csv")
+    found = predict(tmp_path / "run", [data / "00.png"], tmp_path / "out.csv", student="timm:resnet10t")
     assert found["images"] == 1
     capfd.readouterr()
     init = tmp_path / "run" / "student.safetensors"

@@ -178,12 +178,13 @@ def _fault(error: Mapping[str, Any], names: Mapping[str, str]) -> _Fault:
     name = ".".join([outside.get(first, first), *rest])
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return _Fault(name, "nothing", "a value", [])
-    meant = []
+    meant, wanted = [], error["msg"]
     if error["type"] == "literal_error":
-        meant = nearest(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+        choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        meant, wanted = nearest(str(error["input"]), choices), f"one of {', '.join(choices)}"
     elif error["type"] == "less_than_equal" and error["ctx"]["le"] == 1 and float(error["input"]) <= 100:
         meant = [f"{float(error['input']) / 100:g}"]  # a percentage
-    return _Fault(name, repr(error.get("input")), error["msg"], meant)
+    return _Fault(name, repr(error.get("input")), wanted, meant)
 
 
 def _numbers(option: Declared, value: object) -> object:

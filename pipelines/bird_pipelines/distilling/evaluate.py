@@ -8,8 +8,7 @@ from typing import Any
 from bird.devices import choose_device
 from bird.errors import RunError, UsageError
 from bird.own import find
-from bird.student_bodies import own_student
-from bird.students import STUDENTS, Student, load_student
+from bird.students import Student, named_student
 from bird_cache.errors import NotACacheError, StaleCacheError
 from bird_pipelines import runs
 from bird_pipelines.config import Place, RunConfig
@@ -35,9 +34,10 @@ def evaluate(
     RUN/predictions-SPLIT.npz.
 
     `data_root` and `cache` override the paths stored in the run; `student` is the module of a student of the user's own,
-    or a reference to it, `dataset` a data set of the user's own. Raises RunError for a folder without a finished
-    run, NotACacheError if its cache is missing, StaleCacheError if the path holds another cache, UsageError for
-    an unknown split and for a student of the user's own that is not given, or another one.
+    a reference to it, or the run's own built-in name, `dataset` a data set of the user's own. Raises RunError for a folder
+    without a finished run, NotACacheError if its cache is missing, StaleCacheError if the path holds another
+    cache, UsageError for an unknown split, for another built-in student, and for a student of the user's own that
+    is not given, or another one.
     """
     with joined(Place(out=run)) as world:
         loaded, data, _ = open_run(run, data_root=data_root, cache=cache, student=student, dataset=dataset)
@@ -59,7 +59,7 @@ def open_run(
 ) -> tuple[Student, RunData, RunConfig]:
     """A finished run's student, its data and its configuration. Raises as `evaluate` does."""
     config, fingerprint = run_config(run, data_root=data_root, cache=cache)
-    loaded = load_student(run, None if student is None else own_student(student, STUDENTS))
+    loaded = named_student(run, student)
     own = None if dataset is None else find("dataset", dataset)
     if own is not None and own.label != config.source.dataset:
         raise UsageError(

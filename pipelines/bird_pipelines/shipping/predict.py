@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from bird.devices import choose_device
 from bird.errors import DataError, ImageError, RunError, UsageError, unknown_name
 from bird.images import WHITE, decode_image
-from bird.student_bodies import own_student
 from bird.student_views import center_view, unit_range
-from bird.students import STUDENTS, load_student
+from bird.students import named_student
 from bird_cache.files import replace
 from bird_pipelines.prefetch import in_order
 from bird_pipelines.progress import progress
@@ -135,7 +134,7 @@ def _exported(folder: Path, about: Mapping[str, Any]) -> tuple[Runtime, Sequence
 
 def _of_a_run(folder: Path, about: Mapping[str, Any], own: object) -> tuple[Runtime, Sequence[str], int]:
     device = choose_device("auto")
-    student = load_student(folder, None if own is None else own_student(own, STUDENTS)).to(device)
+    student = named_student(folder, own).to(device)
     names = about.get("class_names") or read_json(folder / "run.json")["class_names"]
 
     def logits(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
