@@ -86,7 +86,7 @@ def score(
 
 
 def meta_score(
-    student: Student, data: RunData, device: torch.device, world: World = ONE, *, balanced: bool
+    student: Student, data: RunData, device: torch.device, world: World = ONE, *, balanced: bool = False
 ) -> dict[str, Any] | None:
     """Accuracy and mean-DEO on the meta split, x100, and why the gap says nothing, if so; None where there is no meta
     sample. A gap is None where a cell is empty. With `balanced` the balanced accuracy, too."""
