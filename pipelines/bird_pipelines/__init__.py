@@ -125,8 +125,9 @@ def audit(
     """`bird audit` from Python: a page about the predictions in a CSV or Parquet file, and its numbers, by grouping.
 
     `label`, `group`, `prediction` and `scores` name columns. Several groups are crossed, and shown one by one. A value that
-    does not exist is None, with its reason. Raises DataError for a file that does not fit, UsageError for a column that it
-    does not have.
+    does not exist is None, with its reason. Without `prediction`, the column is prediction, else predicted, else the class
+    with the highest score. Raises DataError for a file that does not fit, UsageError for a column that it does not have,
+    or that has two roles.
 
         found = bird_pipelines.audit("predictions.csv", group=["sex", "age"], scores=["p_no", "p_yes"])
         found["groups"]["sex"]["by_group"]["accuracy"]

@@ -46,6 +46,7 @@ __all__ = [
     "Run",
     "claim",
     "finish",
+    "instead_of",
     "load_checkpoint",
     "open_run",
     "read_json",
@@ -174,11 +175,17 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise _refuse(
-            path.parent, f"{path.name} that cannot be read ({error})", "a run folder", "check the path"
+            path.parent, f"{path.name} that cannot be read ({error})", "a run folder", instead_of(path.parent)
         ) from None
     if not isinstance(value, dict):
         raise _refuse(path.parent, f"{path.name} that is no JSON object", "a run folder", "check the path")
     return value
+
+
+def instead_of(folder: Path) -> str:
+    """What to do where `folder` is no run: one of `--seeds` holds several."""
+    inside = sorted(path.parent for path in folder.glob("seed-*/config.json"))
+    return f"give one of the runs of its seeds: {inside[0]}" if inside else "give the --out of a run"
 
 
 def finish(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -289,7 +296,7 @@ def open_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / "config.json").exists() and not (folder / "run.json").exists():
         found = "no config.json" if folder.is_dir() else "no such folder"
-        raise RunError(where=str(folder), found=found, wanted="a run folder", fix="give the --out of `bird distill`")
+        raise RunError(where=str(folder), found=found, wanted="a run folder", fix=instead_of(folder))
     info = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
     config = info.get("config") or read_json(folder / "config.json").get("identity", {})
     metrics = {

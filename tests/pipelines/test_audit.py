@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import bird_pipelines
-from bird.errors import BirdError
+from bird.errors import BirdError, DataError, UsageError
 from bird.measuring.metrics import assess
 from bird_pipelines.cli import app
 from bird_pipelines.reporting.audit import audit
@@ -164,3 +165,57 @@ def test_the_functions_of_the_package_stay_functions_once_their_modules_are_load
         bird_pipelines.evaluate(tmp_path / "none")
     for name in bird_pipelines.__all__:
         assert inspect.isfunction(getattr(bird_pipelines, name)), name
+
+
+def test_a_column_of_predictions_counts_and_scores_serve_auroc_only(tmp_path):
+    values = columns()
+    told = values.pop("told")
+    for name in ("prediction", "predicted"):
+        file = written(tmp_path / "p.csv", values | {name: told[::-1]})
+        scored = audit(file, tmp_path / "r.html", label="truth", group=["sex"], scores=["p_no", "p_yes"])["groups"][
+            "sex"
+        ]
+        named = audit(file, tmp_path / "r.html", label="truth", group=["sex"], prediction=name)["groups"]["sex"]
+        assert scored["confusion"] == named["confusion"]
+        assert scored["summary"]["auroc"]["value"] > 80
+    file = written(tmp_path / "p.csv", spoilt("prediction", "perhaps")(values | {"prediction": told}))
+    with pytest.raises(DataError, match="perhaps in column 'prediction'"):
+        audit(file, tmp_path / "no.html", label="truth", group=["sex"], scores=["p_no", "p_yes"])
+    both = written(tmp_path / "p.csv", values | {"prediction": told, "predicted": told[::-1]})
+    read = read_predictions(both, label="truth", group=["sex"], prediction=None)
+    assert (read.predictions == (told == "yes")).all()
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        {"label": "prediction", "group": ["sex"]},
+        {"label": "truth", "group": ["sex"], "prediction": "truth"},
+        {"label": "truth", "group": ["sex", "sex"]},
+        {"label": "truth", "group": ["truth"]},
+        {"label": "truth", "group": ["sex"], "scores": ["p_no", "p_no"]},
+    ],
+)
+def test_a_column_has_one_role(tmp_path, roles):
+    values = columns()
+    file = written(tmp_path / "p.csv", values | {"prediction": values["told"]})
+    with pytest.raises(UsageError, match="two roles"):
+        audit(file, tmp_path / "no.html", **roles)
+    assert not (tmp_path / "no.html").exists()
+
+
+def test_what_is_no_table_is_one_clean_line(tmp_path):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.jpg")
+    (tmp_path / "text.parquet").write_text("no table")
+    (tmp_path / "ragged.csv").write_text("label,group\n1,2,3\n")
+    for name, said in (
+        ("photo.jpg", "not a CSV or Parquet file"),
+        ("text.parquet", "not a CSV or Parquet file"),
+        ("ragged.csv", "Expected 2 columns, got 3"),
+        ("none.csv", "no such file"),
+        (".", "a folder"),
+    ):
+        with pytest.raises(DataError) as caught:
+            audit(tmp_path / name, tmp_path / "no.html")
+        assert said in caught.value.found
+        assert str(caught.value).isprintable()

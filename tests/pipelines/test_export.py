@@ -14,12 +14,16 @@ from helpers.shell import bird, bird_json, distilled, panel
 from PIL import Image
 
 from bird.errors import RunError, UsageError
+from bird.images import WHITE, decode_image
+from bird.student_views import center_view, unit_range
 from bird.students import Student, build_student, load_student
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.training import distill
+from bird_pipelines.runs import write_json
 from bird_pipelines.shipping.export import export
 from bird_pipelines.shipping.formats import EXTRAS, summed_heads
 from bird_pipelines.shipping.quantise import static_int8
+from bird_pipelines.shipping.snippets import PIXELS, VECTORS
 
 missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
 needs_extra = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed (the extra [export])")
@@ -59,10 +63,10 @@ print(json.dumps([session.get_outputs()[0].name, session.get_inputs()[0].shape, 
 """
 
 
-def stranger(script, *args, cwd=None):
+def stranger(script, *args, cwd=None, flags=()):
     """A Python process that does not know this project."""
     done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, args)],
+        [sys.executable, *flags, "-c", script, *map(str, args)],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -106,6 +110,41 @@ def test_the_card_has_groups_the_check_and_a_snippet_that_runs(run, shipped, tmp
     said = stranger(snippet, tmp_path / "image.png", cwd=shipped).split()[-1]
     inputs = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     assert said == str(load_student(run)(inputs).logits.argmax().item())
+
+
+STRICT = ("-X", "warn_default_encoding", "-W", "error::EncodingWarning")
+
+
+@pytest.mark.parametrize("white", [None, 4095])
+def test_the_script_of_a_card_makes_the_pixels_of_training_of_odd_images_too(white, tmp_path):
+    rng = np.random.default_rng(0)
+    colours, alpha = rng.integers(0, 256, (16, 16, 3), np.uint8), rng.integers(0, 256, (16, 16, 1), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    rgb = Image.fromarray(colours)
+    rgb.save(tmp_path / "turned.png", exif=turned)
+    rgb.convert("L").save(tmp_path / "gray.png")
+    Image.fromarray(np.concatenate([colours, alpha], 2)).save(tmp_path / "alpha.png")
+    Image.fromarray(np.concatenate([colours[..., :1], alpha], 2)).save(tmp_path / "gray-alpha.png")
+    rgb.quantize(8).save(tmp_path / "palette.png", transparency=bytes([0, 40, 128, 200, 255, 255, 255, 0]))
+    rgb.quantize(8).save(tmp_path / "one-colour.png", transparency=3)
+    Image.fromarray(rng.integers(0, 5000, (16, 16)).astype(np.uint16)).save(tmp_path / "deep.png")
+    own = {} if white is None else {"white_level": white}
+    about = {"input": {"shape": ["batch", 3, 16, 16], **own}, "class_names": ["été"]}
+    write_json(tmp_path / "student.json", about)
+    names = sorted(path.name for path in tmp_path.glob("*.png"))
+    script = PIXELS + 'np.save("pixels.npy", np.concatenate([pixels(each) for each in sys.argv[1:]]))'
+    stranger(script, *names, cwd=tmp_path, flags=STRICT)
+    for name, found in zip(names, np.load(tmp_path / "pixels.npy"), strict=True):
+        image = decode_image((tmp_path / name).read_bytes(), name, white_level=white or WHITE)
+        np.testing.assert_array_equal(found, unit_range(center_view(image, 16)).numpy(), err_msg=name)
+
+
+def test_the_script_for_vectors_reads_names_in_utf8(tmp_path):
+    write_json(tmp_path / "student.json", {"class_names": ["été"]})
+    np.save(tmp_path / "vectors.npy", np.zeros((1, 2)))
+    script = VECTORS + 'assert about["class_names"] == ["\\u00e9t\\u00e9"]'
+    stranger(script, "vectors.npy", cwd=tmp_path, flags=STRICT)
 
 
 @needs_extra

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +14,15 @@ import torch
 from helpers.shell import bird, bird_json, distilled, panel
 from PIL import Image
 
+import bird_pipelines
 from bird.datasets import open_dataset
 from bird.errors import DataError, RunError, UsageError
 from bird.images import decode_image
 from bird.student_views import center_view, unit_range
 from bird.students import load_student
+from bird_pipelines.cli.shipping import predicted
 from bird_pipelines.config import resolve
-from bird_pipelines.distilling.evaluate import open_run
+from bird_pipelines.distilling.evaluate import evaluate, open_run
 from bird_pipelines.distilling.training import distill
 from bird_pipelines.shipping.export import export
 from bird_pipelines.shipping.pictures import pictures
@@ -191,3 +194,58 @@ def test_names_with_commas_and_quotes_survive(run, data, tmp_path):
     assert next(csv.reader(io.StringIO((tmp_path / "out.csv").read_text().split("\n", 1)[1])))[0].endswith(
         'a "b", c.png'
     )
+
+
+def test_answers_about_a_table_are_audited(run, data, tmp_path, monkeypatch):
+    """As docs/shipping.md shows it."""
+    pytest.importorskip("pandas")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "shipping.md").read_text()
+    joins = page.split("## From predictions to an audit")[1].split("```python")[1].split("```")[0]
+    shutil.copytree(data, tmp_path / "data")
+    monkeypatch.chdir(tmp_path / "data")
+    predict(run, [Path("samples.csv")], Path("answers.csv"))
+    exec(joins, {})
+    found = bird_pipelines.audit("predictions.csv", scores=["p_no", "p_yes"])
+    told = [row["predicted"] for row in rows_of(Path("answers.csv"))]
+    truth = [row["label"] for row in rows_of(Path("samples.csv"))]
+    right = np.mean([one == two for one, two in zip(told, truth, strict=True)])
+    assert found["groups"]["group"]["summary"]["accuracy"]["value"] == pytest.approx(100 * right)
+
+
+def test_what_is_no_image_or_not_taken_or_given_twice_is_told(run, data, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match=r"no image in 1 file; .*notes\.txt: bytes of no known") as caught:
+        predict(run, [tmp_path / "notes.txt"], tmp_path / "out.csv")
+    assert "max-failed" not in str(caught.value)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("01.png", "04.png"):
+        shutil.copy(data / name, folder)
+        Image.open(data / name).save(folder / f"{name}.gif")
+    Image.open(data / "01.png").save(folder / "one.TIFF")
+    (folder / ".hidden").touch()
+    inputs = [folder, folder / "01.png", folder / ".." / "in" / "04.png"]
+    found = predict(run, inputs, tmp_path / "out.csv")
+    assert found["not_taken"] == {".gif": 2, ".tiff": 1}
+    assert found["twice"] == 2
+    predicted(found)
+    said = capsys.readouterr().out
+    assert "3 files not taken: .gif, .tiff\n2 images given twice" in said
+    plain = predict(run, [data / "01.png"], tmp_path / "out.csv")
+    predicted(plain)
+    assert "twice" not in (said := capsys.readouterr().out)
+    assert "not taken" not in said
+
+
+def test_a_folder_of_seeds_names_a_run(run, data, tmp_path):
+    shutil.copytree(run, tmp_path / "seeds" / "seed-3")
+    (tmp_path / "seeds" / "seeds.json").write_text("{}")
+    for ask in (
+        lambda: evaluate(tmp_path / "seeds"),
+        lambda: export(tmp_path / "seeds", tmp_path / "out", "pt2"),
+        lambda: predict(tmp_path / "seeds", [data / "01.png"], tmp_path / "out.csv"),
+        lambda: bird_pipelines.open_run(tmp_path / "seeds"),
+    ):
+        with pytest.raises(RunError) as caught:
+            ask()
+        assert caught.value.fix.endswith(str(tmp_path / "seeds" / "seed-3"))

@@ -283,3 +283,10 @@ def test_a_browser_draws_it(page, tmp_path):
     assert dom.count("</svg>") == page.read_text().count("</svg>") > 8
     for heading in HEADINGS:
         assert f"<h2>{heading}</h2>" in dom
+
+
+def test_long_names_leave_the_axes_room():
+    """Matplotlib warns where they do not, and warnings are errors here."""
+    names = [" · ".join(f"setting-{place} {value}" for place in range(20)) for value in (1, 2)]
+    points = [plots.Point("method" * 20, name, 3.0, 90.0, 1.0, trivial=False) for name in names]
+    assert "setting-0 1" in plots.scatter_plot(points, ["method" * 20], "long")

@@ -20,7 +20,7 @@ def audit(
     ] = "group",
     prediction: Annotated[
         str | None,
-        typer.Option(help="Column of predicted classes. Default: prediction; with --scores, the highest score."),
+        typer.Option(help="Column of predicted classes. Default: prediction, else predicted, else the highest score."),
     ] = None,
     scores: Annotated[
         str | None, typer.Option(help="Columns of scores, one a class (names ending in _CLASS, or sorted by class).")

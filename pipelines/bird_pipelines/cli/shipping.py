@@ -72,6 +72,11 @@ def predicted(found: dict[str, Any]) -> None:
         typer.echo(f"not read: {id}: {why}")
     if len(found["failed"]) > 10:
         typer.echo(f"not read: {len(found['failed']) - 10:,} more")
+    if left := found["not_taken"]:
+        count = sum(left.values())
+        typer.echo(f"{count:,} file{'s' * (count > 1)} not taken: {', '.join(left)}")
+    if count := found["twice"]:
+        typer.echo(f"{count:,} image{'s' * (count > 1)} given twice")
 
 
 def exported(about: dict[str, Any]) -> None:

@@ -90,7 +90,7 @@ def open_run(
 def run_config(run: Path, *, data_root: Path | None = None, cache: str | None = None) -> tuple[RunConfig, str | None]:
     """The configuration a run was started with, and its cache's fingerprint. Raises RunError."""
     if not (run / "config.json").exists():
-        raise RunError(where=str(run), found="no config.json", wanted="a run folder", fix="give the --out of a run")
+        raise RunError(where=str(run), found="no config.json", wanted="a run folder", fix=runs.instead_of(run))
     found = runs.read_json(run / "config.json")
     try:
         place = {name: value for name, value in found["place"].items() if value}

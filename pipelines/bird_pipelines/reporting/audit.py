@@ -58,11 +58,11 @@ def audit(
 ) -> dict[str, Any]:
     """Write the report on the predictions in `file` to `out`, whole or not at all, and return its numbers by grouping.
 
-    `prediction` may be left out where there are `scores`; without both, the column is `prediction`. `baseline` is a file
-    with the same columns: each group gets its zone against it. Raises DataError for a file that does not fit.
+    Where `prediction` is None, it is the column prediction or else predicted, and in a file with neither the class with the
+    highest of `scores`. `baseline` is a file with the same columns: each group gets its zone against it. Raises UsageError
+    for a column that is not there or has two roles, DataError for a file that does not fit.
     """
-    columns: dict[str, Any] = {"label": label, "group": [*group], "scores": [*scores]}
-    columns["prediction"] = prediction or (None if scores else "prediction")
+    columns: dict[str, Any] = {"label": label, "group": [*group], "prediction": prediction, "scores": [*scores]}
     found = read_predictions(file, **columns)
     other = None if baseline is None else read_predictions(baseline, **columns)
     if other is not None and (other.class_names, other.group_names) != (found.class_names, found.group_names):

@@ -7,6 +7,7 @@ in a plot points outside it. Colours: Okabe and Ito's palette and single-hue ram
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -331,7 +332,9 @@ def _means(axes: Axes, runs: Sequence[Point], colour: str, marker: str) -> None:
     method, by_label = runs[0].method, defaultdict[str, list[Point]](list)
     for run in runs:
         by_label[run.configuration].append(run)
-    axes.scatter([], [], s=110, color=colour, marker=marker, edgecolors="white", linewidths=1.2, label=method)
+    axes.scatter(
+        [], [], s=110, color=colour, marker=marker, edgecolors="white", linewidths=1.2, label=_short(method, 32)
+    )
     common = set.intersection(*({*label.split(" · ")} for label in by_label))
     for label, mine in by_label.items():
         deo, auroc, floor = np.mean([(run.mean_deo, run.auroc, run.floor) for run in mine], axis=0).tolist()
@@ -343,6 +346,7 @@ def _means(axes: Axes, runs: Sequence[Point], colour: str, marker: str) -> None:
         _floor_of(axes, mean, colour)
         if len(by_label) > 1:
             text = " · ".join(part for part in label.split(" · ") if part not in common)
+            text = textwrap.fill(text, 34, max_lines=8, placeholder=" …")  # in one line it would leave the axes no room
             style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "color": MUTED, "fontsize": 8}
             axes.annotate(text, (deo, auroc), (8, 0), **style)
 

@@ -14,12 +14,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from bird.errors import DataError, unknown_name
+from bird.errors import DataError, UsageError, unknown_name
 
 __all__ = ["Predictions", "read_predictions"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+PREDICTED = ("prediction", "predicted")  # columns that need not be named; `bird predict` writes the second
 MOST = 200  # classes, or values of one group column: more is a column of something else
 
 
@@ -48,25 +49,22 @@ def read_predictions(
 ) -> Predictions:
     """The rows of `path`, a .csv, .tsv or .parquet file, by the names of their columns.
 
-    Without `prediction` the class with the highest score is predicted; two classes may have one column of scores, that of
-    the second. Several group columns are crossed under their joined name as well. Classes are in sorted order, numbers
-    by value. Raises DataError for a file, a column or a value that does not fit.
+    Where `prediction` is None, the column is prediction or else predicted; a file with neither needs scores, and the class
+    with the highest score is predicted. Two classes may have one column of scores, that of the second. Several group
+    columns are crossed under their joined name as well. Classes are in sorted order, numbers by value.
+
+    Raises UsageError for a column that is not there or has two roles, DataError for a file or a value that does not fit.
     """
-    wanted = [label, *group, *([prediction] if prediction else []), *scores]
-    table = _table(path, wanted)
+    whole = _whole(path)
+    prediction = _column_of_predictions(path, whole.column_names, [label, *group, *scores], prediction, bool(scores))
+    table = _columns(path, whole, [label, *group, *([prediction] if prediction else []), *scores])
     class_names, labels = _codes(path, label, table[label])
     values = _scores(path, table, scores, class_names) if scores else None
     if prediction is not None:
         predictions = _known(path, prediction, table[prediction], class_names)
-    elif values is not None:
-        predictions = values.argmax(1)
     else:
-        raise DataError(
-            where=str(path),
-            found="neither a prediction nor scores",
-            wanted="a column of predicted classes, columns of scores, or both",
-            fix="name them with --prediction and --scores",
-        )
+        assert values is not None
+        predictions = values.argmax(1)
     coded = {name: _codes(path, name, table[name]) for name in group}
     names = {name: each for name, (each, _) in coded.items()}
     groups = {name: each for name, (_, each) in coded.items()}
@@ -79,21 +77,55 @@ def read_predictions(
     return Predictions(class_names, labels, predictions, values, names, groups)
 
 
-def _table(path: Path, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The columns, as numpy arrays without a missing value."""
+def _column_of_predictions(
+    path: Path, columns: Sequence[str], others: Sequence[str], given: str | None, scored: bool
+) -> str | None:
+    """The column of predicted classes, None where scores say them. No column has two roles."""
+    there = [name for name in PREDICTED if name in columns]
+    free = [name for name in there if name not in others]
+    found = given or next(iter(free if free or scored else there), None)
+    if found is None and not scored:
+        fix = "name the column of predicted classes with --prediction, or columns of scores with --scores"
+        raise unknown_name(f"column of {path}", PREDICTED[0], columns, fix)
+    named = [*others, *([found] if found else [])]
+    if twice := [name for name in named if named.count(name) > 1]:
+        raise UsageError(
+            where=f"column {twice[0]!r} of {path}",
+            found="two roles for one column",
+            wanted="another column for the label, each group, the prediction and each score",
+            fix="correct --label, --group, --prediction or --scores",
+        )
+    return found
+
+
+def _whole(path: Path) -> Any:
+    """The file as a table of pyarrow."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
 
+    wanted = "a CSV file in UTF-8, or a Parquet file whose name ends in .parquet"
+    if not path.is_file():
+        raise _bad(path, "a folder" if path.is_dir() else "no such file", wanted, "check the path")
     try:
+        if path.suffix != ".parquet":
+            with path.open("rb") as file:
+                if b"\0" in file.read(4096):
+                    raise _bad(path, "not a CSV or Parquet file", wanted, "check the path and the file")
         if path.suffix == ".parquet":
-            found = pa.parquet.read_table(path)
-        else:
-            parse = pa.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
-            found = pa.csv.read_csv(path, parse_options=parse)
+            return pa.parquet.read_table(path)
+        parse = pa.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
+        return pa.csv.read_csv(path, parse_options=parse)
     except (OSError, pa.ArrowInvalid) as error:
-        text = str(error).splitlines()[0]
-        raise _bad(path, text, "a CSV or Parquet file of predictions", "check the path and the file") from None
+        why = str(error).splitlines()[0][:160]
+        said = f" ({why})" if path.suffix != ".parquet" and why.isprintable() else ""
+        raise _bad(path, f"not a CSV or Parquet file{said}", wanted, "check the path and the file") from None
+
+
+def _columns(path: Path, found: Any, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The columns, as numpy arrays without a missing value."""
+    import pyarrow as pa
+
     for name in wanted:
         if name not in found.column_names:
             raise unknown_name(f"column of {path}", name, found.column_names, "name the columns that the file has")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bird.images import WHITE
 from bird.measuring.drift import wilson
 from bird.measuring.metrics import gap_floors
 from bird_pipelines.marks import MARK, with_caveats
@@ -74,6 +75,7 @@ def _how(about: Mapping[str, Any]) -> list[str]:
     return [
         f"Input `{recipe['name']}`: {recipe['dtype']}, {_shape(recipe)}.",
         f"Decode: {recipe['decode']}. Resize: {recipe['resize']}. Crop: {recipe['crop']}.",
+        f"In gray images of 16 bits, {recipe.get('white_level', WHITE):,} and brighter becomes 255.",
         f"Range: {recipe['range']}. Normalisation: {recipe['normalisation']}.",
         "Pillow's resize differs by 1 of 255 in some pixels from that of training; `bird predict` makes the same pixels.",
     ]

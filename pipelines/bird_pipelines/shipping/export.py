@@ -108,7 +108,7 @@ def _finished(run: Path) -> dict[str, Any]:
     """run.json. Raises RunError where it is not there."""
     if not (run / "run.json").exists():
         found = "an unfinished run" if (run / "config.json").exists() else "no run folder"
-        fix = "run the command that made it again: it resumes" if found.startswith("an") else "give the --out of a run"
+        fix = "run the command that made it again: it resumes" if found.startswith("an") else runs.instead_of(run)
         raise RunError(where=str(run), found=found, wanted="a finished run", fix=fix)
     return runs.read_json(run / "run.json")
 

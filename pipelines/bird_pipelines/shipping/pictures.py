@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 from bird.errors import DataError
 
-__all__ = ["Picture", "pictures"]
+__all__ = ["Picture", "not_taken", "pictures"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 TABLES = (".csv", ".parquet")
@@ -32,6 +33,14 @@ def pictures(inputs: Sequence[Path]) -> list[Picture]:
     if not found:
         raise _refuse(", ".join(map(str, inputs)) or "no input", "no image", f"files ending in {', '.join(SUFFIXES)}")
     return found
+
+
+def not_taken(inputs: Sequence[Path]) -> dict[str, int]:
+    """How many files of the folders are left out because of their suffix, by suffix; hidden files are not counted."""
+    below = (each for path in inputs if path.is_dir() for each in path.rglob("*"))
+    files = (each for each in below if not each.name.startswith(".") and each.is_file())
+    left = Counter(each.suffix.lower() or "no suffix" for each in files if each.suffix.lower() not in SUFFIXES)
+    return dict(sorted(left.items()))
 
 
 def _of(path: Path) -> Iterator[Picture]:

@@ -28,7 +28,7 @@ from bird_pipelines.prefetch import in_order
 from bird_pipelines.progress import progress
 from bird_pipelines.runs import read_json
 from bird_pipelines.shipping.formats import Runtime, need_extra, open_onnx
-from bird_pipelines.shipping.pictures import Picture, pictures
+from bird_pipelines.shipping.pictures import Picture, not_taken, pictures
 
 __all__ = ["Model", "answers", "open_model", "predict"]
 
@@ -60,7 +60,8 @@ def predict(
 
     `model` is a run folder, or the folder of an ONNX export; `inputs` are images, folders and tables
     (`bird_pipelines.shipping.pictures`). Pixels are made as for training. Images that cannot be read are left out and
-    named in the answer under `failed`. `student` is the module of a student of the user's own.
+    named in the answer under `failed`; `not_taken` counts the files of folders with other suffixes, `twice` the images that
+    are given more than once. `student` is the module of a student of the user's own.
 
     Raises UsageError for another kind of `out` or of model, RunError for a damaged model, DataError for inputs without an
     image and where more than a share of `max_failed` cannot be read: then nothing is written.
@@ -78,6 +79,14 @@ def predict(
             failed |= lost
             parts.append(scores)
             advance(len(names) + len(lost))
+    if len(failed) == len(found):
+        first, why = next(iter(failed.items()))
+        raise DataError(
+            where="bird predict",
+            found=f"no image in {len(found):,} file{'s' * (len(found) > 1)}; {first}: {why}",
+            wanted="images that can be read",
+            fix="give images, folders of images, or tables of them",
+        )
     if len(failed) > max_failed * len(found):
         first, why = next(iter(failed.items()))
         raise DataError(
@@ -90,7 +99,8 @@ def predict(
     told = [opened.class_names[each] for each in scores.argmax(1).tolist()]
     replace(out, _written(out.suffix.lower(), ids, told, scores, opened.class_names, failed))
     counts = {name: told.count(name) for name in opened.class_names}
-    return {"out": str(out), "images": len(ids), "predicted": counts, "failed": failed}
+    told_of = {"not_taken": not_taken(inputs), "twice": len(found) - len({os.path.abspath(each.id) for each in found})}
+    return {"out": str(out), "images": len(ids), "predicted": counts, "failed": failed, **told_of}
 
 
 def open_model(folder: Path, student: object = None) -> Model:

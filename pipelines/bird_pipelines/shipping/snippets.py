@@ -12,13 +12,20 @@ import json, sys
 import numpy as np
 from PIL import Image, ImageOps
 
-about = json.load(open("student.json"))
+about = json.load(open("student.json", encoding="utf-8"))
 side = about["input"]["shape"][-1]
 
 
 def pixels(path):
     """The image as the student reads it, float32 (1, 3, side, side)."""
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode[0] in "IF":  # gray of 16 bits
+        scale = about["input"].get("white_level", 65535) / 255
+        image = Image.fromarray((np.asarray(image, np.float64) / scale).round().clip(0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    image = image.convert("RGB")
     short = min(image.size)
     if image.size != (side, side):
         width, height = (side if each == short else int(side * each / short) for each in image.size)
@@ -72,7 +79,7 @@ VECTORS = """
 import json, sys
 import numpy as np
 
-about = json.load(open("student.json"))
+about = json.load(open("student.json", encoding="utf-8"))
 vectors = np.load(sys.argv[1], allow_pickle=False).astype(np.float32)  # the teacher's, (rows, dim)
 """
 RUN_VECTORS = {
