@@ -80,7 +80,7 @@ def test_what_cannot_be_asked_is_one_panel(cache, less, tmp_path):
     for words, said in (
         (("drop", cache, out, "--id", "nobody"), "'nobody'"),
         (("drop", cache, out), "no id"),
-        (("drop", cache, out, "--ids", tmp_path / "none.txt"), "No such file"),
+        (("drop", cache, out, "--ids", tmp_path / "none.txt"), "no such file"),
         (("drop", cache, cache, "--id", gone[0]), "another place"),
         (("subset", cache, out, "--class", "cat"), "no class 'cat'"),
         (("append", where, cache, out), "has too"),
