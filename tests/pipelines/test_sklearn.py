@@ -77,7 +77,9 @@ def test_every_method_of_vectors(method):
 def test_options_are_those_of_distill():
     X, y, groups = shortcut(300, 0)
     options = {"optimizer": "sgd", "lr_schedule": "cosine", "early_stop": 2}
-    model = clone(BirdClassifier(epochs=20, options=options, lr=0.1, alpha=0.5, lambda_o=0.1)).fit(X, y, groups=groups)
+    model = clone(BirdClassifier(epochs=20, options=options, lr=0.1, alpha=0.5, lambda_o=0.1, random_state=0)).fit(
+        X, y, groups=groups
+    )
     assert model.score(X, y) > 0.5
     for wrong in ({"options": {"alhpa": 1}}, {"method": "brid"}, {"method": "at"}, {"lambda_o": -1.0}):
         with pytest.raises(UsageError):
