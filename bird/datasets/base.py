@@ -136,13 +136,7 @@ def prepare(
     listed = table.splits[splits != ""]
     lost += count_rows(table, splits == "", dataset.filtered)
     table = dataclasses.replace(table, splits=splits).take(splits != "")
-    if len(table) == 0:
-        raise DataError(
-            where=f"data set {dataset.name}",
-            found=f"no sample left of {notes['listed']} ({notes})",
-            wanted="at least one in a split",
-            fix="look at the split settings and at the conflicting copies",
-        )
+    _require_some(dataset, table, notes)
     if "meta" not in table.splits:
         table = dataclasses.replace(table, splits=carve_meta(table, meta_fraction, meta_at_least, split_seed))
         if dataset.subjects is not None:
@@ -166,6 +160,16 @@ def prepare(
         notes["copies_by_name"] = by_name
     order = np.argsort([SPLITS.index(split) for split in table.splits], kind="stable")
     return dataclasses.replace(table.take(order), notes=notes, left_out=dict(sorted(lost.items())))
+
+
+def _require_some(dataset: Dataset, table: SampleTable, notes: Mapping[str, int]) -> None:
+    if len(table) == 0:
+        raise DataError(
+            where=f"data set {dataset.name}",
+            found=f"no sample left of {notes['listed']} ({notes})",
+            wanted="at least one in a split",
+            fix="look at the split settings and at the conflicting copies",
+        )
 
 
 def _with_digests(dataset: Dataset, found: Listing, workers: int) -> SampleTable:
