@@ -3,8 +3,8 @@
 #
 # Guessed before: onnxruntime gives Pillow's pixels within 1 of 255, with the defaults of the other attributes. OpenVINO, too.
 # Came out (onnxruntime 1.32.0, OpenVINO 2026.4.1, Pillow 13.0.0): onnxruntime does with exclude_outside=1 (and cubic_coeff_a
-# -0.5). With its default 0 pixels at the edges are up to 11 off. OpenVINO ignores
-# antialias and says nothing: it gives the bits that it gives without it, up to 138 of 255 from Pillow on noise.
+# -0.5). With its default 0 pixels at the edges are up to 11 off. OpenVINO ignores antialias and says nothing: it gives the bits
+# that it gives without it, up to 138 of 255 from Pillow on noise (for cubic known: openvino #35893, May 2026, open).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
