@@ -27,6 +27,10 @@ __all__ = [
     "verification",
 ]
 
+# A column of names, which are shown whole in a narrow terminal, and one of numbers.
+NAME: Any = {"justify": "left", "overflow": "fold"}
+NUMBER: Any = {"justify": "right", "no_wrap": True}
+
 
 def panel(title: str, lines: dict[str, str], colour: str) -> None:
     """One panel on stderr: a title, and lines of name and text."""
@@ -255,11 +259,13 @@ def compared(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from bird_pipelines.marks import p_value
+
     names = {"auroc": "AUROC", "f1_macro": "F1", "accuracy": "accuracy", "mean_deo": "mean-DEO", "max_deo": "max-DEO"}
     shown = [name for name in names if name != "accuracy"]
     scores = Table(title=f"test, x100, {result['seeds']} seeds, mean ± deviation", title_justify="left", box=None)
     for column in ("method", *(names[name] for name in shown), "floor", "s"):
-        scores.add_column(column, justify="left" if column == "method" else "right", no_wrap=column != "method")
+        scores.add_column(column, **(NAME if column == "method" else NUMBER))
     for method, found in result["methods"].items():
         cells = ["n/a" if name not in found else _spread(found[name]) for name in shown]
         scores.add_row(method, *cells, number(found["deo_floor"]), f"{found['seconds']:.0f}")
@@ -270,13 +276,11 @@ def compared(result: dict[str, Any]) -> None:
             typer.echo(f" {method}: {found['trivial']}")
     less = Table(title=f"less {result['against']}, paired by seed and row", title_justify="left", box=None)
     for column in ("method", "score", "effect", "95 % interval", "p", "p, Holm"):
-        less.add_column(
-            column, justify="left" if column in ("method", "score") else "right", no_wrap=column != "method"
-        )
+        less.add_column(column, **(NAME if column in ("method", "score") else NUMBER))
     for method, metrics in result["differences"].items():
         for name, each in metrics.items():
             ends = "n/a" if each["interval"] is None else "{:+.1f} to {:+.1f}".format(*each["interval"])
-            p = ["n/a" if each[kind] is None else f"{each[kind]:.3f}" for kind in ("p", "p_holm")]
+            p = p_value(each["p"]), p_value(each["p_holm"])
             less.add_row(method, names.get(name, name), f"{each['effect']:+.1f}", ends, *p)
     Console().print(less)
     if any(each["p"] is None for metrics in result["differences"].values() for each in metrics.values()):
