@@ -268,7 +268,8 @@ def compared(result: dict[str, Any]) -> None:
         scores.add_column(column, **(NAME if column == "method" else NUMBER))
     for method, found in result["methods"].items():
         cells = ["n/a" if name not in found else _spread(found[name]) for name in shown]
-        scores.add_row(method, *cells, number(found["deo_floor"]), f"{found['seconds']:.0f}")
+        floor = "n/a" if found["deo_floor"] is None else f"{found['deo_floor']:.1f}"
+        scores.add_row(method, *cells, floor, f"{found['seconds']:.0f}")
     Console().print(scores)
     typer.echo(" floor: the mean-DEO that chance alone makes; s: seconds a run")
     for method, found in result["methods"].items():
