@@ -83,6 +83,6 @@ def test_a_p_value_is_never_told_as_0_and_names_are_whole_in_80_columns(capsys, 
     told |= {"methods": {name: found | {"deo_floor": 1.5, "seconds": 50.0, "trivial": None}}}
     compared({**told, "differences": {name: {"mean_deo": effect}}})
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith(f" {name} ") for line in lines) == 2
+    assert sum(line.startswith(f"{name} ") for line in lines) == 2
     assert lines[-2].count("< 0.001") == 2
     assert max(map(len, lines)) <= 80
