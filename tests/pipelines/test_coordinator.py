@@ -13,7 +13,7 @@ from bird_cache.verify import verify
 from bird_cache.worker import open_worker
 from bird_cache.writer import open_writer
 from bird_pipelines.precomputing.engines import coordinator
-from bird_pipelines.precomputing.engines.base import Ended, Workers
+from bird_pipelines.precomputing.engines.base import Ended, Silence, Workers
 from bird_pipelines.precomputing.engines.coordinator import Coordinator
 from bird_pipelines.progress import Interrupted
 
@@ -22,19 +22,21 @@ PLAN = plan(shard_rows=64)  # ten shards
 
 class Threads(Workers):
     """Workers that do what `behave(shard, how often it was given)` says: None writes the shard, a number waits so many
-    seconds first, an error is what the worker raises, a text how it is lost; "lies" says that it wrote what it did not."""
+    seconds first, an error is what the worker raises, a text how it is lost; "lies" says that it wrote what it did not. The
+    first `unborn` workers hang while they open their teacher, and `still` of those that take their places."""
 
-    def __init__(self, where, count, behave, share=1):
+    def __init__(self, where, count, behave, share=1, unborn=0, still=0):
         self.where, self.count, self.behave, self.share = where, count, behave, share
         self.given, self.running, self.done, self.gave_up = Counter(), {}, [], []
-        self.number = 0
+        self.number, self.still = 0, still
+        self.unborn = {-1 - number: time.monotonic() for number in range(unborn)}
 
     @classmethod
     def require(cls, asked):
         """It is always there."""
 
     def free(self):
-        return self.count - len(self.running)
+        return self.count - len(self.running) - len(self.unborn)
 
     def call(self, shards):
         self.number += 1
@@ -68,19 +70,33 @@ class Threads(Workers):
     def age(self, call):
         return time.monotonic() - self.running[call]
 
-    def give_up(self, call):
-        self.gave_up.append(call)
-        del self.running[call]
+    def silences(self):
+        now = time.monotonic()
+        loading = {number: Silence(now - since, False) for number, since in self.unborn.items()}
+        return loading | {number: Silence(now - since, number > 1) for number, since in self.running.items()}
+
+    def give_up(self, worker):
+        self.gave_up.append(worker)
+        if worker in self.running:
+            del self.running[worker]
+            return worker
+        del self.unborn[worker]
+        if self.still:
+            self.still -= 1
+            self.unborn[worker] = time.monotonic()
+        return None
 
     def close(self):
         self.running.clear()
 
 
-def coordinate(where, behave=lambda shard, times: None, count=3, share=1, max_failed=1.0, stop=lambda: False):
+def coordinate(
+    where, behave=lambda shard, times: None, count=3, share=1, max_failed=1.0, stop=lambda: False, unborn=0, still=0
+):
     """Write the example cache by workers; returns them, and how many rows were counted."""
     counted = []
     with open_writer(where, PLAN, samples()) as writer:
-        with Threads(where, count, behave, share) as workers:
+        with Threads(where, count, behave, share, unborn, still) as workers:
             Coordinator(writer, workers, counted.append, max_failed).run(stop)
         writer.finish()
     assert verify(where).findings == []
@@ -153,11 +169,41 @@ def test_a_slow_shard_is_given_to_a_second_worker(tmp_path):
     assert counted == PLAN.rows
 
 
-def test_a_silent_worker_is_given_up(tmp_path, monkeypatch):
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(coordinator, "READY_SECONDS", 1.0)
     monkeypatch.setattr(coordinator, "SILENT_SECONDS", 0.5)
     monkeypatch.setattr(coordinator, "SLOW", 1e9)
-    workers, counted = coordinate(tmp_path, lambda shard, times: 60.0 if shard == 3 and not times else None, count=1)
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_silent_worker_is_replaced_also_at_the_first_shard(impatient, tmp_path, capsys, at):
+    workers, counted = coordinate(tmp_path, lambda shard, times: 60.0 if shard == at and not times else None, count=1)
     assert len(workers.gave_up) == 1
+    assert counted == PLAN.rows
+    assert f"shard {at} " in capsys.readouterr().err, "it is told"
+
+
+def test_a_shard_at_which_every_worker_is_silent_ends_the_run(impatient, tmp_path):
+    with pytest.raises(RunError, match=r"shard 0 .*3 failures.* no sign in 0 s from a worker at its next batch"):
+        coordinate(tmp_path, lambda shard, times: 60.0 if shard == 0 else None, count=1)
+
+
+def test_a_worker_that_hangs_with_its_teacher_is_replaced(impatient, tmp_path):
+    workers, counted = coordinate(tmp_path, count=1, unborn=1, still=1)
+    assert workers.gave_up == [-1, -1]
+    assert counted == PLAN.rows
+
+
+def test_workers_that_all_hang_with_their_teachers_end_the_run(impatient, tmp_path):
+    with pytest.raises(RunError, match=r"before it has begun.*no sign in 1 s from a worker at its teacher"):
+        coordinate(tmp_path, count=2, unborn=2, still=9)
+
+
+def test_a_host_whose_workers_never_begin_ends_nothing_while_others_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(coordinator, "READY_SECONDS", 0.3)
+    workers, counted = coordinate(tmp_path, lambda shard, times: 0.15, count=2, unborn=1, still=99)
+    assert len(workers.gave_up) > 3
     assert counted == PLAN.rows
 
 
