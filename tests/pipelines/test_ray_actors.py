@@ -43,7 +43,7 @@ def inside(cluster):
 def actors():
     """The processes of actors: Ray names them so, once their teacher is being opened or they write."""
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.Process().children(recursive=True):  # of this test's Ray, not of another's
         with contextlib.suppress(psutil.Error):
             if "RemoteWorker" in " ".join(process.cmdline()):
                 found.append(process)
