@@ -30,7 +30,7 @@ class Threads(Workers):
     def __init__(self, where, count, behave, share=1, unborn=0, still=0, silent=1e6):
         self.where, self.count, self.behave, self.share = where, count, behave, share
         self.given, self.running, self.done, self.gave_up = Counter(), {}, [], []
-        self.number, self.still, self.silent = 0, still, silent
+        self.number, self.still, self.silent, self.threads = 0, still, silent, []
         self.unborn, self.hanging = {-1 - number for number in range(unborn)}, set()
 
     @classmethod
@@ -46,7 +46,10 @@ class Threads(Workers):
         behaviour = [(shard, self.behave(shard, self.given[shard])) for shard in shards]
         self.given.update(shards)
         self.hanging |= {self.number for _, how in behaviour if how == HANGS}
-        threading.Thread(target=self.work, args=(self.number, behaviour), daemon=True).start()
+        thread = threading.Thread(target=self.work, args=(self.number, behaviour), daemon=True)
+        thread.start()
+        if not any(isinstance(how, float) and how > 1 for _, how in behaviour):
+            self.threads.append(thread)
         return self.number
 
     def work(self, number, behaviour):
@@ -91,6 +94,8 @@ class Threads(Workers):
 
     def close(self):
         self.running.clear()
+        for thread in self.threads:  # none writes into the folder of a test that has ended
+            thread.join()
 
 
 def coordinate(where, behave=lambda *_: None, count=3, share=1, max_failed=1.0, stop=lambda: False, **hanging):
@@ -164,7 +169,7 @@ def test_any_other_error_counts_as_a_failure(tmp_path):
 def test_a_slow_shard_is_given_to_a_second_worker(tmp_path):
     """Once half is done; whoever is first wins, and nobody waits for the other."""
     began = time.monotonic()
-    workers, counted = coordinate(tmp_path, lambda shard, times: 60.0 if shard == 3 and not times else 0.05)
+    workers, counted = coordinate(tmp_path, lambda shard, times: 50.0 if shard == 3 and not times else 0.05)
     assert time.monotonic() - began < 20
     assert workers.given[3] == 2
     assert counted == PLAN.rows
@@ -237,7 +242,7 @@ def test_what_others_commit_counts_and_is_not_done_again(tmp_path):
     assert {8, 9}.isdisjoint(workers.given)
 
 
-def test_an_interrupted_itskeeps_what_is_committed(tmp_path):
+def test_an_interrupted_coordinator_keeps_what_is_committed(tmp_path):
     asked = iter([False] * 30)
     with pytest.raises(Interrupted):
         coordinate(tmp_path, lambda shard, times: 0.05, count=1, stop=lambda: next(asked, True))
