@@ -8,7 +8,8 @@
     │   └── EmptyCellError        2   a (class, group) cell without samples where a metric needs one
     ├── TeacherError              4   a teacher that cannot be loaded or answers with nonsense
     │   └── MissingWeightsError   4   weights that are not on this machine and cannot be downloaded
-    ├── RunError                  1   a run folder that is damaged, unfinished or belongs to another configuration
+    ├── RunError                  1   a run that is damaged or failed
+    │   └── WrongRunError         2   a folder that is no run, or not the one that is asked for
     ├── LostRankError             1   another process of the same training run that ended or does not answer
     └── OutOfMemoryError          1   the work does not fit into the memory of the device
 
@@ -34,6 +35,7 @@ __all__ = [
     "StudentError",
     "TeacherError",
     "UsageError",
+    "WrongRunError",
     "nearest",
     "unknown_name",
 ]
@@ -89,7 +91,13 @@ class MissingWeightsError(TeacherError):
 
 
 class RunError(BirdError):
-    """A run folder that is damaged, unfinished or belongs to another configuration."""
+    """A run that is damaged, or that failed."""
+
+
+class WrongRunError(RunError):
+    """A folder that is no run, or not the run that is asked for: unfinished, of another configuration or kind."""
+
+    exit_code = 2
 
 
 class LostRankError(BirdError):

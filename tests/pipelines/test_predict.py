@@ -166,7 +166,7 @@ def test_sixteen_bits_are_read_with_the_white_level_of_the_data_set(tmp_path):
 def test_misuse_is_told(run, shipped, data, cache, tmp_path):
     image = data / "01.png"
     assert "out.txt" in panel(bird("predict", run, image, "--out", tmp_path / "out.txt", code=2))
-    assert "student.json" in panel(bird("predict", data, image, "--out", tmp_path / "out.csv", code=1))
+    assert "student.json" in panel(bird("predict", data, image, "--out", tmp_path / "out.csv", code=2))
     with pytest.raises(DataError, match="no file or folder"):
         predict(run, [tmp_path / "absent.png"], tmp_path / "out.csv")
     (tmp_path / "empty").mkdir()

@@ -105,8 +105,8 @@ def predict(
 
 def open_model(folder: Path, student: object = None) -> Model:
     """A run folder, with the user's own `student` where it is one, or an export of ONNX. Raises UsageError for a student of
-    vectors, for one of the user's own that is not given and for other exports, RunError for what is no finished run and
-    for a file with another sha256 than student.json records."""
+    vectors, for one of the user's own that is not given and for other exports, WrongRunError for what is no finished run,
+    RunError for a file with another sha256 than student.json records."""
     about = read_json(folder / "student.json")
     recipe = about.get("input") or {}
     if recipe.get("kind") == "features":
