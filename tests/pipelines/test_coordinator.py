@@ -31,6 +31,7 @@ class Threads(Workers):
         self.where, self.count, self.behave, self.share = where, count, behave, share
         self.given, self.running, self.done, self.gave_up = Counter(), {}, [], []
         self.number, self.still, self.silent, self.threads = 0, still, silent, []
+        self.closed = threading.Event()
         self.unborn, self.hanging = {-1 - number for number in range(unborn)}, set()
 
     @classmethod
@@ -46,10 +47,8 @@ class Threads(Workers):
         behaviour = [(shard, self.behave(shard, self.given[shard])) for shard in shards]
         self.given.update(shards)
         self.hanging |= {self.number for _, how in behaviour if how == HANGS}
-        thread = threading.Thread(target=self.work, args=(self.number, behaviour), daemon=True)
-        thread.start()
-        if not any(isinstance(how, float) and how > 1 for _, how in behaviour):
-            self.threads.append(thread)
+        self.threads.append(threading.Thread(target=self.work, args=(self.number, behaviour), daemon=True))
+        self.threads[-1].start()
         return self.number
 
     def work(self, number, behaviour):
@@ -59,7 +58,8 @@ class Threads(Workers):
                 return self.done.append(Ended(number, how))
             if isinstance(how, str) and how != "lies":
                 return self.done.append(Ended(number, lost=how))
-            time.sleep(how if isinstance(how, float) else 0)
+            if self.closed.wait(how if isinstance(how, float) else 0):
+                return None
             start, stop = PLAN.bounds(shard)
             if how != "lies":
                 writer.write_shard(shard, {"penultimate": vectors(start, stop)}, lost(start, stop))
@@ -93,6 +93,7 @@ class Threads(Workers):
         return None
 
     def close(self):
+        self.closed.set()
         self.running.clear()
         for thread in self.threads:  # none writes into the folder of a test that has ended
             thread.join()
