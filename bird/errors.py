@@ -9,6 +9,7 @@
     ├── TeacherError              4   a teacher that cannot be loaded or answers with nonsense
     │   └── MissingWeightsError   4   weights that are not on this machine and cannot be downloaded
     ├── RunError                  1   a run folder that is damaged, unfinished or belongs to another configuration
+    ├── DivergedError             1   a training run whose weights are no finite numbers any more
     ├── LostRankError             1   another process of the same training run that ended or does not answer
     └── OutOfMemoryError          1   the work does not fit into the memory of the device
 
@@ -25,6 +26,7 @@ from typing import Any
 __all__ = [
     "BirdError",
     "DataError",
+    "DivergedError",
     "EmptyCellError",
     "ImageError",
     "LostRankError",
@@ -90,6 +92,10 @@ class MissingWeightsError(TeacherError):
 
 class RunError(BirdError):
     """A run folder that is damaged, unfinished or belongs to another configuration."""
+
+
+class DivergedError(BirdError):
+    """A training run whose weights are no finite numbers any more."""
 
 
 class LostRankError(BirdError):

@@ -120,6 +120,13 @@ def own_body(part: Part, classes: int, image_size: int) -> Body:
     Raises UsageError for what is no module, for a failure of its own, and for an answer of another shape.
     """
     module = _made(part, {"classes": classes, "image_size": image_size})
+    if not any(weight.requires_grad for weight in module.parameters()):
+        raise UsageError(
+            where=part.where,
+            found="no parameter that can be trained",
+            wanted="a module with parameters whose requires_grad is True",
+            fix="give the module layers with weights, and do not freeze all of them",
+        )
     mean, std = (_three(part, module, *each) for each in (("pixel_mean", IMAGENET_MEAN), ("pixel_std", IMAGENET_STD)))
     stages = _stages(part, module)
     answer, layers = _heard(part, module, image_size)

@@ -139,7 +139,8 @@ def _filled(file: Path, column: str, values: Sequence[Any], ids: Sequence[str], 
     if empty:
         count = Counter(str(value) for value in values if _plain(value) in EMPTY and value not in (None, ""))
         read = f" (read as empty: {_listed(count)})" if count else ""
-        fix = f"write the {column} of these rows, or leave them out; a {column} that is called so needs another name"
+        fix = f"write the {column} of these rows, or leave the rows out"
+        fix += f"; if a {column} really has this name, give it another name" if count else ""
         refuse(file, f"no {column}", empty, f"a {column} in every row{read}", len(ids), fix + hint)
     return Counter(str(value) for value in values)
 

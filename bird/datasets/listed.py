@@ -42,8 +42,11 @@ _NEEDS_TWO = {
     "label": "two classes or more: with one there is nothing to learn, and no answer can be wrong",
     "group": "two groups or more: a gap is between two",
 }
-_UNKNOWN = "; --setting unknown_groups=true has such rows train"
-_UNKNOWN_ITEMS = "; with the attribute unknown_groups = True of the class such items train (docs/own-parts.md)"
+_UNKNOWN = "; or add --setting unknown_groups=true: then these rows train, and are never in meta or test"
+_UNKNOWN_ITEMS = (
+    "; or give the class the attribute unknown_groups = True: then these items train, and are never in meta or test"
+    " (docs/own-parts.md)"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,17 @@ __all__ = [
     "verification",
 ]
 
+PREPARED = {
+    "unusable": "of these, cannot be used",
+    "identical_groups": "images that are there more than once",
+    "conflicting_groups": "of these, with several classes or groups",
+    "conflicting_dropped": "rows left out because of that",
+    "copies_dropped_across_splits": "copies left out because another split has the image",
+    "copies_that_count_twice_in_train": "copies that stay in train",
+    "copies_by_name": "copies by name, left out",
+    "kept_on_their_side": "rows kept in the split of the earlier cache",
+}
+
 
 def panel(title: str, lines: dict[str, str], colour: str) -> None:
     """One panel on stderr: a title, and lines of name and text."""
@@ -114,7 +125,7 @@ def cache(info: dict[str, Any]) -> None:
     table("", head)
     table("class, group: samples by split", cells_of(info))
     if info.get("prepared"):
-        table("data set", info["prepared"])
+        table("data set", {PREPARED.get(name, name): count for name, count in info["prepared"].items()})
     if (accounted := info.get("accounted")) and accounted["left_out"]:
         missing = accounted["listed"] - info["rows"]
         typer.echo(f"listed {accounted['listed']:,} = {info['rows']:,} rows + {missing:,} left out before the teacher:")
