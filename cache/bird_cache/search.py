@@ -111,7 +111,8 @@ def nearest_to(
     are not there or have no vector."""
     layer: str = options.get("layer", "penultimate")
     _require_layer(store, layer)
-    place = {id: row for row, id in enumerate(store.samples.ids.tolist()) if id in {*ids}}
+    asked = {*ids}
+    place = {id: row for row, id in enumerate(store.samples.ids.tolist()) if id in asked}
     usable = store.usable([layer])
     if missing := [id for id in ids if id not in place or not usable[place[id]]]:
         said = f"no vector of {', '.join(map(repr, missing[:10]))}"
