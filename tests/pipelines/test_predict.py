@@ -175,6 +175,9 @@ def test_misuse_is_told(run, shipped, data, cache, tmp_path):
     (tmp_path / "in.csv").write_text("file\n1.png\n")
     with pytest.raises(DataError, match="a column path"):
         predict(run, [tmp_path / "in.csv"], tmp_path / "out.csv")
+    (tmp_path / "in.csv").write_text("path;id\n1.png;1\n")
+    with pytest.raises(DataError, match="with commas in the place of ';'"):
+        predict(run, [tmp_path / "in.csv"], tmp_path / "out.csv")
     copy = shutil.copytree(shipped, tmp_path / "damaged")
     (copy / "student.onnx").write_bytes(b"no graph")
     with pytest.raises(RunError, match="another sha256"):

@@ -62,7 +62,7 @@ def test_says_what_ran_and_what_came_out(page, runs):
     assert f"{np.mean([each['deo_floor']['mean'] for each in baseline]):.1f}" in text
     over_seeds = two_level_interval([np.array(each["confusion"]) for each in baseline], "mean_deo", 200)
     assert f"beyond chance {over_seeds.beyond_chance:.1f}" in text
-    assert "where it begins at 0, these rows do not tell the gap from none" in text
+    assert "If it begins at 0, these rows do not show that there is a gap" in text
     assert "F1 of class 1" not in text
 
 

@@ -285,7 +285,7 @@ def compared(result: dict[str, Any]) -> None:
     for method, found in result["methods"].items():
         if found["trivial"]:
             typer.echo(f"{method}: {found['trivial']}")
-    less = Table(title=f"less {result['against']}, paired by seed and row", **TABLE)
+    less = Table(title=f"minus {result['against']}, paired by seed and row", **TABLE)
     for column in ("method", "score", "effect", "95 % interval", "p", "p, Holm"):
         less.add_column(column, **(NAME if column in ("method", "score") else NUMBER))
     for method, metrics in result["differences"].items():
@@ -377,5 +377,5 @@ def tuned(result: dict[str, Any]) -> None:
         if "mean_deo" in found:
             effect, (low, high) = found["mean_deo"]["effect"], found["mean_deo"]["interval"]
             told = "" if high < 0 else ": not shown to be better"
-            typer.echo(f" {split}, mean-DEO less the baseline's: {effect:+.1f} [{low:+.1f}, {high:+.1f}]{told}")
+            typer.echo(f" {split}, mean-DEO minus the baseline's: {effect:+.1f} [{low:+.1f}, {high:+.1f}]{told}")
     typer.echo(f"report: {result['report']}")
