@@ -9,7 +9,7 @@
     ├── TeacherError              4   a teacher that cannot be loaded or answers with nonsense
     │   └── MissingWeightsError   4   weights that are not on this machine and cannot be downloaded
     ├── RunError                  1   a run folder that is damaged, unfinished or belongs to another configuration
-    ├── DivergedError             1   a training run whose weights are no finite numbers any more
+    ├── DivergedError             1   a student that training made answer with NaN or infinite numbers
     ├── LostRankError             1   another process of the same training run that ended or does not answer
     └── OutOfMemoryError          1   the work does not fit into the memory of the device
 
@@ -95,7 +95,7 @@ class RunError(BirdError):
 
 
 class DivergedError(BirdError):
-    """A training run whose weights are no finite numbers any more."""
+    """A student that training made answer with NaN or infinite numbers."""
 
 
 class LostRankError(BirdError):

@@ -130,7 +130,7 @@ def registered(kind: Kind) -> dict[str, str]:
     return {each.name: f"{each.value} of {_package(each)}" for each in entry_points(group=f"bird.{kind}s")}
 
 
-def wrong_part(part: Part, wanted: str, fix: str = "see the documentation of parts of your own") -> UsageError:
+def wrong_part(part: Part, wanted: str, fix: str = "see docs/own-parts.md") -> UsageError:
     """The error for a part that is not what its kind asks for."""
     found = f"an object of {type(part.value).__name__}"
     if inspect.isclass(part.value):

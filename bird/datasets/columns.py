@@ -82,7 +82,14 @@ def refuse_twins(file: Path, ids: Sequence[str]) -> None:
     plain = [unicodedata.normalize("NFC", id) for id in ids]  # two spellings of one accent look the same
     count = Counter(plain)
     twins = [f"{id!r} (row {row})" for row, id in enumerate(plain, start=1) if count[id] > 1]
-    refuse(file, "an id that another row has too", twins, "every id once", len(ids), "give every row an id of its own")
+    refuse(
+        file,
+        "an id that another row has too",
+        twins,
+        "every id once",
+        len(ids),
+        "remove the rows that are there twice, or give every row an id of its own (a column id)",
+    )
 
 
 def categories(

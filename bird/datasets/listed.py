@@ -123,7 +123,9 @@ class ListedImages(Dataset):
         self.image_size, self.flip, self._options = options.image_size, options.flip, options
         self.unknown_groups = options.unknown_groups
         file, ids, told = rows.source, rows.ids, [*remarks]
-
+        if not len(ids):
+            found, wanted = ("no item", "an item an image") if rows.code else ("no row", "a row an image")
+            raise DataError(where=str(file), found=found, wanted=wanted, fix="add the images")
         unknown = _UNKNOWN_ITEMS if rows.code else _UNKNOWN
 
         def codes_of(column: str, values: Sequence[Any], *, group: bool) -> tuple[list[int], tuple[str, ...]]:

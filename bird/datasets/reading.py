@@ -89,16 +89,16 @@ def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str], roles
     if lacking or twice:
         settings = {name: (roles or {}).get(name, name) for name in lacking}
         meant = [
-            f"rename {close[0]!r} to {name}" if role == name else f"did you mean {close[0]!r} in --setting {role}"
+            f"rename {close[0]!r} to {name}" if role == name else f"did you mean {close[0]!r} in --setting {role}?"
             for name, role in settings.items() if (close := nearest(name, set(names) - set(needed)))
         ]  # fmt: skip
         said = [role for name, role in settings.items() if name in (roles or {})]
-        advice = f", or say which column it is, such as --setting {said[0]}=COLUMN" if said else ""
+        advice = f"; or say which column it is, such as --setting {said[0]}=COLUMN" if said else ""
         raise DataError(
             where=str(file),
             found=f"columns {', '.join(map(repr, names)) or 'none'}",
             wanted=f"columns {', '.join(needed)}, each once",
-            fix=f"{', '.join(meant)}?{advice}"
+            fix=f"{'; '.join(meant)}{advice}"
             if meant
             else f"add {', '.join(lacking)}{advice}"
             if lacking

@@ -174,9 +174,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise _refuse(
-            path.parent, f"{path.name} that cannot be read ({error})", "a run folder", instead_of(path.parent)
-        ) from None
+        found = f"{path.name} that cannot be read ({error})"
+        if not path.exists():
+            found = f"no {path.name}" if path.parent.is_dir() else "no such folder"
+        raise _refuse(path.parent, found, "a run folder", instead_of(path.parent)) from None
     if not isinstance(value, dict):
         raise _refuse(path.parent, f"{path.name} that is no JSON object", "a run folder", "check the path")
     return value

@@ -1,5 +1,5 @@
-"""What is known of an epoch at its end: the sums of its losses, the gate, and whether the weights are numbers. Losses are
-read every some steps: reading a value waits for the device that computes it."""
+"""What the curve says of an epoch: the sums of its losses, and the gate. Losses are read every some steps: reading a
+value waits for the device that computes it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import final
 import numpy as np
 import torch
 
-from bird.errors import DivergedError
 from bird.methods.base import Losses, SingleLearner
 from bird.step.ranks import ALONE, Ranks
-from bird_pipelines.config import RunConfig
 
-__all__ = ["Pending", "gate_histogram", "require_finite"]
+__all__ = ["Pending", "gate_histogram"]
 
 GATE_BINS = 50
 READ_EVERY = 64  # steps
@@ -54,16 +52,3 @@ def gate_histogram(learner: SingleLearner) -> list[int]:
     phi = torch.cat([parameter.detach().flatten() for parameter in learner.gate.parameters()])
     values = torch.sigmoid(phi).cpu().numpy()
     return [int(count) for count in np.histogram(values, GATE_BINS, (0.0, 1.0))[0]]
-
-
-def require_finite(learner: SingleLearner, config: RunConfig, epoch: int) -> None:
-    """Raise DivergedError where a weight of the student is NaN or infinite after this epoch (counted from 1)."""
-    if all(bool(value.isfinite().all()) for value in learner.model.student.state_dict().values()):
-        return
-    raise DivergedError(
-        where=f"{config.place.out}, epoch {epoch}",
-        found="weights that are NaN or infinite: training diverged",
-        wanted="finite weights",
-        fix=f"lower --lr ({config.training.lr:g} here), or mend a loss of your own; then give another --out, or delete"
-        " this folder",
-    )

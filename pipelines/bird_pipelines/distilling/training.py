@@ -30,7 +30,7 @@ from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.checkpoints import take, tensors_of
 from bird_pipelines.distilling.data import RunData, load_data
-from bird_pipelines.distilling.epoch_losses import Pending, gate_histogram, require_finite
+from bird_pipelines.distilling.epoch_losses import Pending, gate_histogram
 from bird_pipelines.distilling.groups import with_known_groups
 from bird_pipelines.distilling.learners import make_learner
 from bird_pipelines.distilling.profiling import PARTS, Clock, Tracer
@@ -307,7 +307,6 @@ class Trainer:
     def end_epoch(self) -> None:
         """Close the epoch's line of the curve and save: the checkpoint last, so that no kill leaves a curve a line short."""
         self.pending.settle([self.sums])
-        require_finite(self.learner, self.config, self.epoch + 1)
         self.epoch += 1
         line: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "seconds": round(self.seconds, 3)}
         parts = ("loss", "ce", "distance", "bias", "meta_bias", "adversary")
