@@ -103,9 +103,9 @@ def find(kind: Kind, given: object, known: Iterable[str] = ()) -> Part:
     found = REFERENCE.fullmatch(given)
     if found is None:
         names = [*dict.fromkeys([*known, *registered(kind)])]
-        if given.endswith(".py"):
-            there = ", ".join(_names_in(Path(given).expanduser())[:SHOWN])
-            fix = f"write {given}:NAME" + (f"; the file defines {there}" if there else "")
+        if (file := given.rstrip(":")).endswith(".py"):
+            there = ", ".join(_names_in(Path(file).expanduser())[:SHOWN])
+            fix = f"write {file}:NAME" + (f"; the file defines {there}" if there else "")
             raise _fault(kind, given, "a file without a name in it", "file.py:attribute", fix)
         raise unknown_name(
             f"--{kind}", given, names, f"see `bird list {kind}s`", wanted=f"one of {', '.join(names)}; or {FORMS}"

@@ -108,6 +108,8 @@ def make_room_for(path: Path) -> None:
     """Make the folder of a file that is written later: what would refuse the file refuses before the work, not after it.
     Raises StorageError."""
     try:
+        if path.parent.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -71,6 +71,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated", category=FutureWarning)
     try:
         app(args=args, prog_name="bird")
+    except SystemExit as ended:
+        if ended.code == 130:  # Ctrl-C where nothing looks out for it
+            show.panel("Interrupted", {"what is done is kept": "run the same command again"} | exit_of(130), "yellow")
+        raise
     except Exception as error:
         listen_no_more()
         from bird.errors import BirdError, LostRankError
