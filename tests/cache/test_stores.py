@@ -174,7 +174,7 @@ def test_another_teacher_is_named_beside_the_field_that_differs():
         for name, size in (("clip", 224), ("flava", 196))
     )
     with pytest.raises(
-        StaleCacheError, match=r"found vectors of clip with preprocessing\.size = 224; wanted vectors of flava"
+        StaleCacheError, match=r"vectors of clip with preprocessing\.size = 224; wanted vectors of flava"
     ):
         one.require(other, "cache")
 
