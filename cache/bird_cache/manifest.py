@@ -164,7 +164,7 @@ class Plan(Record):
                     where=where,
                     found=f"{here}{field} = {mine.get(field, 'absent')}",
                     wanted=f"{there}{field} = {theirs.get(field, 'absent')}",
-                    fix="ask for the same, or write to another folder with --out",
+                    fix="ask for the same, or write to another folder",
                 )
 
 
