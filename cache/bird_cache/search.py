@@ -49,8 +49,8 @@ def nearest(
     advance: Callable[[int], None] = lambda queries: None,
 ) -> Found:
     """The `k` rows of a split (None: of all) with the largest cosine to each of `queries`, (n, d). `store` is an open cache
-    or its folder, here and below. Arrays of several axes are laid out as vectors. Rows without a vector, or of length 0, are not among them; `besides` is one row a query that
-    is not to be found, -1: none.
+    or its folder, here and below. Arrays of several axes are laid out as vectors. Rows without a vector, or of length 0,
+    are not among them; `besides` is one row a query that is not to be found, -1: none.
 
     `index` is an index of the same rows by `index_of`: faster for many queries, but it may miss rows; what it finds has its
     exact similarity. Raises RequestError for queries of another width, not finite or of length 0, and for an unknown layer
