@@ -320,7 +320,8 @@ def table(runs: Iterable[str | Path | Run]) -> pandas.DataFrame:
         if isinstance(each, Run):
             found.append(each)
             continue
-        inside = sorted(path.parent for path in Path(each).glob("*/config.json"))
+        places = ("*/config.json", "*/seed-*/config.json")  # those of --seeds, too
+        inside = sorted(path.parent for place in places for path in Path(each).glob(place))
         own = (Path(each) / "config.json").exists() or not inside
         found += [open_run(path) for path in ([each] if own else inside)]
     return pandas.DataFrame([run.row() for run in found])

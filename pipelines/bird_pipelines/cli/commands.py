@@ -197,7 +197,7 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold them.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold them (also those of --seeds).")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     against: Annotated[
         str | None,
