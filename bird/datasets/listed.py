@@ -44,7 +44,7 @@ _NEEDS_TWO = {
 }
 _UNKNOWN = "; or add --setting unknown_groups=true: then these rows train, and are never in meta or test"
 _UNKNOWN_ITEMS = (
-    "; or give the class the attribute unknown_groups = True: then these items train, and are never in meta or test"
+    "; or set the attribute unknown_groups = True of the class: then these items train, and are never in meta or test"
     " (docs/own-parts.md)"
 )
 
