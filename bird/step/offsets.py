@@ -33,8 +33,8 @@ LEAST = 1e-3
 
 @final
 class Offsets(nn.Module):
-    """phi (classes, groups), in nats, beside a gate that stays as it was drawn. The offsets are all that it learns, but for
-    alpha where it `weighs`.
+    """phi (classes, groups), in nats, beside a gate that stays as it was drawn. It learns the offsets, and with `weighs`
+    alpha, which starts there (in 0..1; None: alpha is the step's own and stays).
 
     The gate is the one that `Gate(dim, seed)` draws. phi starts at 0, until `start` is told otherwise.
     """
