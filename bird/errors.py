@@ -10,6 +10,7 @@
     │   └── MissingWeightsError   4   weights that are not on this machine and cannot be downloaded
     ├── RunError                  1   a run that is damaged or failed
     │   └── WrongRunError         2   a folder that is no run, or not the one that is asked for
+    ├── DivergedError             1   a student that training made answer with NaN or infinite numbers
     ├── LostRankError             1   another process of the same training run that ended or does not answer
     └── OutOfMemoryError          1   the work does not fit into the memory of the device
 
@@ -26,6 +27,7 @@ from typing import Any
 __all__ = [
     "BirdError",
     "DataError",
+    "DivergedError",
     "EmptyCellError",
     "ImageError",
     "LostRankError",
@@ -98,6 +100,10 @@ class WrongRunError(RunError):
     """A folder that is no run, or not the run that is asked for: unfinished, of another configuration or kind."""
 
     exit_code = 2
+
+
+class DivergedError(BirdError):
+    """A student that training made answer with NaN or infinite numbers."""
 
 
 class LostRankError(BirdError):

@@ -175,9 +175,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise (_wrong if isinstance(error, FileNotFoundError) else _refuse)(
-            path.parent, f"{path.name} that cannot be read ({error})", "a run folder", instead_of(path.parent)
-        ) from None
+        found, refuse = f"{path.name} that cannot be read ({error})", _refuse
+        if not path.exists():
+            found, refuse = f"no {path.name}" if path.parent.is_dir() else "no such folder", _wrong
+        raise refuse(path.parent, found, "a run folder", instead_of(path.parent)) from None
     if not isinstance(value, dict):
         raise _refuse(path.parent, f"{path.name} that is no JSON object", "a run folder", "check the path")
     return value
@@ -323,7 +324,8 @@ def table(runs: Iterable[str | Path | Run]) -> pandas.DataFrame:
         if isinstance(each, Run):
             found.append(each)
             continue
-        inside = sorted(path.parent for path in Path(each).glob("*/config.json"))
+        places = ("*/config.json", "*/seed-*/config.json")  # those of --seeds, too
+        inside = sorted(path.parent for place in places for path in Path(each).glob(place))
         own = (Path(each) / "config.json").exists() or not inside
         found += [open_run(path) for path in ([each] if own else inside)]
     return pandas.DataFrame([run.row() for run in found])

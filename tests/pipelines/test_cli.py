@@ -12,6 +12,8 @@ import pytest
 from helpers.shell import ENVIRONMENT, bird, bird_json, panel
 
 import bird_pipelines
+from bird.datasets import open_dataset
+from bird.datasets.base import prepare
 from bird.errors import (
     BirdError,
     DataError,
@@ -23,6 +25,7 @@ from bird.errors import (
     WrongRunError,
 )
 from bird_cache import errors as cache_errors
+from bird_pipelines.cli import main, show
 
 
 def test_help_answers_in_half_a_second():
@@ -274,3 +277,19 @@ def test_a_share_that_is_a_percentage_is_told_as_a_share(tmp_path):
     assert "did you mean" not in panel(bird("precompute", *flags, 200, code=2))
     with pytest.raises(UsageError, match=r"did you mean 0\.75"):
         bird_pipelines.precompute(teacher="onnx:none", dataset="digits-s", out=tmp_path / "cache", max_failed=75)
+
+
+def test_an_interrupt_anywhere_is_one_panel_and_exit_130(monkeypatch, capsys):
+    def stopped(what, name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bird_pipelines.cli.catalogue.catalogue", stopped)
+    monkeypatch.setattr(sys, "argv", ["bird", "list", "methods"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_every_count_of_a_data_set_is_told_in_words():
+    assert {*prepare(open_dataset("digits-s")).notes} - {"listed"} <= {*show.PREPARED}

@@ -86,7 +86,7 @@ def main() -> None:
         title, colour, code = type(error).__name__, "red", 1
         if isinstance(error, Interrupted | typer.Abort):
             lines = {"what is done is kept": "run the same command again to resume"}
-            colour, code = "yellow", 130
+            title, colour, code = "Interrupted", "yellow", 130
         elif debug:
             raise
         elif isinstance(error, BirdError | CacheError):
@@ -202,7 +202,7 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold them.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold them (also those of --seeds).")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     against: Annotated[
         str | None,

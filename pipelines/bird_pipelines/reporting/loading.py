@@ -79,11 +79,12 @@ def marginals(configurations: Sequence[Configuration]) -> dict[str, list[Configu
 
 
 def folders_of_runs(paths: Sequence[Path]) -> list[Path]:
-    """The run folders among `paths`, and those that lie in a folder among them, by name; others stay as they are."""
+    """The run folders among `paths`, and those that lie in a folder among them or in its folders of seeds, by name; others
+    stay as they are."""
     found: list[Path] = []
     for path in paths:
-        inside = [] if _is_run(path) or not path.is_dir() else sorted(each for each in path.iterdir() if _is_run(each))
-        found += inside or [path]
+        below = [] if _is_run(path) or not path.is_dir() else [*path.iterdir(), *path.glob("*/seed-*")]
+        found += sorted(each for each in below if _is_run(each)) or [path]
     return found
 
 

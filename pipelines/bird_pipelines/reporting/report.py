@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bird.errors import WrongRunError
-from bird_cache.files import replace, storage_error
+from bird_cache.files import make_room_for, replace
 from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS
 from bird_pipelines.reporting.details import detail_of, groups_of, sources_of, versions_of
 from bird_pipelines.reporting.effects import ENOUGH_SEEDS, effects_of
@@ -39,12 +39,8 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str = "BIRD report",
             fix="finish one with `bird distill`",
         )
     configurations, repeated = group(finished)
-    page = render(title, configurations, unfinished, repeated, against)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(out.parent, error, 0) from None
-    replace(out, page.encode())
+    make_room_for(out)
+    replace(out, render(title, configurations, unfinished, repeated, against).encode())
     return out
 
 

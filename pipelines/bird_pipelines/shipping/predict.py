@@ -23,7 +23,7 @@ from bird.errors import DataError, ImageError, RunError, UsageError, unknown_nam
 from bird.images import WHITE, decode_image
 from bird.student_views import center_view, unit_range
 from bird.students import named_student
-from bird_cache.files import replace
+from bird_cache.files import make_room_for, replace
 from bird_pipelines.prefetch import in_order
 from bird_pipelines.progress import progress
 from bird_pipelines.runs import read_json
@@ -70,6 +70,7 @@ def predict(
         raise unknown_name("--out", out.name, SUFFIXES, "end its name in one of these")
     found = pictures(inputs)
     opened = open_model(model, student)
+    make_room_for(out)
     ids: list[str] = []
     failed: dict[str, str] = {}
     parts: list[Scores] = []
