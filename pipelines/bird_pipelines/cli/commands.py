@@ -73,6 +73,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated", category=FutureWarning)
     try:
         sys.exit(app(args=args, prog_name="bird", standalone_mode=False))  # None, or the code of typer.Exit
+    except SystemExit as ended:
+        if ended.code == 130:  # Ctrl-C where nothing looks out for it
+            show.panel("Interrupted", {"what is done is kept": "run the same command again"} | exit_of(130), "yellow")
+        raise
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # the help has been shown
             sys.exit(2)
