@@ -9,6 +9,7 @@
     ├── TeacherError              4   a teacher that cannot be loaded or answers with nonsense
     │   └── MissingWeightsError   4   weights that are not on this machine and cannot be downloaded
     ├── RunError                  1   a run folder that is damaged, unfinished or belongs to another configuration
+    ├── HubError                  1   a hub of models that does not answer, or that refuses what was sent
     ├── LostRankError             1   another process of the same training run that ended or does not answer
     └── OutOfMemoryError          1   the work does not fit into the memory of the device
 
@@ -26,6 +27,7 @@ __all__ = [
     "BirdError",
     "DataError",
     "EmptyCellError",
+    "HubError",
     "ImageError",
     "LostRankError",
     "MissingWeightsError",
@@ -90,6 +92,10 @@ class MissingWeightsError(TeacherError):
 
 class RunError(BirdError):
     """A run folder that is damaged, unfinished or belongs to another configuration."""
+
+
+class HubError(BirdError):
+    """A hub of models that does not answer, or that refuses what was sent."""
 
 
 class LostRankError(BirdError):

@@ -38,8 +38,20 @@ class Hub:
                 hub.answer(self)
 
             def do_POST(self):
-                self.rfile.read(int(self.headers.get("content-length", 0)))
+                self.body = (
+                    b"".join(self.chunks())
+                    if "chunked" in self.headers.get("transfer-encoding", "")
+                    else (self.rfile.read(int(self.headers.get("content-length", 0))))
+                )
                 hub.answer(self)
+
+            do_PUT = do_POST
+
+            def chunks(self):
+                while size := int(self.rfile.readline(), 16):
+                    yield self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True

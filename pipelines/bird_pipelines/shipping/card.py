@@ -12,10 +12,10 @@ from bird.measuring.drift import wilson
 from bird.measuring.metrics import gap_floors
 from bird_pipelines.marks import MARK, with_caveats
 
-__all__ = ["card"]
+__all__ = ["UNWRITTEN", "card"]
 
 SHOWN = 40  # cells
-HUB = ("---", "library_name: timm", "pipeline_tag: image-classification", "---", "")  # what a hub reads of a card
+UNWRITTEN = "(Whoever ships this student writes here what it was not made for, and on whom it was not tried.)"
 NAMES = {"accuracy": "accuracy", "f1_macro": "macro F1", "auroc": "AUROC", "mean_deo": "mean-DEO", "max_deo": "max-DEO"}
 
 
@@ -23,7 +23,7 @@ def card(about: Mapping[str, Any], metrics: Mapping[str, Any], snippet: str) -> 
     """The text, from student.json and the run's test metrics."""
     return "\n".join(
         [
-            *(HUB if about["to"] == "hf" else ()),
+            *_header(about),
             f"# {about['architecture']}, {about['to']}, {about['precision']}",
             "",
             _what(about),
@@ -45,10 +45,17 @@ def card(about: Mapping[str, Any], metrics: Mapping[str, Any], snippet: str) -> 
             "",
             "## What it must not be used for",
             "",
-            "(Whoever ships this student writes here what it was not made for, and on whom it was not tried.)",
+            UNWRITTEN,
             "",
         ]
     )
+
+
+def _header(about: Mapping[str, Any]) -> list[str]:
+    """What a hub reads of a card."""
+    library = ["library_name: timm"] if about["to"] == "hf" else []
+    task = ["pipeline_tag: image-classification"] if about["input"]["kind"] == "image" else []
+    return ["---", *library, *task, f"tags: [knowledge-distillation, {about['to']}]", "---", ""]
 
 
 def _what(about: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ a plain torchvision state dict does not.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "FORMATS",
     "Format",
     "Runtime",
+    "file_of",
     "hub_config",
     "input_name",
     "need_extra",
@@ -51,6 +53,19 @@ class Format(NamedTuple):
 def input_name(student: Student) -> str:
     """What an exported student calls its input."""
     return "image" if student.input == "image" else "features_of_teacher"
+
+
+def file_of(folder: Path, about: Mapping[str, Any], name: str) -> bytes:
+    """A file of an export. Raises RunError where it is not the one that student.json, `about`, has the sha256 of."""
+    data = (folder / name).read_bytes() if (folder / name).is_file() else b""
+    if hashlib.sha256(data).hexdigest() != about["files"][name]["sha256"]:
+        raise RunError(
+            where=str(folder / name),
+            found="another sha256 than student.json records" if data else "no such file",
+            wanted="the file as `bird export` wrote it",
+            fix="export the run again",
+        )
+    return data
 
 
 def need_extra(command: str, names: Sequence[str] | None = None) -> None:
@@ -156,6 +171,7 @@ def _write_pt2(student: Student, path: Path, half: bool) -> None:
         (_example(student),),
         dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}},
     )
+    program.example_inputs = None  # they would be a pickle in the file
     torch.export.save(program, path)
 
 
