@@ -80,11 +80,26 @@ def _how(about: Mapping[str, Any]) -> list[str]:
             "Every new image needs that teacher first.",
         ]
     return [
+        *_own_code(about),
         f"Input `{recipe['name']}`: {recipe['dtype']}, {_shape(recipe)}.",
         f"Decode: {recipe['decode']}. Resize: {recipe['resize']}. Crop: {recipe['crop']}.",
         f"In gray images of 16 bits, {recipe.get('white_level', WHITE):,} and brighter becomes 255.",
         f"Range: {recipe['range']}. Normalisation: {recipe['normalisation']}.",
         "Pillow's resize differs by 1 of 255 in some pixels from that of training; `bird predict` makes the same pixels.",
+    ]
+
+
+def _own_code(about: Mapping[str, Any]) -> list[str]:
+    """What to give to build a network of somebody's own, whose weights alone are in the folder."""
+    network = about["network"]
+    if about["to"] != "torch" or network["library"] != "own":
+        return []
+    given = ", ".join(f"{name}={value}" for name, value in (network["arguments"] or {}).items())
+    made = f"called with {given or 'nothing'}" if network["arguments"] is not None else "the module as it was handed over"
+    return [
+        f"`{about['file']}` holds weights alone. To run it, give the code of the network again: `{network['name']}` of",
+        f"{network['file']} (sha256 {network['sha256']}), {made}. No code is in this folder.",
+        "",
     ]
 
 
