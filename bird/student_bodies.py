@@ -137,7 +137,9 @@ def own_body(part: Part, classes: int, image_size: int) -> Body:
     answer, layers = _heard(part, module, image_size)
     if isinstance(answer, Tensor):
         _require_shapes(part, {"logits": answer}, classes, image_size)
-        return _split(part, module, answer, layers, image_size)._replace(stages=stages, mean=mean, std=std, called_with=told)
+        return _split(part, module, answer, layers, image_size)._replace(
+            stages=stages, mean=mean, std=std, called_with=told
+        )
     try:
         features, logits = two_of(answer)
     except (TypeError, ValueError, KeyError):

@@ -133,7 +133,7 @@ def torchvision_name(student: Student) -> str | None:
 
 
 def plain_weights(student: Student) -> dict[str, Tensor]:
-    """The state dict of the network itself, in its own names: torchvision's (`torchvision_name`), timm's, or that of a module
+    """The state dict of the network itself, in its own names: torchvision's (`torchvision_name`), timm's, or a module
     of the user's own. The normalisation is not in it."""
     state = student.state_dict()
     weights = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}

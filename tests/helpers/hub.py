@@ -19,7 +19,7 @@ class Hub:
     named in `cut` ends after so many bytes, once; one named in `hold` sends so many and then waits, until it is let go."""
 
     def __init__(self):
-        self.commits, self.heads, self.log, self.cut, self.hold = {}, {}, [], {}, {}
+        self.commits, self.heads, self.private, self.log, self.cut, self.hold = {}, {}, {}, [], {}, {}
         self.held, self.go_on = threading.Event(), threading.Event()
 
     def __enter__(self):
@@ -105,7 +105,7 @@ class Hub:
         if missing:
             return self.refuse(http, path, missing)
         files = self.commits[repo][commit]
-        told = {"id": repo, "modelId": repo, "sha": commit, "private": False, "tags": []}
+        told = {"id": repo, "modelId": repo, "sha": commit, "private": self.private.get(repo, False), "tags": []}
         told["siblings"] = [{"rfilename": name} for name in files]
         if what == "tree":
             told = [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in files.items()]

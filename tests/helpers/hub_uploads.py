@@ -29,7 +29,7 @@ class Uploads(Hub):
 
     def __init__(self):
         super().__init__()
-        self.private, self.branches, self.objects, self.cards, self.down = {}, {}, {}, [], False
+        self.branches, self.objects, self.cards, self.down = {}, {}, [], False
 
     def answer(self, http):
         path = unquote(urlsplit(http.path).path)

@@ -87,7 +87,7 @@ def trained(place):
         run = place / f"run-{name.partition(':')[2] or name}"
         if not run.exists():
             data = {"dataset": "table", "data_root": place, "dataset_settings": {"image_size": 32}}
-            told = {"student": given, "method": "baseline", "epochs": 1, "batch_size": 16, "augment": False}
+            told = {"student": given, "method": "baseline", "epochs": 1, "batch_size": 16}
             distill(resolve({**data, **told, "out": run}))
         return run, given
 
@@ -127,8 +127,16 @@ def test_as_a_program_it_is_accepted(trained, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "to", "network"),
     [
-        ("timm:test_vit", "torch", {"library": "timm", "name": "test_vit", "arguments": {"num_classes": 2, "img_size": 32}}),
-        ("timm:test_vit", "hf", {"library": "timm", "name": "test_vit", "arguments": {"num_classes": 2, "img_size": 32}}),
+        (
+            "timm:test_vit",
+            "torch",
+            {"library": "timm", "name": "test_vit", "arguments": {"num_classes": 2, "img_size": 32}},
+        ),
+        (
+            "timm:test_vit",
+            "hf",
+            {"library": "timm", "name": "test_vit", "arguments": {"num_classes": 2, "img_size": 32}},
+        ),
         ("timm:test_resnet", "hf", {"library": "timm", "name": "test_resnet", "arguments": {"num_classes": 2}}),
         ("Pooled", "torch", {"library": "own", "name": "Pooled", "arguments": {"classes": 2, "image_size": 32}}),
         ("Attending", "torch", {"library": "own", "name": "Attending", "arguments": {"classes": 2}}),

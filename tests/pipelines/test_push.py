@@ -9,7 +9,9 @@ import pytest
 from helpers.hub_uploads import READS, WRITES, Uploads
 from helpers.shell import BIRD, bird, panel
 
-from bird.errors import UsageError
+import bird_pipelines
+from bird.errors import HubError, RunError, UsageError
+from bird_pipelines.cli import app
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.training import distill
 from bird_pipelines.shipping.export import export
@@ -41,26 +43,32 @@ def hub():
 
 
 @pytest.fixture
-def pushed(hub, tmp_path):
-    """`bird push ...` in a process of its own with this hub."""
+def client(hub, tmp_path, monkeypatch):
+    """huggingface_hub in this process, with this hub and a token that may write."""
+    from huggingface_hub import constants
 
-    def run_it(*args, code=0, token=WRITES, **more):
-        known = {} if token is None else {"HF_TOKEN": token}
-        environment = hub.environment(tmp_path / "home", HF_HUB_DISABLE_XET="1", **known, **more)
-        command = [*BIRD, "push", *map(str, args)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
-        return done
+    told = {
+        "ENDPOINT": hub.endpoint,
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_TOKEN_PATH": str(tmp_path),
+    }
+    for name, value in told.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", WRITES)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return monkeypatch
 
-    return run_it
 
-
-def test_an_export_goes_up_whole_in_one_commit_to_a_private_repository(hub, pushed, exported, tmp_path):
+def test_the_command_sends_an_export_whole_in_one_commit_to_a_private_repository(hub, exported, tmp_path):
     copy = shutil.copytree(exported, tmp_path / "copy")
     (copy / "notes.pkl").write_bytes(b"\x80")
     (copy / ".env").write_text("secret")
-    found = json.loads(pushed(copy, NAME, "--json").stdout)
+    environment = hub.environment(tmp_path / "home", HF_HUB_DISABLE_XET="1", HF_TOKEN=WRITES)
+    done = subprocess.run(
+        [*BIRD, "push", copy, NAME, "--json"], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    found = json.loads(done.stdout)
     assert hub.private == {NAME: True}
     assert found["url"] == f"{hub.endpoint}/{NAME}"
     assert found["commit"] == hub.heads[NAME]
@@ -70,57 +78,71 @@ def test_an_export_goes_up_whole_in_one_commit_to_a_private_repository(hub, push
     assert hub.cards == [(exported / "README.md").read_text()]
     assert found["card_unwritten"]
 
+
+def test_a_second_push_goes_to_a_branch_and_the_card_is_sent_as_it_was_written(hub, client, exported, tmp_path, capsys):
+    first = bird_pipelines.push(exported, NAME)
+    copy = shutil.copytree(exported, tmp_path / "copy")
     (copy / "README.md").write_text("---\n---\n# mine\n")
-    again = pushed(copy, NAME, "--revision", "second")
-    assert "those with access to it" in again.stdout
-    assert "does not yet say" not in again.stdout
-    assert hub.heads[NAME] == found["commit"]
+    app(["push", str(copy), NAME, "--revision", "second"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "those with access to it" in said
+    assert "does not yet say" not in said
+    assert hub.heads[NAME] == first["commit"]
     assert hub.commits[NAME][hub.branches[NAME, "second"]]["README.md"] == b"---\n---\n# mine\n"
 
 
-def test_what_everybody_can_read_is_written_only_if_that_is_said(hub, pushed, exported):
-    pushed(exported, NAME, "--public")
+def test_what_everybody_can_read_is_written_only_if_that_is_said(hub, client, exported):
+    push(exported, NAME, public=True)
     assert hub.private == {NAME: False}
     head = hub.heads[NAME]
-    assert "--public" in panel(pushed(exported, NAME, code=2))
+    with pytest.raises(UsageError, match=r"everybody can read.*say --public"):
+        push(exported, NAME)
     assert hub.heads[NAME] == head
-    assert "everybody" in pushed(exported, NAME, "--public", "--revision", "two").stdout
+    assert not push(exported, NAME, public=True, revision="two")["private"]
 
 
 REFUSED = {
-    "no token": (None, 2, "found: no token"),
-    "an unknown one": ("hf_unknown", 1, "a token that the hub does not know"),
-    "one that only reads": (READS, 1, "a token without the right to write there"),
+    "no token": (None, UsageError, "found no token"),
+    "an unknown one": ("hf_unknown", HubError, "a token that the hub does not know"),
+    "one that only reads": (READS, HubError, "a token without the right to write there"),
 }
 
 
-@pytest.mark.parametrize(("token", "code", "said"), REFUSED.values(), ids=REFUSED)
-def test_a_token_that_is_missing_or_refused_is_told_and_nothing_is_there(hub, pushed, exported, token, code, said):
-    told = panel(pushed(exported, NAME, code=code, token=token))
-    assert said in told
-    assert "hf auth login" in told
+@pytest.mark.parametrize(("token", "kind", "said"), REFUSED.values(), ids=REFUSED)
+def test_a_token_that_is_missing_or_refused_is_told_and_nothing_is_there(hub, client, exported, token, kind, said):
+    client.delenv("HF_TOKEN") if token is None else client.setenv("HF_TOKEN", token)
+    with pytest.raises(kind, match=rf"{said}.*hf auth login"):
+        push(exported, NAME)
     assert hub.commits == {}
 
 
-def test_without_a_network_one_panel_says_so(hub, pushed, exported):
+def test_without_a_network_it_says_so_at_once(hub, client, exported):
     hub.server.shutdown()
     hub.server.server_close()
-    assert "no answer" in panel(pushed(exported, NAME, code=1))
+    with pytest.raises(HubError, match="no answer"):
+        push(exported, NAME)
 
 
-def test_a_hub_that_breaks_down_is_told(hub, pushed, exported):
+def test_a_hub_that_breaks_down_is_told(hub, client, exported):
     hub.down = True
-    assert "the answer 500" in panel(pushed(exported, NAME, code=1))
+    with pytest.raises(HubError, match="the answer 500"):
+        push(exported, NAME)
+
+
+def test_the_exit_codes(exported, tmp_path):
+    assert (UsageError.exit_code, HubError.exit_code) == (2, 1)
+    assert "OWNER/NAME" in panel(bird("push", exported, "student", code=2))
 
 
 def test_what_is_no_export_or_no_longer_that_export_stays_here(run, exported, tmp_path):
-    told = panel(bird("push", run, NAME, code=2))
-    assert "found: a run folder" in told
-    assert f"bird export {run} OUT, then push OUT" in told
-    assert "no export" in panel(bird("push", tmp_path, NAME, code=2))
+    with pytest.raises(UsageError, match=r"found a run folder.*bird export \S*run OUT, then push OUT"):
+        push(run, NAME)
+    with pytest.raises(UsageError, match="found no export"):
+        push(tmp_path, NAME)
     copy = shutil.copytree(exported, tmp_path / "copy")
     (copy / "student.pt2").write_bytes(b"another")
-    assert "another sha256 than student.json records" in panel(bird("push", copy, NAME, code=1))
+    with pytest.raises(RunError, match="another sha256 than student.json records"):
+        push(copy, NAME)
     about = json.loads((copy / "student.json").read_text())
     for name in ("weights.pkl", "../run/student.safetensors"):
         (copy / "student.json").write_text(json.dumps(about | {"files": {name: {"sha256": ""}}}))
@@ -129,15 +151,15 @@ def test_what_is_no_export_or_no_longer_that_export_stays_here(run, exported, tm
 
 
 @pytest.mark.parametrize("name", ["student", "a/b/c", "some one/student"])
-def test_a_name_is_an_owner_and_a_name(pushed, exported, name):
-    assert "OWNER/NAME" in panel(pushed(exported, name, code=2))
+def test_a_name_is_an_owner_and_a_name(hub, client, exported, name):
+    with pytest.raises(UsageError, match="OWNER/NAME"):
+        push(exported, name)
+    assert hub.log == []
 
 
-def test_export_and_predict_send_nothing(hub, run, tmp_path):
+def test_an_export_sends_nothing(hub, client, run, tmp_path):
     """The hub is there, and there is a token; nobody asks it anything."""
-    environment = hub.environment(tmp_path / "home", HF_TOKEN=WRITES)
-    command = [*BIRD, "export", str(run), str(tmp_path / "out"), "--to", "pt2", "--check-rows", "20"]
-    subprocess.run(command, env=environment, capture_output=True, check=True, timeout=200)
+    export(run, tmp_path / "out", "pt2", rows=20)
     assert hub.log == []
 
 

@@ -95,7 +95,9 @@ def _own_code(about: Mapping[str, Any]) -> list[str]:
     if about["to"] != "torch" or network["library"] != "own":
         return []
     given = ", ".join(f"{name}={value}" for name, value in (network["arguments"] or {}).items())
-    made = f"called with {given or 'nothing'}" if network["arguments"] is not None else "the module as it was handed over"
+    made = (
+        f"called with {given or 'nothing'}" if network["arguments"] is not None else "the module as it was handed over"
+    )
     return [
         f"`{about['file']}` holds weights alone. To run it, give the code of the network again: `{network['name']}` of",
         f"{network['file']} (sha256 {network['sha256']}), {made}. No code is in this folder.",

@@ -64,8 +64,8 @@ def network_of(student: Student) -> Network | None:
         name, given = timm_arguments(student.architecture, student.classes, student.image_size)
         return Network("timm", name, given, lambda: timm.create_model(name, **given))
     if (plain := torchvision_name(student)) is not None:
-        known = {"num_classes": student.classes}
-        return Network("torchvision", plain, known, lambda: getattr(models, plain)(**known))
+        known, make = {"num_classes": student.classes}, getattr(models, plain)
+        return Network("torchvision", plain, known, lambda: make(**known))
     return None
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bird.errors import RunError, UsageError
-from bird.methods.own import AROUND
 from bird.measuring.seeds import two_level_intervals
+from bird.methods.own import AROUND
 from bird_cache.order import raw
 from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.distilling.data import load_data
