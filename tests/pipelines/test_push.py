@@ -18,6 +18,8 @@ from bird_pipelines.shipping.export import export
 from bird_pipelines.shipping.push import push
 
 NAME = "someone/student"
+# huggingface_hub 2.4 gives git-lfs uploads to httpx2 in its old form
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def test_what_is_no_export_or_no_longer_that_export_stays_here(run, exported, tm
         push(tmp_path, NAME)
     copy = shutil.copytree(exported, tmp_path / "copy")
     (copy / "student.pt2").write_bytes(b"another")
-    with pytest.raises(RunError, match="another sha256 than student.json records"):
+    with pytest.raises(RunError, match="another sha256"):
         push(copy, NAME)
     about = json.loads((copy / "student.json").read_text())
     for name in ("weights.pkl", "../run/student.safetensors"):

@@ -18,7 +18,8 @@ def export(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     out: Annotated[Path, typer.Argument(help="A new folder for the file, student.json and README.md.")],
     to: Annotated[
-        str, typer.Option(help="onnx, pt2 (torch.export), torch (a torchvision state dict) or hf (a hub folder, timm).")
+        str,
+        typer.Option(help="onnx, pt2 (torch.export), torch (plain weights of the network) or hf (a hub folder, timm)."),
     ] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16, or int8 (ONNX; static, by channel).")] = "fp32",
     batch: Annotated[int, typer.Option(min=1, help="The largest batch that the file is checked with.")] = 64,
