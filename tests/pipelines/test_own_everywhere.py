@@ -124,7 +124,7 @@ def test_a_teacher_of_the_protocol_writes_what_it_answers(cache, parts):
     names, store = imported(parts), open_cache(cache)
     teacher, squares = names["Corners"](), names["Squares"]()
     views = torch.stack([teacher.preprocess(squares[n]["image"]) for n in range(8)])
-    rows = [store.samples.ids.tolist().index(f"{n}") for n in range(8)]
+    rows = [store.samples.ids.tolist().index(f"item-{n:02d}") for n in range(8)]
     expected = teacher.answer(views, ("penultimate",))["penultimate"].numpy()
     np.testing.assert_array_equal(
         np.asarray(store["penultimate"][:])[rows].astype(np.float16), expected.astype(np.float16)
@@ -173,7 +173,7 @@ def test_what_a_teacher_of_the_protocol_lacks_is_named(parts, tmp_path):
 
 def test_a_cache_of_own_parts_is_shown_verified_and_compared_with_its_teacher(cache, parts):
     info = bird_json("cache", "info", cache)
-    assert "mine.py" not in json.dumps(info)
+    assert info["notes"]["code"].startswith("Corners of mine.py, sha256")
     assert bird_json("cache", "verify", cache)["sound"]
     told = panel(bird("cache", "verify", cache, "--teacher", f"{parts}:Corners", code=2))
     assert "--dataset FILE.py:Squares" in told
