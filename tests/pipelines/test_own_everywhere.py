@@ -7,7 +7,6 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from helpers.shell import bird, bird_json, panel
 
 import bird_pipelines
 from bird.errors import TeacherError, UsageError
@@ -15,6 +14,7 @@ from bird.teachers.base import Teacher
 from bird.teachers.layers import LayerSpec
 from bird_cache.errors import StaleCacheError
 from bird_cache.store import open_cache
+from bird_pipelines.cli import app
 from bird_pipelines.precomputing.caches import compare_with_teacher
 
 PARTS = '''
@@ -171,14 +171,21 @@ def test_what_a_teacher_of_the_protocol_lacks_is_named(parts, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cache_of_own_parts_is_shown_verified_and_compared_with_its_teacher(cache, parts):
-    info = bird_json("cache", "info", cache)
+def asked(capsys, *words):
+    """What the command line says as JSON, without a process of its own."""
+    capsys.readouterr()
+    app([*map(str, words), "--json"], standalone_mode=False)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_cache_of_own_parts_is_shown_verified_and_compared_with_its_teacher(cache, parts, capsys):
+    info = asked(capsys, "cache", "info", cache)
     assert info["notes"]["code"].startswith("Corners of mine.py, sha256")
-    assert bird_json("cache", "verify", cache)["sound"]
-    told = panel(bird("cache", "verify", cache, "--teacher", f"{parts}:Corners", code=2))
-    assert "--dataset FILE.py:Squares" in told
+    assert asked(capsys, "cache", "verify", cache)["sound"]
+    with pytest.raises(UsageError, match=r"--dataset FILE\.py:Squares"):
+        asked(capsys, "cache", "verify", cache, "--teacher", f"{parts}:Corners")
     again = ("--teacher", f"{parts}:Corners", "--dataset", f"{parts}:Squares", "--sample", 16)
-    live = bird_json("cache", "verify", cache, *again)["live"]
+    live = asked(capsys, "cache", "verify", cache, *again)["live"]
     assert live["compared"] == 16
     assert min(each["cosine_min"] for each in live["cells"].values()) > 0.9999
 
@@ -204,18 +211,18 @@ def members(folder):
     return found
 
 
-def test_a_cache_of_own_data_is_converted_with_its_images_if_the_data_are_given(cache, parts, tmp_path):
-    told = panel(bird("cache", "convert", cache, tmp_path / "tars", code=2))
-    assert "--dataset FILE.py:Squares" in told
-    bird("cache", "convert", cache, tmp_path / "bare", "--no-images")
-    bird("cache", "convert", cache, tmp_path / "tars", "--dataset", f"{parts}:Squares")
+def test_a_cache_of_own_data_is_converted_with_its_images_if_the_data_are_given(cache, parts, tmp_path, capsys):
+    with pytest.raises(UsageError, match=r"--dataset FILE\.py:Squares"):
+        asked(capsys, "cache", "convert", cache, tmp_path / "tars")
+    asked(capsys, "cache", "convert", cache, tmp_path / "bare", "--no-images")
+    asked(capsys, "cache", "convert", cache, tmp_path / "tars", "--dataset", f"{parts}:Squares")
     one, other, bare = (open_cache(each) for each in (cache, tmp_path / "tars", tmp_path / "bare"))
     for store in (other, bare):
         assert np.array_equal(one["penultimate"][:], store["penultimate"][:])
         assert store.manifest.plan.causes == one.manifest.plan.causes
     assert len(members(tmp_path / "tars")) == len(members(tmp_path / "bare")) + len(one.samples.ids)
-    assert bird_json("cache", "verify", tmp_path / "tars")["sound"]
-    bird("cache", "convert", tmp_path / "tars", tmp_path / "back")
+    assert asked(capsys, "cache", "verify", tmp_path / "tars")["sound"]
+    asked(capsys, "cache", "convert", tmp_path / "tars", tmp_path / "back")
     assert np.array_equal(open_cache(tmp_path / "back")["maps.1"][:], one["maps.1"][:])
 
 
@@ -235,8 +242,8 @@ def test_the_weights_of_bird_around_an_own_loss_are_tuned(cache, parts, tmp_path
 
 
 def test_a_whole_method_of_ones_own_has_nothing_that_could_be_tuned(cache, parts, tmp_path):
-    told = panel(bird("tune", "--cache", cache, "--method", f"{parts}:Plain", "--out", tmp_path / "study", code=2))
-    assert "a Method of your own, whose weights are not known here" in told
+    with pytest.raises(UsageError, match="a Method of your own, whose weights are not known here"):
+        bird_pipelines.tune(cache=cache, out=tmp_path / "study", method=f"{parts}:Plain")
     assert not (tmp_path / "study").exists()
 
 
