@@ -68,6 +68,7 @@ class Hyperparameters:
     | offsets_from | bird-offsets: phi starts at log p(class given group) ("prior") or at 0 ("zero") | "prior" |
     | shrink | bird-offsets: the offset of a cell of n meta rows goes n / shrink nats from its start at most; 0: freely | 0 |
     | pool | bird-offsets: phi moves along log p(class given group) alone, by one number that all cells agree on | False |
+    | learn_alpha | bird-offsets: the feedback moves alpha, too | False |
     | soft_max | bird and its kin: T of the soft maximum in L_o, in nats; 0: the maximum | 0 |
     | feedback_every | bird and its kin: of so many steps one has feedback | 1 |
     | feedback_through | bird and its kin: what the look-ahead moves: all, or what is from the last stage on (last) | "all" |
@@ -90,6 +91,7 @@ class Hyperparameters:
     offsets_from: Literal["prior", "zero"] = "prior"
     shrink: float = 0.0
     pool: bool = False
+    learn_alpha: bool = False
     soft_max: float = 0.0
     feedback_every: int = 1
     feedback_through: Literal["all", "last"] = "all"

@@ -14,7 +14,7 @@ from bird.losses.terms import bias_loss, cross_entropy
 from bird.methods.base import Batch, Hyperparameters, Losses
 from bird.methods.distances import Distance, feature_distance
 from bird.step.feedback import Objective, Sensitive, Through, feedback
-from bird.step.gate import Gate, StageGates, move
+from bird.step.gate import Gate, StageGates, Weighs, move
 from bird.step.guard import HALF, Guard, refuse_wrapped
 from bird.step.offsets import Offsets
 from bird.step.ranks import ALONE, Ranks, Reduce
@@ -65,12 +65,16 @@ def bird_loss(
     the gradient of the loss is this rank's part of a sum; ce and distance are of its own rows, bias and meta_bias of all.
     Raises StudentError where the feedback is not exact.
     """
-    alpha, given = hyper.alpha, distance.given(batch)
+    given = distance.given(batch)
     recompute = recompute and not isinstance(model, Sensitive)  # which keeps no graph of a meta batch
     losses: Losses = {}
 
     def between(h: Any, gated: Any) -> Tensor:
         return distance.loss(h, gated, batch)
+
+    def mixed(gap: Tensor, ce: Tensor) -> Tensor:
+        alpha = gate.weigh(hyper.alpha) if isinstance(gate, Weighs) else hyper.alpha
+        return alpha * gap + (1 - alpha) * ce
 
     def equality(logits: Tensor, batch: Batch) -> Tensor:
         total = None if ranks.alone else ranks.total if batch is meta else ranks.total_of_rows
@@ -84,7 +88,7 @@ def bird_loss(
         bias, gradients = feedback(
             model,
             gate,
-            Objective(batch.inputs, lambda h: alpha * between(h, gate(given)) + (1 - alpha) * task(h.logits, batch)),
+            Objective(batch.inputs, lambda h: mixed(between(h, gate(given)), task(h.logits, batch))),
             Objective(meta.inputs, lambda h: (outer or equality)(h.logits, meta)),
             output=output,
             mu1=hyper.mu1,
@@ -102,7 +106,7 @@ def bird_loss(
     with held(gate):  # phi is detached from L_j
         ce = task(output.logits, batch)
         gap = between(output, gate(given))
-    told = alpha * gap + (1 - alpha) * ce
+        told = mixed(gap, ce)
     loss = ranks.part(told)
     if warm:
         bias = equality(output.logits, batch)

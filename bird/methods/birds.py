@@ -120,7 +120,7 @@ class BirdOffsets(Bird):
     - L_j = alpha D + (1 - alpha) CE(z + phi[:, a], y), with the gate as it was drawn and without lambda L_o.
     - phi starts at log p(class | group) of the training split, or at 0, and follows the feedback of L_o, of the CE balanced
       over the cells, or of a mixture (`balance`). `shrink` holds it back where a meta cell is small; with `pool` all cells
-      say together how far it goes along log p(class | group).
+      say together how far it goes along log p(class | group). With `learn_alpha` alpha follows the same feedback.
     - The student that ships has the running mean of the weights.
 
     With `learn_gate=False` phi stays where it starts: from log p that is the fixed adjustment of Menon et al. (2021).
@@ -148,7 +148,8 @@ class BirdOffsets(Bird):
         if self.starts is None or teacher_dim is None:
             raise ValueError("BirdOffsets.prepare(counts) comes before its learner, which has a teacher")
         classes, groups = self.starts.shape
-        offsets = Offsets(classes, groups, teacher_dim, seed)
+        weighs = float(self.hyper.alpha) if self.hyper.learn_alpha and self.meta else None
+        offsets = Offsets(classes, groups, teacher_dim, seed, weighs)
         offsets.start(self.starts, self.meta_rows, self.hyper.shrink, self.along)
         return offsets
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Gate", "HoldsBack", "StageGates", "move"]
+__all__ = ["Gate", "HoldsBack", "StageGates", "Weighs", "move"]
 
 
 class Gate(nn.Module):
@@ -58,6 +58,14 @@ class HoldsBack(Protocol):
 
     def hold_back(self, rate: float) -> None:
         """The pull that belongs to a step of that learning rate."""
+
+
+@runtime_checkable
+class Weighs(Protocol):
+    """A gate that has a say in alpha, the weight of the distance."""
+
+    def weigh(self, alpha: float | Tensor) -> float | Tensor:
+        """The weight in the place of alpha, with its graph."""
 
 
 def move(gate: nn.Module, optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> None:

@@ -5,6 +5,9 @@
 A group in which a class is frequent is no evidence for the class: what phi[:, a] says of it, z need not say. In training
 alone is the group asked for; at test time z stands by itself.
 
+With `weighs` alpha belongs to phi, too: `trust`, its log-odds, follows the same feedback. Where the teacher is as biased as
+the data, features like the teacher's are what the feedback is against.
+
 Offsets that are fixed at log p(class | group) are the logit adjustment of Menon et al. (2021) within each group. Learning
 additive and multiplicative adjustments by a bilevel loss is AutoBalance (Li et al. 2021), with the loss of Kini et al.
 (2021). Here the feedback is exact, by one forward-mode pass (bird.step.feedback), and the student is distilled from a cache.
@@ -19,27 +22,35 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bird.losses.terms import Total, bias_loss, cell_sums
+from bird.step.feedback import Weight
 from bird.step.gate import Gate
 
 __all__ = ["Offsets", "mixed_bias"]
 
+LEAST = 1e-3
+"""An alpha that is learned starts between this and 1 - this: from 0 or 1 no slope leads away."""
+
 
 @final
 class Offsets(nn.Module):
-    """phi (classes, groups), in nats, beside a gate that stays as it was drawn. The offsets are all that it learns.
+    """phi (classes, groups), in nats, beside a gate that stays as it was drawn. It learns the offsets, and with `weighs`
+    alpha, which starts there (in 0..1; None: alpha is the step's own and stays).
 
     The gate is the one that `Gate(dim, seed)` draws. phi starts at 0, until `start` is told otherwise.
     """
 
     phi: Float[Tensor, "*models classes groups"]
+    trust: Float[Tensor, "*models"] | None
     gate: Float[Tensor, "*models dim"]
     begin: Float[Tensor, "*models classes groups"]
     pull: Float[Tensor, "*models classes groups"]
     along: Float[Tensor, "*models classes groups"]
 
-    def __init__(self, classes: int, groups: int, dim: int, seed: int = 0) -> None:
+    def __init__(self, classes: int, groups: int, dim: int, seed: int = 0, weighs: float | None = None) -> None:
         super().__init__()
         self.phi = nn.Parameter(torch.zeros(classes, groups))
+        start = None if weighs is None else torch.tensor(weighs).logit(eps=LEAST)
+        self.trust = None if start is None else nn.Parameter(start)
         self.register_buffer("gate", torch.sigmoid(Gate(dim, seed).phi.detach()))
         self.pulled = self.pooled = False
         for name in ("begin", "pull", "along"):  # follow from `start`: no checkpoint holds them
@@ -89,6 +100,10 @@ class Offsets(nn.Module):
     def forward(self, teacher: Float[Tensor, "*models batch dim"]) -> Float[Tensor, "*models batch dim"]:
         """The gated teacher features."""
         return self.gate.unsqueeze(-2) * teacher
+
+    def weigh(self, alpha: Weight) -> Weight:
+        """The weight of the distance: alpha, or what has been learned in its place."""
+        return alpha if self.trust is None else self.trust.sigmoid()
 
     def adjust(
         self,

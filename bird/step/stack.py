@@ -125,7 +125,8 @@ def joint_optimizer(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.
 def stacked_gate(gates: Sequence[Gate | Offsets]) -> Gate | Offsets:
     """One gate with phi of shape (S, ...), whose rows are the given gates' own."""
     gate = copy.deepcopy(gates[0])
-    gate.phi = shared([each.phi for each in gates])
+    for name in dict(gate.named_parameters()):
+        gate.register_parameter(name, shared([each.get_parameter(name) for each in gates]))
     for name in dict(gate.named_buffers()):
         gate.register_buffer(name, torch.stack([each.get_buffer(name) for each in gates]))
     return gate

@@ -17,6 +17,7 @@ __all__ = [
     "WHAT_TRIVIAL_MEANS",
     "few",
     "lost_of_cells",
+    "p_value",
     "reason_of",
     "trivial_seeds",
     "with_caveats",
@@ -52,6 +53,11 @@ def with_caveats(metrics: Mapping[str, Any], class_names: Sequence[object] | Non
         found["intervals"] |= {name: [gap.low, gap.high] for name, gap in gaps.items()}
         found["beyond_chance"] = {name.removesuffix("_deo"): gap.beyond_chance for name, gap in gaps.items()}
     return found
+
+
+def p_value(p: float | None) -> str:
+    """A p value as a reader sees it: none is 0."""
+    return "n/a" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def few(names: Sequence[str], most: int = 10) -> str:

@@ -145,7 +145,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
 
 
 # What a run must share with the one that it begins from.
-SHARED = ("dataset", "dataset_settings", "student", "method", "optimizer")
+SHARED = ("dataset", "dataset_settings", "student", "method", "learn_alpha", "optimizer")
 
 
 def begin_from(config: RunConfig, fingerprint: str | None) -> dict[str, Tensor]:

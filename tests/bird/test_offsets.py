@@ -56,12 +56,27 @@ class Added(nn.Module):
         return 0.5 * feature_mse(h.features, self.offsets(batch.teacher)) + 0.5 * cross_entropy(adjusted, batch.labels)
 
 
+class Weighed(nn.Module):
+    """Offsets that learn alpha, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.offsets = Offsets(CLASSES, GROUPS, DIM, weighs=0.3).double()
+        self.offsets.start(torch.randn(CLASSES, GROUPS))
+
+    def loss(self, h, batch):
+        alpha = self.offsets.weigh(0.9)
+        adjusted = self.offsets.adjust(h.logits, batch.groups)
+        distance = feature_mse(h.features, self.offsets(batch.teacher))
+        return alpha * distance + (1 - alpha) * cross_entropy(adjusted, batch.labels)
+
+
 class Sum(nn.Module):
     """All of them at once."""
 
     def __init__(self):
         super().__init__()
-        self.parts = nn.ModuleList([CellWeights(), Temperatures(), Added()])
+        self.parts = nn.ModuleList([CellWeights(), Temperatures(), Added(), Weighed()])
 
     def loss(self, h, batch):
         return sum(part.loss(h, batch) for part in self.parts)
@@ -88,7 +103,7 @@ OUTERS = {
 
 
 @pytest.mark.parametrize("outer", OUTERS)
-@pytest.mark.parametrize("place", [CellWeights, Temperatures, Added, Sum])
+@pytest.mark.parametrize("place", [CellWeights, Temperatures, Added, Weighed, Sum])
 def test_feedback_is_double_backward_wherever_phi_is(place, outer):
     torch.manual_seed(0)
     model, phi, batch, meta = student(), place(), batch_of(0), batch_of(1)
@@ -203,6 +218,35 @@ def test_pooled_offsets_without_a_skew_stay():
     assert torch.equal(offsets.phi, torch.zeros(CLASSES, GROUPS))
 
 
+def telling(batch):
+    """The batch with inputs that tell the class."""
+    return dataclasses.replace(batch, inputs=batch.inputs + 3 * nn.functional.one_hot(batch.labels, DIM))
+
+
+@pytest.mark.parametrize("wrong", ["teacher", "labels"])
+def test_alpha_follows_which_of_the_two_is_right(wrong):
+    """A teacher whose features are those of another class loses its weight; it gains some where the labels are wrong."""
+    hyper = Hyperparameters(mu1=0.05, mu2=0.03, alpha=0.3, learn_alpha=True, balance=1.0)
+    method = build_method("bird-offsets", hyper, GROUPS)
+    (learner,) = learners(method, [0])
+    assert learner.gate.weigh(0.9).item() == pytest.approx(0.3)
+    for number in range(30):
+        batch, meta = (telling(batch_of(2 * number + each, torch.float32)) for each in (0, 1))
+        other, head = (batch.labels + 1) % CLASSES, learner.model.student.head.weight.detach()
+        told, labels = (other, batch.labels) if wrong == "teacher" else (batch.labels, other)
+        lesson = dataclasses.replace(batch, teacher=5 * head[told], labels=labels)
+        method.step(learner, lesson, lambda meta=meta: meta, warm=True)
+    assert (learner.gate.weigh(0.9).item() < 0.3) == (wrong == "teacher")
+
+
+def test_a_teacher_without_a_say_gets_one_where_alpha_is_learned():
+    """At 0 the log-odds are infinite, and no slope leads away."""
+    offsets = Offsets(CLASSES, GROUPS, DIM, weighs=0.0)
+    assert offsets.weigh(0.9).item() == pytest.approx(1e-3)
+    assert {*offsets.state_dict()} == {"phi", "trust", "gate"}
+    assert Offsets(CLASSES, GROUPS, DIM).weigh(0.9) == 0.9
+
+
 def test_what_was_saved_goes_on_to_the_bit():
     """A checkpoint holds phi; where it started, and the pull, follow from the run's settings."""
     method = build_method("bird-offsets", Hyperparameters(mu1=0.05, shrink=8.0), GROUPS)
@@ -262,7 +306,9 @@ def test_of_so_many_steps_one_has_feedback():
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"shrink": 20.0}, {"pool": True}, {"soft_max": 0.5}], ids=["plain", "shrink", "pool", "soft"]
+    "more",
+    [{}, {"shrink": 20.0}, {"pool": True}, {"learn_alpha": True}, {"soft_max": 0.5}],
+    ids=["plain", "shrink", "pool", "alpha", "soft"],
 )
 def test_a_stack_does_what_its_models_do_alone(more):
     method = build_method("bird-offsets", Hyperparameters(mu1=0.05, alpha=0.5, balance=0.5, **more), GROUPS)
@@ -281,6 +327,7 @@ def test_a_stack_does_what_its_models_do_alone(more):
         method.step(stack, joined(*batches[:2]), lambda batches=batches: joined(*batches[2:]), warm=True)
     for one, two in zip(alone, together, strict=True):
         assert torch.allclose(one.gate.phi, two.gate.phi, atol=1e-5)
+        assert torch.allclose(*(torch.as_tensor(each.gate.weigh(0.5)) for each in (one, two)), atol=1e-6)
         for name, value in one.student.state_dict().items():
             assert torch.allclose(value, two.student.state_dict()[name], atol=1e-5), name
 

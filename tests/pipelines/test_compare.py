@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 from bird.errors import UsageError
 from bird.measuring.paired import compare
 from bird_pipelines.cli import app
+from bird_pipelines.cli.show import compared
+from bird_pipelines.marks import p_value
 from bird_pipelines.predictions import load_predictions
 from bird_pipelines.study.compare import compare_methods
 
@@ -69,3 +71,18 @@ def test_a_wrong_option_is_told_before_anything_is_trained(cache, tmp_path):
         assert isinstance(done.exception, UsageError)
         assert said in str(done.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_p_value_is_never_told_as_0_and_names_are_whole_in_80_columns(capsys, monkeypatch):
+    assert [p_value(p) for p in (None, 0.0473, 0.001, 0.0004, 0.0)] == ["n/a", "0.047", "0.001", "< 0.001", "< 0.001"]
+    monkeypatch.setenv("COLUMNS", "80")
+    name, score = "bird-offsets-no-meta", {"mean": 72.5, "std": 0.25}
+    found = dict.fromkeys(("auroc", "f1_macro", "mean_deo", "max_deo"), score)
+    effect = {"effect": -12.5, "interval": [-13.5, -11.5], "p": 1e-5, "p_holm": 4e-5}
+    told = {"seeds": 8, "against": "fitnet", "report": "r.html"}
+    told |= {"methods": {name: found | {"deo_floor": 1.5, "seconds": 50.0, "trivial": None}}}
+    compared({**told, "differences": {name: {"mean_deo": effect}}})
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(f"{name} ") for line in lines) == 2
+    assert lines[-2].count("< 0.001") == 2
+    assert max(map(len, lines)) <= 80

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import sys
+import time
 
 import pytest
 from helpers.shell import bird, distilled, panel
@@ -117,6 +118,15 @@ def records(path):
             whole = b""
 
 
+def whole(path, seconds=60):
+    """The records of a run that has ended: wandb's own process may still write them for a moment."""
+    end = time.monotonic() + seconds
+    while not (found := [*records(path)]) or found[-1].WhichOneof("record_type") != "exit":
+        assert time.monotonic() < end, "the end was never written"
+        time.sleep(0.1)
+    return found
+
+
 @pytest.mark.slow
 def test_wandb_is_offline_and_two_parts_of_a_run_have_one_id(cache, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
@@ -127,7 +137,7 @@ def test_wandb_is_offline_and_two_parts_of_a_run_have_one_id(cache, tmp_path, mo
     assert len({path.name for path in files}) == 1, "one id"
     logged: dict[str, dict[int, float]] = {}
     for path in files:
-        for record in records(path):
+        for record in whole(path):
             values = {"".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
             for name, value in values.items():
                 if not name.startswith("_"):

@@ -27,6 +27,11 @@ __all__ = [
     "verification",
 ]
 
+# A plain table; a column of names, which are shown whole in a narrow terminal; a column of numbers.
+TABLE: Any = {"title_justify": "left", "box": None, "pad_edge": False}
+NAME: Any = {"justify": "left", "overflow": "fold"}
+NUMBER: Any = {"justify": "right", "no_wrap": True}
+
 
 def panel(title: str, lines: dict[str, str], colour: str) -> None:
     """One panel on stderr: a title, and lines of name and text."""
@@ -255,32 +260,32 @@ def compared(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from bird_pipelines.marks import p_value
+
     names = {"auroc": "AUROC", "f1_macro": "F1", "accuracy": "accuracy", "mean_deo": "mean-DEO", "max_deo": "max-DEO"}
     shown = [name for name in names if name != "accuracy"]
-    scores = Table(title=f"test, x100, {result['seeds']} seeds, mean ± deviation", title_justify="left", box=None)
+    scores = Table(title=f"test, x100, {result['seeds']} seeds, mean ± deviation", **TABLE)
     for column in ("method", *(names[name] for name in shown), "floor", "s"):
-        scores.add_column(column, justify="left" if column == "method" else "right", no_wrap=column != "method")
+        scores.add_column(column, **(NAME if column == "method" else NUMBER))
     for method, found in result["methods"].items():
         cells = ["n/a" if name not in found else _spread(found[name]) for name in shown]
         scores.add_row(method, *cells, number(found["deo_floor"]), f"{found['seconds']:.0f}")
     Console().print(scores)
-    typer.echo(" floor: the mean-DEO that chance alone makes; s: seconds a run")
+    typer.echo("floor: the mean-DEO that chance alone makes; s: seconds a run")
     for method, found in result["methods"].items():
         if found["trivial"]:
-            typer.echo(f" {method}: {found['trivial']}")
-    less = Table(title=f"less {result['against']}, paired by seed and row", title_justify="left", box=None)
+            typer.echo(f"{method}: {found['trivial']}")
+    less = Table(title=f"less {result['against']}, paired by seed and row", **TABLE)
     for column in ("method", "score", "effect", "95 % interval", "p", "p, Holm"):
-        less.add_column(
-            column, justify="left" if column in ("method", "score") else "right", no_wrap=column != "method"
-        )
+        less.add_column(column, **(NAME if column in ("method", "score") else NUMBER))
     for method, metrics in result["differences"].items():
         for name, each in metrics.items():
             ends = "n/a" if each["interval"] is None else "{:+.1f} to {:+.1f}".format(*each["interval"])
-            p = ["n/a" if each[kind] is None else f"{each[kind]:.3f}" for kind in ("p", "p_holm")]
+            p = p_value(each["p"]), p_value(each["p_holm"])
             less.add_row(method, names.get(name, name), f"{each['effect']:+.1f}", ends, *p)
     Console().print(less)
     if any(each["p"] is None for metrics in result["differences"].values() for each in metrics.values()):
-        typer.echo(" p: n/a with fewer than eight seeds")
+        typer.echo("p: n/a with fewer than eight seeds")
     typer.echo(f"report: {result['report']}")
 
 
@@ -292,16 +297,16 @@ def seeds(result: dict[str, Any]) -> None:
     names = {"auroc": "AUROC", "f1_macro": "F1", "accuracy": "accuracy", "mean_deo": "mean-DEO", "max_deo": "max-DEO"}
     found, config = result["test"], result["config"]
     title = f"{config['method']} -> {config['student']}, test, x100"
-    scores = Table(title=title, title_justify="left", box=None)
+    scores = Table(title=title, **TABLE)
     for column in ("seed", *names.values()):
-        scores.add_column(column, justify="left" if column == "seed" else "right", no_wrap=True)
+        scores.add_column(column, **(NAME if column == "seed" else NUMBER))
     for each in result["by_seed"]:
         scores.add_row(str(each["seed"]), *(number(each[name]) for name in names))
     scores.add_row("mean ± deviation", *("n/a" if name not in found else _spread(found[name]) for name in names))
     Console().print(scores)
-    typer.echo(f" floor: chance alone makes a mean-DEO of {number(found['deo_floor'])}")
+    typer.echo(f"floor: chance alone makes a mean-DEO of {number(found['deo_floor'])}")
     if found["trivial"]:
-        typer.echo(f" {found['trivial']}")
+        typer.echo(found["trivial"])
     typer.echo(f"runs: {result['out']}/seed-N")
 
 
@@ -312,17 +317,17 @@ def dialled(result: dict[str, Any]) -> None:
 
     names = {"auroc": "AUROC", "f1_macro": "F1", "accuracy": "accuracy", "mean_deo": "mean-DEO", "max_deo": "max-DEO"}
     title = f"test, x100, {result['seeds']} seeds, mean ± deviation"
-    points = Table(title=title, title_justify="left", box=None)
+    points = Table(title=title, **TABLE)
     for column in ("balance", *names.values(), "floor"):
-        points.add_column(column, justify="right", no_wrap=True)
+        points.add_column(column, **NUMBER)
     for point in result["points"]:
         cells = ["n/a" if name not in point else _spread(point[name]) for name in names]
         points.add_row(f"{point['balance']:g}", *cells, number(point["deo_floor"]))
     Console().print(points)
-    typer.echo(" balance 1: feedback of the balanced CE, 0: of L_o; floor: the mean-DEO that chance alone makes")
+    typer.echo("balance 1: feedback of the balanced CE, 0: of L_o; floor: the mean-DEO that chance alone makes")
     for point in result["points"]:
         if point["trivial"]:
-            typer.echo(f" balance {point['balance']:g}: {point['trivial']}")
+            typer.echo(f"balance {point['balance']:g}: {point['trivial']}")
     typer.echo(f"report: {result['report']}")
 
 

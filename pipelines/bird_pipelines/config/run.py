@@ -125,6 +125,14 @@ class Weights:
             later=True,
         ),
     ] = False
+    learn_alpha: Annotated[
+        bool,
+        Option(
+            "bird-offsets: the feedback moves alpha, too. --alpha is where it starts.",
+            flag="--learn-alpha",
+            later=True,
+        ),
+    ] = False
     soft_max: Annotated[
         float,
         Option("L_o: temperature of a soft maximum over the groups, in nats.", default="0: the maximum", ge=0),

@@ -314,6 +314,8 @@ class Trainer:
         line["gate"] = line["offsets"] = None
         if isinstance(self.learner.gate, Offsets) and self.method.gated:
             line["offsets"] = [[round(value, 4) for value in row] for row in self.learner.gate.phi.tolist()]
+            if self.learner.gate.trust is not None:
+                line["alpha"] = round(self.learner.gate.trust.sigmoid().item(), 4)
         elif self.method.gated:
             line["gate"] = {"counts": gate_histogram(self.learner)}
         balanced = self.training.early_stop > 0

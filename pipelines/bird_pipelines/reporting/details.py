@@ -116,7 +116,8 @@ def groups_of(configurations: Sequence[Configuration], by: str = "") -> list[dic
 
 
 def _offsets(run: Run) -> dict[str, Any] | None:
-    """phi of bird-offsets by class and group: after the first, a middle and the last epoch; None for other methods."""
+    """phi of bird-offsets by class and group, and alpha where it is learned, after the first, a middle and the last epoch;
+    None for other methods."""
     lines = [line for line in run.curve if line.get("offsets")]
     if not lines:
         return None
@@ -126,7 +127,8 @@ def _offsets(run: Run) -> dict[str, Any] | None:
         (name, [[line["offsets"][c][m] for line in shown] for m in range(len(groups))])
         for c, name in enumerate(classes)
     ]
-    return {"epochs": [line["epoch"] for line in shown], "groups": groups, "rows": rows}
+    alphas = [line["alpha"] for line in shown if "alpha" in line]
+    return {"epochs": [line["epoch"] for line in shown], "groups": groups, "rows": rows, "alphas": alphas}
 
 
 def sources_of(configurations: Sequence[Configuration]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "offsets_from": OFFSETS,
     "shrink": OFFSETS,
     "pool": OFFSETS,
+    "learn_alpha": OFFSETS,
     "soft_max": (*BIRDS, *PLUS, *OFFSETS),
     "feedback_every": FEEDBACK,
     "feedback_through": FEEDBACK,

@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from bird_cache.files import replace, storage_error
-from bird_pipelines.marks import MARK
+from bird_pipelines.marks import MARK, p_value
 from bird_pipelines.reporting.page import page
 from bird_pipelines.study.tables.table import COLUMNS, NO_RUN
 
@@ -103,7 +103,7 @@ def _effect(cell: Record) -> str:
     if found["interval"]:
         text += f" [{_range(found['interval'])}]"
     if found["p_holm"] is not None:
-        text += f", p {found['p_holm']:.3f}"
+        text += f", p {p_value(found['p_holm'])}"
     return text + (f" ({cell['direction']})" if cell["direction"] else "")
 
 
