@@ -157,7 +157,7 @@ def test_as_plain_weights_a_script_builds_it_without_this_project(trained, place
     picture = place / "05.png"
     script = card.split("```python")[1].split("```")[0]
     said = stranger(f"import sys; sys.path.insert(0, '.')\n{script}", picture, cwd=tmp_path / "out").split()[-1]
-    pixels = torch.from_numpy(np.asarray(Image.open(picture))).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)[None].float() / 255
     assert said == about["class_names"][named_student(run, given)(pixels).logits.argmax()]
 
 

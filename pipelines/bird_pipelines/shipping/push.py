@@ -96,20 +96,19 @@ def _hub(repository: str) -> Iterator[HfApi]:
     offline_if_unreachable()
     api = HfApi()
     where = f"bird push, {repository} at {api.endpoint}"
-    if repository.count("/") != 1:
-        raise UsageError(
-            where=where, found=repr(repository), wanted="OWNER/NAME", fix="name a user or organisation first"
-        )
-    if get_token() is None:
-        raise UsageError(where=where, found="no token", wanted="a token that may write there", fix=LOG_IN)
-    if constants.HF_HUB_OFFLINE:
-        raise HubError(
-            where=where,
-            found="no answer, or HF_HUB_OFFLINE is set",
-            wanted="a hub that can be reached",
-            fix="connect to the network and push again; the export stays as it is",
-        )
     try:
+        if repository.count("/") != 1:
+            fix = "name a user or an organisation first"
+            raise UsageError(where=where, found=repr(repository), wanted="OWNER/NAME", fix=fix)
+        if get_token() is None:
+            raise UsageError(where=where, found="no token", wanted="a token that may write there", fix=LOG_IN)
+        if constants.HF_HUB_OFFLINE:
+            raise HubError(
+                where=where,
+                found="no answer, or HF_HUB_OFFLINE is set",
+                wanted="a hub that can be reached",
+                fix="connect to the network and push again; the export stays as it is",
+            )
         yield api
     except BirdError:
         raise
