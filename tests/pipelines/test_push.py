@@ -53,7 +53,7 @@ def client(hub, tmp_path, monkeypatch):
         "ENDPOINT": hub.endpoint,
         "HF_HUB_OFFLINE": False,
         "HF_HUB_DISABLE_XET": True,
-        "HF_TOKEN_PATH": str(tmp_path),
+        "HF_TOKEN_PATH": str(tmp_path / "token"),
     }
     for name, value in told.items():
         monkeypatch.setattr(constants, name, value)
