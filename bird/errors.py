@@ -8,7 +8,9 @@
     │   └── EmptyCellError        2   a (class, group) cell without samples where a metric needs one
     ├── TeacherError              4   a teacher that cannot be loaded or answers with nonsense
     │   └── MissingWeightsError   4   weights that are not on this machine and cannot be downloaded
-    ├── RunError                  1   a run folder that is damaged, unfinished or belongs to another configuration
+    ├── RunError                  1   a run that is damaged or failed
+    │   └── WrongRunError         2   a folder that is no run, or not the one that is asked for
+    ├── DivergedError             1   a student that training made answer with NaN or infinite numbers
     ├── HubError                  1   a hub of models that does not answer, or that refuses what was sent
     ├── LostRankError             1   another process of the same training run that ended or does not answer
     └── OutOfMemoryError          1   the work does not fit into the memory of the device
@@ -26,6 +28,7 @@ from typing import Any
 __all__ = [
     "BirdError",
     "DataError",
+    "DivergedError",
     "EmptyCellError",
     "HubError",
     "ImageError",
@@ -36,6 +39,7 @@ __all__ = [
     "StudentError",
     "TeacherError",
     "UsageError",
+    "WrongRunError",
     "nearest",
     "unknown_name",
 ]
@@ -91,7 +95,17 @@ class MissingWeightsError(TeacherError):
 
 
 class RunError(BirdError):
-    """A run folder that is damaged, unfinished or belongs to another configuration."""
+    """A run that is damaged, or that failed."""
+
+
+class WrongRunError(RunError):
+    """A folder that is no run, or not the run that is asked for: unfinished, of another configuration or kind."""
+
+    exit_code = 2
+
+
+class DivergedError(BirdError):
+    """A student that training made answer with NaN or infinite numbers."""
 
 
 class HubError(BirdError):

@@ -103,9 +103,9 @@ def find(kind: Kind, given: object, known: Iterable[str] = ()) -> Part:
     found = REFERENCE.fullmatch(given)
     if found is None:
         names = [*dict.fromkeys([*known, *registered(kind)])]
-        if given.endswith(".py"):
-            there = ", ".join(_names_in(Path(given).expanduser())[:SHOWN])
-            fix = f"write {given}:NAME" + (f"; the file defines {there}" if there else "")
+        if (file := given.rstrip(":")).endswith(".py"):
+            there = ", ".join(_names_in(Path(file).expanduser())[:SHOWN])
+            fix = f"write {file}:NAME" + (f"; the file defines {there}" if there else "")
             raise _fault(kind, given, "a file without a name in it", "file.py:attribute", fix)
         raise unknown_name(
             f"--{kind}", given, names, f"see `bird list {kind}s`", wanted=f"one of {', '.join(names)}; or {FORMS}"
@@ -130,7 +130,7 @@ def registered(kind: Kind) -> dict[str, str]:
     return {each.name: f"{each.value} of {_package(each)}" for each in entry_points(group=f"bird.{kind}s")}
 
 
-def wrong_part(part: Part, wanted: str, fix: str = "see the documentation of parts of your own") -> UsageError:
+def wrong_part(part: Part, wanted: str, fix: str = "see docs/own-parts.md") -> UsageError:
     """The error for a part that is not what its kind asks for."""
     found = f"an object of {type(part.value).__name__}"
     if inspect.isclass(part.value):

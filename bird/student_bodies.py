@@ -132,6 +132,13 @@ def own_body(part: Part, classes: int, image_size: int) -> Body:
     Raises UsageError for what is no module, for a failure of its own, and for an answer of another shape.
     """
     module, told = _made(part, {"classes": classes, "image_size": image_size})
+    if not any(weight.requires_grad for weight in module.parameters()):
+        raise UsageError(
+            where=part.where,
+            found="no parameter that can be trained",
+            wanted="a module with parameters whose requires_grad is True",
+            fix="give the module layers with weights, and do not freeze all of them",
+        )
     mean, std = (_three(part, module, *each) for each in (("pixel_mean", IMAGENET_MEAN), ("pixel_std", IMAGENET_STD)))
     stages = _stages(part, module)
     answer, layers = _heard(part, module, image_size)
@@ -143,7 +150,8 @@ def own_body(part: Part, classes: int, image_size: int) -> Body:
     try:
         features, logits = two_of(answer)
     except (TypeError, ValueError, KeyError):
-        raise _other_answer(part, f"an answer of type {type(answer).__name__}", classes) from None
+        many = f" with {len(answer)} parts" if isinstance(answer, tuple | list) else ""
+        raise _other_answer(part, f"an answer of type {type(answer).__name__}{many}", classes) from None
     _require_shapes(part, {"features": features, "logits": logits}, classes, image_size)
     return Body(module, features.shape[1], None, "", stages, mean, std, told)
 
@@ -272,7 +280,12 @@ def _require_shapes(part: Part, found: Mapping[str, Any], classes: int, side: in
         said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise _other_answer(part, f"{said} for two images of {side} x {side}", classes)
     if not all(bool(torch.isfinite(value).all()) for value in found.values()):
-        raise _other_answer(part, "numbers that are not finite", classes)
+        raise UsageError(
+            where=part.where,
+            found=f"an answer with NaN or infinite numbers for two images of {side} x {side}",
+            wanted="finite features and logits",
+            fix=f"call it on torch.rand(2, 3, {side}, {side}) and look for the layer that gives the first one",
+        )
 
 
 def _shape(value: object) -> str:

@@ -26,7 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from bird.errors import RunError, UsageError, unknown_name
+from bird.errors import RunError, UsageError, WrongRunError, unknown_name
 from bird.own import Part
 from bird.student_bodies import IMAGENET_MEAN, IMAGENET_STD, TIMM, Body, own_body, own_student, timm_body
 from bird.student_networks import (
@@ -201,12 +201,12 @@ def load_student(folder: Path, part: Part | None = None) -> Student:
     `part` is the module of a student that was the user's own: it must be the same. Files that were written before weights
     had torchvision's names are read, too.
 
-    Raises RunError if a file is missing, damaged (sha256) or does not fit its description, UsageError for a student of
-    the user's own without that part, or with another one.
+    Raises WrongRunError if a file is missing, RunError if one is damaged (sha256) or does not fit its description,
+    UsageError for a student of the user's own without that part, or with another one.
     """
 
-    def broken(found: str) -> RunError:
-        return RunError(
+    def broken(found: str, kind: type[RunError] = RunError) -> RunError:
+        return kind(
             where=f"run {folder}",
             found=found,
             wanted=f"a finished run with {' and '.join(STUDENT_FILES)}",
@@ -216,7 +216,8 @@ def load_student(folder: Path, part: Part | None = None) -> Student:
     try:
         weights, about = ((folder / name).read_bytes() for name in STUDENT_FILES)
     except OSError as error:
-        raise broken(f"{error.strerror}: {error.filename}") from None
+        kind = WrongRunError if isinstance(error, FileNotFoundError) else RunError
+        raise broken(f"{error.strerror}: {error.filename}", kind) from None
     try:
         described: dict[str, Any] = json.loads(about)
         if hashlib.sha256(weights).hexdigest() != described["sha256"]:

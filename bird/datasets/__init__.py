@@ -20,6 +20,7 @@ from bird.errors import DataError, UsageError, unknown_name
 __all__ = ["DATASETS", "DatasetKind", "Scalar", "located", "open_dataset"]
 
 Scalar = str | int | float | bool
+WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number, such as 0.2"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +136,12 @@ def open_dataset(name: str, root: Path | None = None, **settings: Scalar) -> Dat
             fix="name it with --data-root",
         )
     if not root.is_dir():
+        file = root.exists()
         raise DataError(
             where=f"data set {name}, {root}",
-            found="no such folder",
+            found="a file" if file else "no such folder",
             wanted=f"a folder with {kind.layout}",
-            fix="correct --data-root",
+            fix=f"give its folder, --data-root {root.parent}" if file else "correct --data-root",
         )
     return kind.open(root, **values)
 
@@ -158,7 +160,7 @@ def _checked(name: str, settings: dict[str, Scalar], defaults: dict[str, Scalar]
             raise UsageError(
                 where=f"data set {name}, setting {key}",
                 found=f"{value!r} ({type(value).__name__})",
-                wanted=f"a value of type {kind.__name__}, such as {defaults[key]!r}",
+                wanted=WORDS[kind],
                 fix="correct the setting",
             )
         values[key] = value

@@ -82,7 +82,14 @@ def refuse_twins(file: Path, ids: Sequence[str]) -> None:
     plain = [unicodedata.normalize("NFC", id) for id in ids]  # two spellings of one accent look the same
     count = Counter(plain)
     twins = [f"{id!r} (row {row})" for row, id in enumerate(plain, start=1) if count[id] > 1]
-    refuse(file, "an id that another row has too", twins, "every id once", len(ids), "give every row an id of its own")
+    refuse(
+        file,
+        "an id that another row has too",
+        twins,
+        "every id once",
+        len(ids),
+        "remove the rows that are there twice, or give every row an id of its own (a column id)",
+    )
 
 
 def categories(
@@ -139,7 +146,8 @@ def _filled(file: Path, column: str, values: Sequence[Any], ids: Sequence[str], 
     if empty:
         count = Counter(str(value) for value in values if _plain(value) in EMPTY and value not in (None, ""))
         read = f" (read as empty: {_listed(count)})" if count else ""
-        fix = f"write the {column} of these rows, or leave them out; a {column} that is called so needs another name"
+        fix = f"write the {column} of these rows, or leave the rows out"
+        fix += f"; if a {column} really has this name, give it another name" if count else ""
         refuse(file, f"no {column}", empty, f"a {column} in every row{read}", len(ids), fix + hint)
     return Counter(str(value) for value in values)
 

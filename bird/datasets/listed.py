@@ -42,8 +42,11 @@ _NEEDS_TWO = {
     "label": "two classes or more: with one there is nothing to learn, and no answer can be wrong",
     "group": "two groups or more: a gap is between two",
 }
-_UNKNOWN = "; --setting unknown_groups=true has such rows train"
-_UNKNOWN_ITEMS = "; with the attribute unknown_groups = True of the class such items train (docs/own-parts.md)"
+_UNKNOWN = "; or add --setting unknown_groups=true: then these rows train, and are never in meta or test"
+_UNKNOWN_ITEMS = (
+    "; or set the attribute unknown_groups = True of the class: then these items train, and are never in meta or test"
+    " (docs/own-parts.md)"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +123,9 @@ class ListedImages(Dataset):
         self.image_size, self.flip, self._options = options.image_size, options.flip, options
         self.unknown_groups = options.unknown_groups
         file, ids, told = rows.source, rows.ids, [*remarks]
-
+        if not len(ids):
+            found, wanted = ("no item", "an item an image") if rows.code else ("no row", "a row an image")
+            raise DataError(where=str(file), found=found, wanted=wanted, fix="add the images")
         unknown = _UNKNOWN_ITEMS if rows.code else _UNKNOWN
 
         def codes_of(column: str, values: Sequence[Any], *, group: bool) -> tuple[list[int], tuple[str, ...]]:

@@ -15,6 +15,7 @@ __all__ = [
     "bytes_inside",
     "holds_bytes",
     "names_inside",
+    "need_commas",
     "parquet_names",
     "plain_values",
     "read_csv",
@@ -70,29 +71,34 @@ def read_table(
     return {name: plain_values(file, name, column, flags=True) for name, column in found.items()}
 
 
-def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str], roles: Mapping[str, str] | None) -> None:
-    lacking = [name for name in needed if name not in names]
+def need_commas(file: Path, names: Sequence[str]) -> None:
+    """Raise DataError for a table of one column whose name holds several, with another mark between them."""
     if len(names) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in names[0]]):
         raise DataError(
             where=str(file),
             found=f"one column, {names[0]!r}",
-            wanted=f"columns {', '.join(needed)}, with commas between them",
+            wanted="several columns, with commas between them",
             fix=f"write the table with commas in the place of {marks[0]!r}",
         )
+
+
+def _need_columns(file: Path, names: Sequence[str], needed: Sequence[str], roles: Mapping[str, str] | None) -> None:
+    need_commas(file, names)
+    lacking = [name for name in needed if name not in names]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if lacking or twice:
         settings = {name: (roles or {}).get(name, name) for name in lacking}
         meant = [
-            f"rename {close[0]!r} to {name}" if role == name else f"did you mean {close[0]!r} in --setting {role}"
+            f"rename {close[0]!r} to {name}" if role == name else f"did you mean {close[0]!r} in --setting {role}?"
             for name, role in settings.items() if (close := nearest(name, set(names) - set(needed)))
         ]  # fmt: skip
         said = [role for name, role in settings.items() if name in (roles or {})]
-        advice = f", or say which column it is, such as --setting {said[0]}=COLUMN" if said else ""
+        advice = f"; or say which column it is, such as --setting {said[0]}=COLUMN" if said else ""
         raise DataError(
             where=str(file),
             found=f"columns {', '.join(map(repr, names)) or 'none'}",
             wanted=f"columns {', '.join(needed)}, each once",
-            fix=f"{', '.join(meant)}?{advice}"
+            fix=f"{'; '.join(meant)}{advice}"
             if meant
             else f"add {', '.join(lacking)}{advice}"
             if lacking

@@ -99,6 +99,8 @@ def _require_loss(part: Part, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         right = isinstance(value, Tensor) and value.is_floating_point() and value.shape in ((), (4,))
         if right and None in torch.autograd.grad(value.sum(), (student, teacher), allow_unused=True):
             found, right = "a loss that does not follow from both features", False
+        elif right and not bool(value.isfinite().all()):
+            found, right = "a loss that is NaN or infinite, of features drawn at random", False
     except Exception as error:  # whatever a stranger's code does
         found, right = f"a failure on features (4, 3) and (4, 3) ({type(error).__name__}: {first_line(error)})", False
     if not right:

@@ -218,8 +218,8 @@ def _known(spec: str) -> TeacherKind:
         close = nearest(spec, names) or nearest(f"{name}:", TEACHERS)
         if spec.endswith(".onnx"):
             close = [f"onnx:{spec}"]
-        elif spec.endswith(".py"):
-            close = [f"{spec}:NAME"]
+        elif spec.rstrip(":").endswith(".py"):
+            close = [f"{spec.rstrip(':')}:NAME"]
         raise UsageError(
             where="--teacher",
             found=repr(spec),

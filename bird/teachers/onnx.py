@@ -52,7 +52,7 @@ class OnnxTeacher(Teacher):
         scale = scale or PixelScale()
         self.name, self._where = f"onnx:{path.stem}", f"--teacher onnx:{path}"
         if not path.is_file():
-            raise self._refuse("no such file", "an ONNX file", "check the path")
+            raise self._refuse("a folder" if path.is_dir() else "no such file", "an ONNX file", "check the path")
         self._open(path, device)
         batch, _, *sides = self._input.shape
         self._batch: int | None = batch if isinstance(batch, int) else None

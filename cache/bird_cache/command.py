@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bird_cache.errors import CacheError
+from bird_cache.files import remedy
 
 __all__ = ["main"]
 
@@ -21,13 +22,19 @@ Options = argparse.Namespace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code, as `bird_cache.errors` lists them. 0: done."""
+    """Run a command; returns its exit code, as `bird_cache.errors` lists them. 0: done, 130: interrupted."""
     options = _parser().parse_args(arguments)
     try:
         answer: dict[str, Any] = options.run(options)
     except CacheError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"{error.filename}: found {error.strerror or error}; {remedy(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what is done is kept: run the same command again to resume", file=sys.stderr)
+        return 130
     print(json.dumps(answer))
     return 3 if answer.get("findings") else 0
 

@@ -28,6 +28,7 @@ __all__ = [
     "digest_of_pieces",
     "file_digest",
     "is_dead",
+    "make_room_for",
     "owned",
     "owner_of",
     "publish",
@@ -101,6 +102,21 @@ def replace(path: Path, data: bytes) -> None:
     with _temporary(path, data) as temporary:
         os.replace(temporary, path)
     _sync_folder(path.parent)
+
+
+def make_room_for(path: Path) -> None:
+    """Make the folder of a file that is written later: what would refuse the file refuses before the work, not after it.
+    Raises StorageError."""
+    try:
+        if path.parent.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise storage_error(path, error, 0) from None
 
 
 def publish(path: Path, data: bytes) -> None:

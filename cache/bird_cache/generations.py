@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from bird_cache.errors import RequestError, StaleCacheError
 from bird_cache.manifest import LeftOut, Manifest, Part, flatten
 from bird_cache.picked import Advance, Picked, write
-from bird_cache.store import FeatureStore, open_cache
+from bird_cache.store import FeatureStore, open_cache, require_list
 from bird_cache.summary import SPLITS, name_of_cell
 
 __all__ = ["Generation", "append", "drop", "subset"]
@@ -168,7 +168,7 @@ def _same_part(part: Part, other: Part | None) -> bool:
 
 def _rows_of(store: FeatureStore, ids: Collection[str]) -> Ints:
     """Their rows. Raises RequestError for ids that are not there."""
-    _require_list(store, "ids", ids)
+    require_list(store, "ids", ids)
     wanted = {*ids}
     if not wanted:
         raise RequestError(where=store.path, found="no id", wanted="one at least", fix="name the rows by their ids")
@@ -181,18 +181,11 @@ def _rows_of(store: FeatureStore, ids: Collection[str]) -> Ints:
 
 
 def _require_known(store: FeatureStore, what: str, names: Collection[str], known: Sequence[str]) -> None:
-    _require_list(store, f"{what} names", names)
+    require_list(store, f"{what} names", names)
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         found = f"no {what} {', '.join(map(repr, unknown))}" if unknown else f"no {what} named"
         raise RequestError(where=store.path, found=found, wanted=f"some of {', '.join(known)}", fix="name one of them")
-
-
-def _require_list(store: FeatureStore, what: str, names: Collection[str]) -> None:
-    if isinstance(names, str):
-        raise RequestError(
-            where=store.path, found=f"the text {names!r}", wanted=f"a list of {what}", fix=f"give [{names!r}]"
-        )
 
 
 def _require_elsewhere(store: FeatureStore, target: str | Path) -> None:

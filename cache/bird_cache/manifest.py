@@ -156,13 +156,15 @@ class Plan(Record):
         mine, theirs = flatten(self.causes), flatten(other.causes)
         for name in ("store", "images", "shard_rows", "chunk_rows", "compress"):
             mine[name], theirs[name] = getattr(self, name), getattr(other, name)
+        names = [plan.notes.get("teacher") for plan in (self, other)]
+        here, there = [f"vectors of {name} with " if names[0] != names[1] and name else "" for name in names]
         for field in sorted({*mine, *theirs}):
             if mine.get(field) != theirs.get(field):
                 raise StaleCacheError(
                     where=where,
-                    found=f"{field} = {mine.get(field, 'absent')}",
-                    wanted=f"{field} = {theirs.get(field, 'absent')}",
-                    fix="ask for the same, or write to another folder with --out",
+                    found=f"{here}{field} = {mine.get(field, 'absent')}",
+                    wanted=f"{there}{field} = {theirs.get(field, 'absent')}",
+                    fix="ask for the same, or write to another folder",
                 )
 
 

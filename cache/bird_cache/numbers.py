@@ -151,5 +151,5 @@ def _refuse(bad: Any, ids: Sequence[str], what: str) -> None:
             where="teacher output",
             found=f"{what} for {int(bad.sum())} samples: {', '.join(names)}",
             wanted="finite vectors that differ by image and that the storage dtype can hold",
-            fix="check the teacher, its precision and its preprocessing; --dtype float32 or bfloat16 holds larger values",
+            fix="check the teacher, its precision and its preprocessing; the dtypes float32 and bfloat16 hold larger values",
         )

@@ -53,7 +53,14 @@ def to_parquet(
     step = max(1, min(GROUP_ROWS, BLOCK_BYTES // (4 * max(1, sum(width.values())))))
     with (
         _appearing(target) as file,
-        pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=[*TEXT[1:4], "status"]) as writer,
+        # no statistics of vectors: those of pyarrow leave NaN out, and DuckDB would find no row that failed
+        pq.ParquetWriter(
+            file,
+            schema,
+            compression="zstd",
+            use_dictionary=[*TEXT[1:4], "status"],
+            write_statistics=[*NUMBERS, *TEXT],
+        ) as writer,
     ):
         for start in range(0, plan.rows, step):
             stop = min(start + step, plan.rows)

@@ -8,13 +8,14 @@ float32 matrices only finds the candidates: all rows within its error bound, so 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bird_cache.errors import MissingCodecError, RequestError
-from bird_cache.store import FeatureStore
+from bird_cache.store import FeatureStore, open_cache, require_list
 from bird_cache.summary import SPLITS, name_of_cell
 
 __all__ = ["Found", "index_of", "near_duplicates", "nearest", "nearest_to", "similarity"]
@@ -36,7 +37,7 @@ class Found(NamedTuple):
 
 
 def nearest(
-    store: FeatureStore,
+    store: FeatureStore | str | Path,
     queries: NDArray[Any],
     k: int = 10,
     *,
@@ -47,14 +48,15 @@ def nearest(
     memory_bytes: int = MEMORY_BYTES,
     advance: Callable[[int], None] = lambda queries: None,
 ) -> Found:
-    """The `k` rows of a split (None: of all) with the largest cosine to each of `queries`, (n, d). Arrays of several axes
-    are laid out as vectors. Rows without a vector, or of length 0, are not among them; `besides` is one row a query that
-    is not to be found, -1: none.
+    """The `k` rows of a split (None: of all) with the largest cosine to each of `queries`, (n, d). `store` is an open cache
+    or its folder, here and below. Arrays of several axes are laid out as vectors. Rows without a vector, or of length 0,
+    are not among them; `besides` is one row a query that is not to be found, -1: none.
 
     `index` is an index of the same rows by `index_of`: faster for many queries, but it may miss rows; what it finds has its
     exact similarity. Raises RequestError for queries of another width, not finite or of length 0, and for an unknown layer
     or split; DamagedCacheError.
     """
+    store = _opened(store)
     asked = _checked(store, queries, layer)
     if k < 1:
         raise RequestError(where="k", found=str(k), wanted="1 or more", fix="ask for one neighbour at least")
@@ -104,14 +106,17 @@ def index_of(
 
 
 def nearest_to(
-    store: FeatureStore, ids: Collection[str], k: int = 10, **options: Any
+    store: FeatureStore | str | Path, ids: Collection[str], k: int = 10, **options: Any
 ) -> dict[str, list[dict[str, Any]]]:
     """What lies nearest to some samples of the cache, themselves left out: id -> its neighbours, each with id, similarity,
     row, split, class and group. `options` are those of `nearest`. Raises what `nearest` raises, RequestError for ids that
     are not there or have no vector."""
     layer: str = options.get("layer", "penultimate")
+    store = _opened(store)
+    require_list(store, "ids", ids)
     _require_layer(store, layer)
-    place = {id: row for row, id in enumerate(store.samples.ids.tolist()) if id in {*ids}}
+    asked = {*ids}
+    place = {id: row for row, id in enumerate(store.samples.ids.tolist()) if id in asked}
     usable = store.usable([layer])
     if missing := [id for id in ids if id not in place or not usable[place[id]]]:
         said = f"no vector of {', '.join(map(repr, missing[:10]))}"
@@ -128,7 +133,7 @@ def nearest_to(
 
 
 def near_duplicates(
-    store: FeatureStore,
+    store: FeatureStore | str | Path,
     threshold: float,
     *,
     layer: str = "penultimate",
@@ -149,6 +154,7 @@ def near_duplicates(
         raise RequestError(
             where="threshold", found=f"{threshold:g}", wanted="a cosine from -1 to 1", fix="such as 0.98"
         )
+    store = _opened(store)
     there = {split: rows for split in SPLITS if len(rows := _usable(store, layer, split))}
     pairs = [(late, early) for early in there for late in there if SPLITS.index(late) > SPLITS.index(early)]
     if not pairs:
@@ -242,6 +248,10 @@ def _by_index(
     scores = similarity(asked, _vectors(store, layer, found), which, np.arange(len(found)), memory_bytes=memory_bytes)
     none = Found(np.full((len(asked), k), -1), np.full((len(asked), k), np.nan))
     return _merged(none, which, found, scores)
+
+
+def _opened(store: FeatureStore | str | Path) -> FeatureStore:
+    return store if isinstance(store, FeatureStore) else open_cache(store)
 
 
 def _normalised(vectors: NDArray[Any]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -15,7 +15,7 @@ from typing import Any, TypeVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-from bird_cache.errors import DamagedCacheError, IncompleteCacheError, NotACacheError
+from bird_cache.errors import DamagedCacheError, IncompleteCacheError, NotACacheError, RequestError
 from bird_cache.files import digest
 from bird_cache.folders import open_folder
 from bird_cache.layout import SAMPLES, Layout, receipt_name
@@ -38,6 +38,7 @@ __all__ = [
     "read_manifest",
     "read_receipt",
     "read_receipts",
+    "require_list",
     "write_manifest",
 ]
 
@@ -377,3 +378,11 @@ def damaged(folder: Folder, found: str) -> DamagedCacheError:
         wanted="the bytes that were committed",
         fix="see all of it with `bird cache verify`; then restore the file, or `bird cache repair` and precompute again",
     )
+
+
+def require_list(store: FeatureStore, what: str, names: Collection[str]) -> None:
+    """Raise RequestError for a text in the place of a list: it would be taken letter by letter."""
+    if isinstance(names, str):
+        raise RequestError(
+            where=store.path, found=f"the text {names!r}", wanted=f"a list of {what}", fix=f"give [{names!r}]"
+        )

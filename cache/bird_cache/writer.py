@@ -317,7 +317,7 @@ def open_writer(where: str | Path, plan: Plan, samples: Samples, *, alone: bool 
                 where=folder.name,
                 found="a sample table with other rows",
                 wanted="the rows of this data set",
-                fix="use the same data set and limit, or write to another folder with --out",
+                fix="use the same data set and limit, or write to another folder",
             )
         yield FeatureWriter(folder, layout, manifest, samples, "")
 

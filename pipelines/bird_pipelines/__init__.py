@@ -48,8 +48,8 @@ def distill(
     references as on the command line, or the objects. With several `seeds`, "0-7" or [0, 3, 5], each is a run in
     `out`/seed-N, and the answer is their summary: `test` has the mean and the standard deviation of each score, x100.
 
-    Raises the errors that the command reports: UsageError for options that are unknown or out of range, RunError if `out`
-    holds another run, and the errors of the cache and the data set (all BirdError of bird.errors or CacheError of
+    Raises the errors that the command reports: UsageError for options that are unknown or out of range, WrongRunError if
+    `out` holds another run, and the errors of the cache and the data set (all BirdError of bird.errors or CacheError of
     bird_cache).
 
         info = bird_pipelines.distill(cache="out/cache", out="out/run", method="bird", lambda_=0.1)
@@ -241,7 +241,7 @@ def push(export: str | Path, repository: str, *, public: bool = False, revision:
 
 def open_run(folder: str | Path) -> Run:
     """A run folder as an object: its `config`, its `metrics` by split, its `curve()` as a frame of pandas, its `student()`.
-    `bird_pipelines.runs.table` puts many of them into one frame. Raises RunError where there is no run.
+    `bird_pipelines.runs.table` puts many of them into one frame. Raises WrongRunError where there is no run.
 
         run = bird_pipelines.open_run("out/run")
         run.metrics["test"]["accuracy"], run.curve()["loss"]

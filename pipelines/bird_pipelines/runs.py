@@ -28,7 +28,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from bird.errors import RunError, UsageError
+from bird.errors import RunError, UsageError, WrongRunError
 from bird_cache.files import LOCKS, replace
 from bird_cache.manifest import flatten
 from bird_pipelines.config import RunConfig
@@ -63,7 +63,7 @@ NAMES = {"accuracy": "accuracy", "f1_macro": "F1", "auroc": "AUROC", "mean_deo":
 def claim(config: RunConfig, fingerprint: str | None) -> None:
     """Start a run in `config.place.out`, or check that the one there is this one.
 
-    Raises RunError, naming the field, if the folder holds another run or something else.
+    Raises WrongRunError, naming the field, if the folder holds another run or something else; RunError.
     """
     folder = config.place.out
     asked: dict[str, Any] = {"identity": config.identity(), "fingerprint": fingerprint}
@@ -88,7 +88,7 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
         ):  # the file is said, not its label
             if there.get(field) != here.get(field):
                 file = config.own[field.split(".")[1]].file if field in own else None
-                raise _refuse(
+                raise _wrong(
                     folder,
                     f"a run with {field} = {there.get(field)}",
                     f"{field} = {here.get(field)}" + (f", that of {file}" if file else ""),
@@ -97,7 +97,7 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
                 )
         return
     if foreign := [entry.name for entry in folder.iterdir() if entry.name not in LOCKS]:
-        raise _refuse(
+        raise _wrong(
             folder,
             f"other files ({', '.join(sorted(foreign)[:3])})",
             "an empty folder",
@@ -149,7 +149,8 @@ SHARED = ("dataset", "dataset_settings", "student", "method", "learn_alpha", "op
 
 
 def begin_from(config: RunConfig, fingerprint: str | None) -> dict[str, Tensor]:
-    """The tensors that `config.training.start_from` ended with. Raises RunError if it is unfinished, or of another kind."""
+    """The tensors that `config.training.start_from` ended with. Raises WrongRunError if it is unfinished or of another
+    kind, RunError if it is damaged."""
     assert config.training.start_from is not None
     folder = config.training.start_from
     there = read_json(folder / "run.json")
@@ -157,10 +158,10 @@ def begin_from(config: RunConfig, fingerprint: str | None) -> dict[str, Tensor]:
     values = {name: (settings.get(name), here[name]) for name in SHARED}
     for name, (found, wanted) in {**values, "fingerprint": (there["fingerprint"], fingerprint)}.items():
         if found != wanted:
-            raise _refuse(folder, f"{name} {found}", f"{name} {wanted}", "begin from a run of the same kind")
+            raise _wrong(folder, f"{name} {found}", f"{name} {wanted}", "begin from a run of the same kind")
     loaded = load_checkpoint(folder)
     if loaded is None:
-        raise _refuse(folder, "no checkpoint", "the one that it ended with", "begin from another run")
+        raise _wrong(folder, "no checkpoint", "the one that it ended with", "begin from another run")
     return loaded[0]
 
 
@@ -170,13 +171,14 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a run folder. Raises RunError where there is none."""
+    """A JSON object of a run folder. Raises WrongRunError where there is none, RunError for what is none."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise _refuse(
-            path.parent, f"{path.name} that cannot be read ({error})", "a run folder", instead_of(path.parent)
-        ) from None
+        found, refuse = f"{path.name} that cannot be read ({error})", _refuse
+        if not path.exists():
+            found, refuse = f"no {path.name}" if path.parent.is_dir() else "no such folder", _wrong
+        raise refuse(path.parent, found, "a run folder", instead_of(path.parent)) from None
     if not isinstance(value, dict):
         raise _refuse(path.parent, f"{path.name} that is no JSON object", "a run folder", "check the path")
     return value
@@ -218,6 +220,10 @@ def _refuse(folder: Path, found: str, wanted: str, fix: str) -> RunError:
     return RunError(where=f"run {folder}", found=found, wanted=wanted, fix=fix)
 
 
+def _wrong(folder: Path, found: str, wanted: str, fix: str) -> WrongRunError:
+    return WrongRunError(where=f"run {folder}", found=found, wanted=wanted, fix=fix)
+
+
 @final
 @dataclass(frozen=True)
 class Run:
@@ -248,13 +254,12 @@ class Run:
         return frame.set_index("epoch") if flat else frame
 
     def student(self) -> Student:
-        """The trained student, on the CPU, in evaluation mode. Raises RunError for an unfinished or damaged run."""
+        """The trained student, on the CPU, in evaluation mode. Raises WrongRunError for an unfinished run, RunError for a
+        damaged one."""
         from bird.students import load_student
 
         if not self.complete:
-            raise RunError(
-                where=f"run {self.folder}", found="an unfinished run", wanted="its student", fix="finish it first"
-            )
+            raise _wrong(self.folder, "an unfinished run", "its student", "finish it first")
         return load_student(self.folder).eval()
 
     def row(self) -> dict[str, Any]:
@@ -292,11 +297,11 @@ class Run:
 
 
 def open_run(folder: str | Path) -> Run:
-    """The run in a folder, finished or not. Raises RunError where there is none."""
+    """The run in a folder, finished or not. Raises WrongRunError where there is none, RunError for a damaged one."""
     folder = Path(folder)
     if not (folder / "config.json").exists() and not (folder / "run.json").exists():
         found = "no config.json" if folder.is_dir() else "no such folder"
-        raise RunError(where=str(folder), found=found, wanted="a run folder", fix=instead_of(folder))
+        raise WrongRunError(where=str(folder), found=found, wanted="a run folder", fix=instead_of(folder))
     info = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
     config = info.get("config") or read_json(folder / "config.json").get("identity", {})
     metrics = {
@@ -319,7 +324,8 @@ def table(runs: Iterable[str | Path | Run]) -> pandas.DataFrame:
         if isinstance(each, Run):
             found.append(each)
             continue
-        inside = sorted(path.parent for path in Path(each).glob("*/config.json"))
+        places = ("*/config.json", "*/seed-*/config.json")  # those of --seeds, too
+        inside = sorted(path.parent for place in places for path in Path(each).glob(place))
         own = (Path(each) / "config.json").exists() or not inside
         found += [open_run(path) for path in ([each] if own else inside)]
     return pandas.DataFrame([run.row() for run in found])

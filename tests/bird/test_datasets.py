@@ -204,6 +204,11 @@ def test_unknown_names_and_settings_are_usage_errors(tmp_path: Path) -> None:
         open_dataset("celeba")
     with pytest.raises(DataError, match="no such folder"):
         open_dataset("celeba", tmp_path / "none")
+    (tmp_path / "samples.txt").touch()
+    with pytest.raises(DataError, match=r"found a file; .*give its folder, --data-root /"):
+        open_dataset("table", tmp_path / "samples.txt")
+    with pytest.raises(UsageError, match=r"setting unknown_groups: found 'x' .*wanted true or false"):
+        open_dataset("table", tmp_path, unknown_groups="x")
     assert open_dataset("digits-s", skew=1).settings == {"skew": 1.0}
     for skew in (-0.1, 1.1, math.nan):
         with pytest.raises(UsageError, match="skew"):

@@ -125,6 +125,8 @@ def test_a_file_without_a_name_is_told_its_names(net):
     net.write_text("import numpy as np\nclass Net: ...\ndef make(): ...\ndef _hidden(): ...\n")
     with pytest.raises(UsageError, match=rf"write {net}:NAME; the file defines Net, make$"):
         find("student", str(net))
+    with pytest.raises(UsageError, match=rf"write {net}:NAME; the file defines Net, make$"):
+        find("student", f"{net}:")
     assert find("student", f"{net}:Net").attribute == "Net"
 
 

@@ -66,6 +66,21 @@ def test_a_file_of_ids_that_is_none_and_a_target_that_is_taken(cache, tmp_path, 
     assert "--out" not in said
 
 
+def test_an_interrupt_and_a_refusal_of_the_disk_are_one_line(cache, monkeypatch, capsys):
+    def stopped(options):
+        raise KeyboardInterrupt
+
+    def refused(options):
+        raise PermissionError(13, "Permission denied", "some/file")
+
+    for run, code, said in ((stopped, 130, "to resume"), (refused, 1, "some/file: found Permission denied; ")):
+        monkeypatch.setattr("bird_cache.command._info", run)
+        assert main(["info", str(cache)]) == code
+        told = capsys.readouterr().err
+        assert said in told
+        assert told.count("\n") == 1
+
+
 def test_damage_has_exit_code_3(tmp_path, capsys):
     cachekit.write(tmp_path / "c")
     shard = tmp_path / "c/penultimate/c/0/0/0"

@@ -164,6 +164,13 @@ def test_an_index_gives_exact_similarities_and_leaves_the_sample_itself_out(cach
     np.testing.assert_array_equal(found.similarity[same], exact.similarity[same])
 
 
+def test_a_folder_is_as_good_as_an_open_cache_and_a_text_is_no_list(cache):
+    assert nearest_to(cache.path, ["sample-9"], 3) == nearest_to(cache, ["sample-9"], 3)
+    assert near_duplicates(cache.path, 0.99) == near_duplicates(cache, 0.99)
+    with pytest.raises(RequestError, match=r"the text 'sample-9'; .*give \['sample-9'\]"):
+        nearest_to(cache, "sample-9")
+
+
 def test_without_usearch_the_remedy_is_told(cache, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "usearch.index", None)
     with pytest.raises(MissingCodecError, match=r"pip install 'bird-cache\[search\]'"):

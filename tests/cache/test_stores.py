@@ -166,6 +166,19 @@ def test_slices_merge_to_what_one_writer_makes(tmp_path, store):
         merge([whole, tmp_path / "other"], tmp_path / "no")
 
 
+def test_another_teacher_is_named_beside_the_field_that_differs():
+    one, other = (
+        example_plan("zarr").model_copy(
+            update={"notes": {"teacher": name}, "causes": {"preprocessing": {"size": size}}}
+        )
+        for name, size in (("clip", 224), ("flava", 196))
+    )
+    with pytest.raises(
+        StaleCacheError, match=r"vectors of clip with preprocessing\.size = 224; wanted vectors of flava"
+    ):
+        one.require(other, "cache")
+
+
 def test_a_stranger_reads_it_with_numpy_and_the_page_of_the_format(tmp_path):
     """The reader of cache/README.md: nothing of ours."""
     write_example(str(tmp_path / "c"), example_plan("zarr"))

@@ -208,10 +208,14 @@ def test_what_is_no_table_is_one_clean_line(tmp_path):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.jpg")
     (tmp_path / "text.parquet").write_text("no table")
     (tmp_path / "ragged.csv").write_text("label,group\n1,2,3\n")
+    (tmp_path / "marks.csv").write_text("label;group;prediction\n1;2;1\n")
+    (tmp_path / "twice.csv").write_text("label,group,label,prediction\n1,2,1,1\n")
     for name, said in (
         ("photo.jpg", "not a CSV or Parquet file"),
         ("text.parquet", "not a CSV or Parquet file"),
         ("ragged.csv", "Expected 2 columns, got 3"),
+        ("marks.csv", "one column, 'label;group;prediction'"),
+        ("twice.csv", "several columns 'label'"),
         ("none.csv", "no such file"),
         (".", "a folder"),
     ):

@@ -12,8 +12,20 @@ import pytest
 from helpers.shell import ENVIRONMENT, bird, bird_json, panel
 
 import bird_pipelines
-from bird.errors import BirdError, DataError, EmptyCellError, ImageError, RunError, TeacherError, UsageError
+from bird.datasets import open_dataset
+from bird.datasets.base import prepare
+from bird.errors import (
+    BirdError,
+    DataError,
+    EmptyCellError,
+    ImageError,
+    RunError,
+    TeacherError,
+    UsageError,
+    WrongRunError,
+)
 from bird_cache import errors as cache_errors
+from bird_pipelines.cli import main, show
 
 
 def test_help_answers_in_half_a_second():
@@ -122,7 +134,64 @@ def test_a_typo_in_an_option_is_exit_2():
 
 
 def test_not_a_run_is_said(tmp_path):
-    assert "run folder" in panel(bird("evaluate", tmp_path, code=1))
+    assert "run folder" in panel(bird("evaluate", tmp_path, code=2))
+
+
+PARSED = {
+    "unknown command": (("distil",), "'distil'", "did you mean distill?"),
+    "unknown command of a group": (("cache", "verfy"), "'verfy'", "did you mean verify?"),
+    "unknown option": (("distill", "--cahce", "x"), "'--cahce'", "did you mean --cache?"),
+    "unknown option, unlike any": (("list", "--zzz", "x"), "'--zzz'", "see `bird list --help`"),
+    "no option that is needed": (("distill", "--out", "x"), "no --cache", "give --cache"),
+    "no argument": (("evaluate",), "no RUN", "give RUN"),
+    "no number": (("distill", "--cache", "x", "--out", "y", "--epochs", "ten"), "where: --epochs", "correct it"),
+    "too small a number": (
+        ("precompute", "--teacher", "t", "--dataset", "d", "--out", "o", "--tasks", 0),
+        "--tasks",
+        "1",
+    ),
+    "no value": (("distill", "--cache"), "where: --cache", "correct it"),
+    "one argument too many": (("evaluate", "a", "b"), "extra argument", "see `bird evaluate --help`"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "found", "fix"), PARSED.values(), ids=PARSED)
+def test_what_the_parser_refuses_is_one_panel_of_ours(arguments, found, fix):
+    said = panel(bird(*arguments, code=2))
+    assert "UsageError" in said
+    for part in ("where: ", "found: ", "wanted: ", "what to do: ", found, fix):
+        assert part in said
+
+
+def test_help_and_version_end_well():
+    for asked in ("--help", "--version"):
+        assert bird(asked).stderr == ""
+    shown = bird(code=2)
+    assert "precompute" in shown.stdout + shown.stderr
+    assert "╭─ UsageError" not in shown.stderr
+
+
+WRONG = {
+    "an empty folder": ({}, "evaluate", 2),
+    "no run to export": ({}, "export", 2),
+    "no run to report on": ({}, "report", 2),
+    "an unfinished run to export": ({"config.json": "{}"}, "export", 2),
+    "an unfinished run to report on": ({"config.json": "{}"}, "report", 2),
+    "a damaged config": ({"config.json": "{"}, "evaluate", 1),
+    "a config of another version": ({"config.json": '{"identity": {}}'}, "evaluate", 2),
+    "a damaged record": ({"config.json": "{}", "run.json": "["}, "report", 1),
+}
+
+
+@pytest.mark.parametrize(("files", "command", "code"), WRONG.values(), ids=WRONG)
+def test_the_exit_code_says_whether_the_folder_is_wrong_or_damaged(tmp_path, files, command, code):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name, text in files.items():
+        (run / name).write_text(text)
+    more = {"export": ("--to", "torch", tmp_path / "out"), "report": ("--out", tmp_path / "page.html")}.get(command, ())
+    said = panel(bird(command, run, *more, code=code))
+    assert ("WrongRunError" in said) == (code == 2)
 
 
 def test_debug_shows_the_traceback():
@@ -196,7 +265,7 @@ def test_json_is_one_object_and_nothing_else(cache, tmp_path):
 
 def test_exit_codes_are_those_of_the_readme():
     assert [kind.exit_code for kind in (BirdError, RunError)] == [1, 1]
-    assert {kind.exit_code for kind in (UsageError, DataError, ImageError, EmptyCellError)} == {2}
+    assert {kind.exit_code for kind in (UsageError, WrongRunError, DataError, ImageError, EmptyCellError)} == {2}
     assert TeacherError.exit_code == cache_errors.FeatureError.exit_code == 4
     stale = (cache_errors.StaleCacheError, cache_errors.DamagedCacheError, cache_errors.IncompleteCacheError)
     assert {kind.exit_code for kind in stale} == {3}
@@ -208,3 +277,19 @@ def test_a_share_that_is_a_percentage_is_told_as_a_share(tmp_path):
     assert "did you mean" not in panel(bird("precompute", *flags, 200, code=2))
     with pytest.raises(UsageError, match=r"did you mean 0\.75"):
         bird_pipelines.precompute(teacher="onnx:none", dataset="digits-s", out=tmp_path / "cache", max_failed=75)
+
+
+def test_an_interrupt_anywhere_is_one_panel_and_exit_130(monkeypatch, capsys):
+    def stopped(what, name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bird_pipelines.cli.catalogue.catalogue", stopped)
+    monkeypatch.setattr(sys, "argv", ["bird", "list", "methods"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_every_count_of_a_data_set_is_told_in_words():
+    assert {*prepare(open_dataset("digits-s")).notes} - {"listed"} <= {*show.PREPARED}

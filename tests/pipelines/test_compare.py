@@ -45,7 +45,7 @@ def test_the_command_trains_scores_and_compares(cache, tmp_path):
 
     again = CliRunner().invoke(app, command)  # all is there: only read
     assert again.exit_code == 0, again.output
-    assert "less fitnet, paired by seed and row" in again.stdout
+    assert "minus fitnet, paired by seed and row" in again.stdout
     assert "fewer than eight seeds" in again.stdout
 
 

@@ -13,35 +13,42 @@ from bird_cache.verify import verify
 from bird_cache.worker import open_worker
 from bird_cache.writer import open_writer
 from bird_pipelines.precomputing.engines import coordinator
-from bird_pipelines.precomputing.engines.base import Ended, Workers
+from bird_pipelines.precomputing.engines.base import Ended, Silence, Workers
 from bird_pipelines.precomputing.engines.coordinator import Coordinator
 from bird_pipelines.progress import Interrupted
 
 PLAN = plan(shard_rows=64)  # ten shards
+HANGS = 60.0
 
 
 class Threads(Workers):
     """Workers that do what `behave(shard, how often it was given)` says: None writes the shard, a number waits so many
-    seconds first, an error is what the worker raises, a text how it is lost; "lies" says that it wrote what it did not."""
+    seconds first, an error is what the worker raises, a text how it is lost; "lies" says that it wrote what it did not. A
+    worker that waits for HANGS seconds gives no sign for `silent` seconds, the others always do. The first `unborn` workers
+    hang while they open their teacher, and `still` of those that take their places."""
 
-    def __init__(self, where, count, behave, share=1):
+    def __init__(self, where, count, behave, share=1, unborn=0, still=0, silent=1e6):
         self.where, self.count, self.behave, self.share = where, count, behave, share
         self.given, self.running, self.done, self.gave_up = Counter(), {}, [], []
-        self.number = 0
+        self.number, self.still, self.silent, self.threads = 0, still, silent, []
+        self.closed = threading.Event()
+        self.unborn, self.hanging = {-1 - number for number in range(unborn)}, set()
 
     @classmethod
     def require(cls, asked):
         """It is always there."""
 
     def free(self):
-        return self.count - len(self.running)
+        return self.count - len(self.running) - len(self.unborn)
 
     def call(self, shards):
         self.number += 1
         self.running[self.number] = time.monotonic()
         behaviour = [(shard, self.behave(shard, self.given[shard])) for shard in shards]
         self.given.update(shards)
-        threading.Thread(target=self.work, args=(self.number, behaviour), daemon=True).start()
+        self.hanging |= {self.number for _, how in behaviour if how == HANGS}
+        self.threads.append(threading.Thread(target=self.work, args=(self.number, behaviour), daemon=True))
+        self.threads[-1].start()
         return self.number
 
     def work(self, number, behaviour):
@@ -51,7 +58,8 @@ class Threads(Workers):
                 return self.done.append(Ended(number, how))
             if isinstance(how, str) and how != "lies":
                 return self.done.append(Ended(number, lost=how))
-            time.sleep(how if isinstance(how, float) else 0)
+            if self.closed.wait(how if isinstance(how, float) else 0):
+                return None
             start, stop = PLAN.bounds(shard)
             if how != "lies":
                 writer.write_shard(shard, {"penultimate": vectors(start, stop)}, lost(start, stop))
@@ -68,19 +76,34 @@ class Threads(Workers):
     def age(self, call):
         return time.monotonic() - self.running[call]
 
-    def give_up(self, call):
-        self.gave_up.append(call)
-        del self.running[call]
+    def silences(self):
+        loading = {number: Silence(self.silent, False) for number in self.unborn}
+        silence = {number: self.silent if number in self.hanging else 0.0 for number in self.running}
+        return loading | {number: Silence(seconds, number > 1) for number, seconds in silence.items()}
+
+    def give_up(self, worker):
+        self.gave_up.append(worker)
+        if worker in self.running:
+            del self.running[worker]
+            return worker
+        if self.still:
+            self.still -= 1
+        else:
+            self.unborn.remove(worker)
+        return None
 
     def close(self):
+        self.closed.set()
         self.running.clear()
+        for thread in self.threads:  # none writes into the folder of a test that has ended
+            thread.join()
 
 
-def coordinate(where, behave=lambda shard, times: None, count=3, share=1, max_failed=1.0, stop=lambda: False):
+def coordinate(where, behave=lambda *_: None, count=3, share=1, max_failed=1.0, stop=lambda: False, **hanging):
     """Write the example cache by workers; returns them, and how many rows were counted."""
     counted = []
     with open_writer(where, PLAN, samples()) as writer:
-        with Threads(where, count, behave, share) as workers:
+        with Threads(where, count, behave, share, **hanging) as workers:
             Coordinator(writer, workers, counted.append, max_failed).run(stop)
         writer.finish()
     assert verify(where).findings == []
@@ -147,17 +170,54 @@ def test_any_other_error_counts_as_a_failure(tmp_path):
 def test_a_slow_shard_is_given_to_a_second_worker(tmp_path):
     """Once half is done; whoever is first wins, and nobody waits for the other."""
     began = time.monotonic()
-    workers, counted = coordinate(tmp_path, lambda shard, times: 60.0 if shard == 3 and not times else 0.05)
+    workers, counted = coordinate(tmp_path, lambda shard, times: 50.0 if shard == 3 and not times else 0.05)
     assert time.monotonic() - began < 20
     assert workers.given[3] == 2
     assert counted == PLAN.rows
 
 
-def test_a_silent_worker_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(coordinator, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(coordinator, "SLOW", 1e9)
-    workers, counted = coordinate(tmp_path, lambda shard, times: 60.0 if shard == 3 and not times else None, count=1)
-    assert len(workers.gave_up) == 1
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_worker_that_hangs_is_replaced_also_at_the_first_shard(tmp_path, capsys, at):
+    workers, counted = coordinate(tmp_path, lambda shard, times: HANGS if shard == at and not times else None, count=1)
+    assert workers.gave_up == [at + 1]
+    assert counted == PLAN.rows
+    assert f"shard {at} " in capsys.readouterr().err, "it is told"
+
+
+@pytest.mark.parametrize(("at", "silent"), [(0, 1700.0), (3, 500.0)])
+def test_a_worker_has_time(tmp_path, at, silent):
+    """More for its teacher and its first batch than for the others."""
+    rounds = iter(range(20))
+    with (
+        open_writer(tmp_path, PLAN, samples()) as writer,
+        Threads(tmp_path, 1, lambda shard, times: HANGS if shard == at else None, silent=silent) as workers,
+    ):
+        its = Coordinator(writer, workers, lambda *_: None, 1.0)
+        with pytest.raises(Interrupted):
+            its.run(lambda: workers.given[at] > 0 and next(rounds, None) is None)
+    assert workers.gave_up == []
+    assert workers.given[at] == 1
+
+
+def test_a_shard_at_which_every_worker_hangs_ends_the_run(tmp_path):
+    with pytest.raises(RunError, match=r"shard 0 .*3 failures.* no sign in 600 s from a worker at its next batch"):
+        coordinate(tmp_path, lambda shard, times: HANGS if shard == 0 else None, count=1)
+
+
+def test_a_worker_that_hangs_with_its_teacher_is_replaced(tmp_path):
+    workers, counted = coordinate(tmp_path, count=1, unborn=1, still=1)
+    assert workers.gave_up == [-1, -1]
+    assert counted == PLAN.rows
+
+
+def test_workers_that_all_hang_with_their_teachers_end_the_run(tmp_path):
+    with pytest.raises(RunError, match=r"before it has begun.*no sign in 1,800 s from a worker at its teacher"):
+        coordinate(tmp_path, count=2, unborn=2, still=9)
+
+
+def test_a_host_whose_workers_never_begin_ends_nothing_while_others_work(tmp_path):
+    workers, counted = coordinate(tmp_path, lambda *_: 0.05, count=2, unborn=1, still=10**6)
+    assert len(workers.gave_up) > 3
     assert counted == PLAN.rows
 
 

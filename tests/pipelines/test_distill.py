@@ -168,7 +168,7 @@ def test_ctrl_c_saves_and_resumes(cache, tmp_path):
 def test_a_run_folder_belongs_to_one_configuration(cache, tmp_path):
     bird("distill", "--cache", cache, *QUICK, "--out", tmp_path / "run")
     before = (tmp_path / "run" / "student.safetensors").read_bytes()
-    done = bird("distill", "--cache", cache, *QUICK, "--lambda", 0.5, "--out", tmp_path / "run", code=1)
+    done = bird("distill", "--cache", cache, *QUICK, "--lambda", 0.5, "--out", tmp_path / "run", code=2)
     assert "lambda = 0.03" in panel(done)
     assert "lambda = 0.5" in panel(done)
     bird("distill", "--cache", cache, *QUICK, "--out", tmp_path / "run")  # the same again: done already

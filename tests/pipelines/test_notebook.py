@@ -1,6 +1,7 @@
 """What a notebook asks for: the commands as functions, a run as an object, runs and curves as frames."""
 
 import json
+import shutil
 import sys
 from html.parser import HTMLParser
 
@@ -87,6 +88,13 @@ def test_runs_are_a_frame(folder):
     assert frame["optimizer"][1] == "sgd"
     assert runs.table([folder / "b", runs.open_run(folder / "a")])["method"].tolist() == ["baseline", "bird"]
     assert runs.table([]).empty
+
+
+def test_a_folder_of_runs_has_those_of_seeds_too(folder, tmp_path):
+    (tmp_path / "many").mkdir()
+    shutil.copytree(folder / "a", tmp_path / "one")
+    shutil.copytree(folder / "b", tmp_path / "many" / "seed-0")
+    assert [*runs.table([tmp_path])["method"]] == ["baseline", "bird"]
 
 
 def test_without_pandas_there_is_one_clear_error(folder, monkeypatch):

@@ -60,6 +60,14 @@ class Softmax(Net):
         return super().forward(pixels).softmax(1)
 
 
+class Frozen(Net):
+    """Nothing of it can be trained."""
+
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.requires_grad_(False)
+
+
 def seven(image_size, classes=7):
     return Net(7)
 
@@ -94,6 +102,10 @@ def distant(student, teacher):
 
 def three(h, gated, batch):
     return (h.features - gated).square().mean((-2, -1))
+
+
+def no_number(student, teacher):
+    return distant(student, teacher) * float("nan")
 
 
 def blind(student, teacher):
@@ -179,6 +191,7 @@ def test_a_student_a_loss_and_a_teacher_of_ones_own_in_one_command_each(data, pa
     ("name", "told"),
     [
         ("Softmax", "logits alone, which no nn.Linear made as the last step"),
+        ("Frozen", "no parameter that can be trained"),
         ("seven", r"logits \(2, 7\).*wanted features \(batch, dim\) and logits \(batch, 2\)"),
         ("fails", "called with classes=2 .KeyError: 'no such size'"),
         ("patches", "called with nothing .TypeError: patches.. missing"),
@@ -196,6 +209,7 @@ def test_what_is_no_student_is_refused_before_anything_is_written(small, data, p
     ("name", "told"),
     [
         ("blind", "a loss that does not follow from both features"),
+        ("no_number", "a loss that is NaN or infinite"),
         ("patches", r"a failure on features \(4, 3\) and \(4, 3\) .TypeError"),
         ("Net", "the class Net; wanted a subclass of bird.methods.Method"),
         ("none", "no attribute none"),

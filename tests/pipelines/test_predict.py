@@ -20,6 +20,7 @@ from bird.errors import DataError, RunError, UsageError
 from bird.images import decode_image
 from bird.student_views import center_view, unit_range
 from bird.students import load_student
+from bird_cache.errors import StorageError
 from bird_pipelines.cli.shipping import predicted
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.evaluate import evaluate, open_run
@@ -166,7 +167,7 @@ def test_sixteen_bits_are_read_with_the_white_level_of_the_data_set(tmp_path):
 def test_misuse_is_told(run, shipped, data, cache, tmp_path):
     image = data / "01.png"
     assert "out.txt" in panel(bird("predict", run, image, "--out", tmp_path / "out.txt", code=2))
-    assert "student.json" in panel(bird("predict", data, image, "--out", tmp_path / "out.csv", code=1))
+    assert "student.json" in panel(bird("predict", data, image, "--out", tmp_path / "out.csv", code=2))
     with pytest.raises(DataError, match="no file or folder"):
         predict(run, [tmp_path / "absent.png"], tmp_path / "out.csv")
     (tmp_path / "empty").mkdir()
@@ -174,6 +175,9 @@ def test_misuse_is_told(run, shipped, data, cache, tmp_path):
         predict(run, [tmp_path / "empty"], tmp_path / "out.csv")
     (tmp_path / "in.csv").write_text("file\n1.png\n")
     with pytest.raises(DataError, match="a column path"):
+        predict(run, [tmp_path / "in.csv"], tmp_path / "out.csv")
+    (tmp_path / "in.csv").write_text("path;id\n1.png;1\n")
+    with pytest.raises(DataError, match="with commas in the place of ';'"):
         predict(run, [tmp_path / "in.csv"], tmp_path / "out.csv")
     copy = shutil.copytree(shipped, tmp_path / "damaged")
     (copy / "student.onnx").write_bytes(b"no graph")
@@ -186,6 +190,18 @@ def test_misuse_is_told(run, shipped, data, cache, tmp_path):
     with pytest.raises(UsageError, match="an export --to pt2"):
         predict(tmp_path / "pt2", [image], tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_student_is_asked(run, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("bird_pipelines.shipping.predict.answers", None)  # would fail otherwise
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+    for out, said in (("folder.csv", "Is a directory"), ("file/out.csv", "a part of the path is a file")):
+        with pytest.raises(StorageError, match=said):
+            predict(run, [data / "01.png"], tmp_path / out)
+    monkeypatch.undo()
+    predict(run, [data / "01.png"], tmp_path / "new" / "out.csv")
+    assert (tmp_path / "new" / "out.csv").exists()
 
 
 def test_names_with_commas_and_quotes_survive(run, data, tmp_path):

@@ -6,15 +6,20 @@ import re
 import signal
 import time
 
+import psutil
 import pytest
 from helpers.shell import bird, panel
-from helpers.workers import begun, bytes_of, ended, kill, order_for, receipts, start, until, workers_of
+from helpers.workers import begun, bytes_of, ended, full_disk, kill, order_for, receipts, start, until, workers_of
 
 from bird.errors import TeacherError
 from bird_cache import worker as cache_worker
 from bird_cache.errors import StaleCacheError, StorageError
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
+from bird_cache.writer import open_writer
+from bird_pipelines.precomputing.engines import coordinator
+from bird_pipelines.precomputing.engines.coordinator import Coordinator
+from bird_pipelines.precomputing.engines.processes import Processes
 from bird_pipelines.precomputing.engines.worker import Worker
 
 
@@ -45,6 +50,46 @@ def test_workers_end_with_their_coordinator_and_another_engine_finishes(flags, e
     assert "resume" in ended(process, 130)
     assert 1 <= receipts(where) < 7
     bird("precompute", *flags, "--out", where)
+    assert bytes_of(where) == expected
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_one_worker_ends_the_run_and_loses_nothing(flags, expected, tmp_path):
+    where = tmp_path / "cache"
+    process = start("precompute", *flags, "--out", where, "--processes", 2)
+    assert until(lambda: len(workers_of(process)) == 2, process), process.communicate()[1]
+    full_disk(workers_of(process)[0].pid)
+    said = ended(process, 1)
+    assert said.count("╭") == 1
+    for part in ("StorageError", "worker on", "File too large while writing 131,096 bytes", "make room"):
+        assert part in said
+    bird("precompute", *flags, "--out", where)
+    assert bytes_of(where) == expected
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_with_its_teacher_is_replaced(flags, teacher, expected, tmp_path, monkeypatch):
+    """It is alone and stopped before its first shard: nothing can be compared with it."""
+    monkeypatch.setattr(coordinator, "READY_SECONDS", 1.0)
+    where = tmp_path / "cache"
+    begun(flags, where)
+    store = open_cache(where)
+    with (
+        open_writer(where, store.manifest.plan, store.samples) as writer,
+        Processes(order_for(where, teacher, limit=400)) as workers,
+    ):
+        first = psutil.Process(workers.children[0].process.pid)
+        first.suspend()
+
+        def stop():
+            if workers.children[0].process.pid != first.pid:  # the next one may take its time
+                monkeypatch.setattr(coordinator, "READY_SECONDS", 600.0)
+            return False
+
+        Coordinator(writer, workers, lambda *_: None, 0.01).run(stop)
+        writer.finish()
+        assert workers.children[0].worked, "its batches were heard of"
+    assert not first.is_running()
     assert bytes_of(where) == expected
 
 

@@ -41,7 +41,11 @@ def start(world, *args, program=("-m", "bird_pipelines"), **more):
 
 def ended(process, *, ok=True):
     """What it said: stdout and stderr. torchrun's own exit code is 0 or 1."""
-    out, err = process.communicate(timeout=280)
+    try:
+        out, err = process.communicate(timeout=280)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes
+        raise
     assert process.returncode == (0 if ok else 1), f"{out}\n{err}"
     return out, err
 
@@ -174,6 +178,9 @@ def test_what_one_rank_lacks_is_said_once(cache, tmp_path):
     (said,) = panels(err)
     assert "NotACacheError" in said
     assert "exit code: 2 (rank 1 of 2)" in said
+    last = err[err.rindex("Traceback") :]  # torchrun's own
+    assert "NotACacheError" in last
+    assert "what to do: " in last
     assert not (tmp_path / "run").exists()
 
 

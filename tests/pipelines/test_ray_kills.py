@@ -55,7 +55,7 @@ def light(monkeypatch):
 def actors():
     """The processes of actors: Ray names them so."""
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.Process().children(recursive=True):  # of this test's Ray, not of another's
         with contextlib.suppress(psutil.Error):
             if "ray::LightWorker" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)

@@ -14,6 +14,7 @@ from bird.measuring.seeds import two_level_interval
 from bird_cache.errors import StorageError
 from bird_pipelines.marks import with_caveats
 from bird_pipelines.reporting import plots
+from bird_pipelines.reporting.loading import folders_of_runs
 from bird_pipelines.reporting.recall_chart import recall_chart
 from bird_pipelines.reporting.report import write_report
 
@@ -63,7 +64,7 @@ def test_says_what_ran_and_what_came_out(page, runs):
     assert f"{np.mean([each['deo_floor']['mean'] for each in baseline]):.1f}" in text
     over_seeds = two_level_interval([np.array(each["confusion"]) for each in baseline], "mean_deo", 200)
     assert f"beyond chance {over_seeds.beyond_chance:.1f}" in text
-    assert "where it begins at 0, these rows do not tell the gap from none" in text
+    assert "If it begins at 0, these rows do not show that there is a gap" in text
     assert "F1 of class 1" not in text
 
 
@@ -165,6 +166,15 @@ def test_no_finished_run_is_an_error(tmp_path):
         write_report([run], tmp_path / "report.html")
     with pytest.raises(RunError, match="none given"):
         write_report([], tmp_path / "report.html")
+
+
+def test_a_folder_of_runs_has_those_of_its_folders_of_seeds_too(tmp_path):
+    make_run(tmp_path / "r" / "one")
+    for seed in (0, 1):
+        make_run(tmp_path / "r" / "many" / f"seed-{seed}", seed=seed)
+    (tmp_path / "r" / "one" / "seed-9").mkdir()  # no run
+    found = folders_of_runs([tmp_path / "r"])
+    assert [each.relative_to(tmp_path / "r").as_posix() for each in found] == ["many/seed-0", "many/seed-1", "one"]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

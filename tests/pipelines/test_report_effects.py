@@ -47,9 +47,9 @@ def test_effects_stand_on_the_page_with_intervals_and_p(paired, tmp_path):
     """And a folder of run folders stands for its runs."""
     text = text_of(write_report([paired], tmp_path / "report.html"))
     assert "16 finished runs of 2 configurations" in text
-    assert "Less baseline, cifar10s" in text
+    assert "Minus baseline, cifar10s" in text
     row = re.search(
-        r"Less baseline, cifar10s .*? fitnet 8 ([+-][\d.]+) ([+-][\d.]+) to ([+-][\d.]+) p (\S+ ?\S*)", text
+        r"Minus baseline, cifar10s .*? fitnet 8 ([+-][\d.]+) ([+-][\d.]+) to ([+-][\d.]+) p (\S+ ?\S*)", text
     )
     assert float(row[1]) < 0
     assert float(row[2]) < float(row[1]) < float(row[3]) < 0
@@ -60,7 +60,7 @@ def test_effects_stand_on_the_page_with_intervals_and_p(paired, tmp_path):
 
 def test_the_reference_can_be_chosen(paired, tmp_path):
     text = text_of(write_report([paired], tmp_path / "report.html", against="fitnet"))
-    assert "Less fitnet, cifar10s" in text
+    assert "Minus fitnet, cifar10s" in text
     with pytest.raises(UsageError, match=r"--against.*'nobody'.*baseline, fitnet"):
         write_report([paired], tmp_path / "no.html", against="nobody")
     assert not (tmp_path / "no.html").exists()

@@ -9,6 +9,7 @@ from helpers.shell import bird, bird_json, distilled, panel
 import bird_pipelines
 from bird.errors import UsageError
 from bird.students import load_student
+from bird_pipelines.study.compare import scores_of
 from bird_pipelines.study.seeds import seeds_of
 
 SHORT = {"epochs": 2, "warmup": 1, "batch_size": 32}
@@ -62,6 +63,16 @@ def test_image_students_go_one_after_the_other(cache, tmp_path):
     assert found["seeds"] == [3, 1]
     infos = [json.loads((tmp_path / "all" / f"seed-{seed}" / "run.json").read_text()) for seed in (3, 1)]
     assert [each["models_at_once"] for each in infos] == [1, 1]
+
+
+def test_a_trivial_student_is_named_by_its_seed():
+    runs = [
+        {"config": {"seed": seed}, "seconds": 1.0, "metrics": {"test": {"accuracy": 50.0, "trivial": why}}}
+        for seed, why in ((3, None), (7, "it names yes for every row"))
+    ]
+    assert scores_of(runs)["trivial"].endswith(
+        "in 1 of 2 seeds, whose gap says nothing; seed 7: it names yes for every row"
+    )
 
 
 def test_what_cannot_be_meant(cache, tmp_path):

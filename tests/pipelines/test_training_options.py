@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.shell import bird, distilled, panel
 
-from bird.errors import RunError, UsageError
+from bird.errors import DivergedError, RunError, UsageError
 from bird.students import load_student
 from bird_pipelines.config import resolve
 from bird_pipelines.config.run import Training, options_of_a_run
@@ -97,6 +97,14 @@ def test_each_option_changes_the_student_and_a_stack_is_single_runs(cache, tmp_p
         assert max((one[name] - two[name]).abs().max() for name in one) < 1e-5
     assert "optimizer" not in plain["config"]
     assert done[0]["config"]["optimizer"] == flags["optimizer"]
+
+
+@pytest.mark.parametrize("seeds", [{"seed": 1}, {"seeds": "0-1"}], ids=["one", "stack"])
+def test_a_run_that_diverges_says_so_and_keeps_no_student(cache, tmp_path, seeds):
+    with pytest.raises(DivergedError, match=r"NaN or infinite numbers in .* training diverged.*lower --lr"):
+        distilled(cache, tmp_path / "run", method="fitnet", **SHORT, lr=1e30, **seeds)
+    assert not [*(tmp_path / "run").rglob("student.safetensors")]
+    assert not [*(tmp_path / "run").rglob("run.json")]
 
 
 def test_a_rate_that_decays_to_little_leaves_the_student_where_it_is(cache, tmp_path):

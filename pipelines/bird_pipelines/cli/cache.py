@@ -9,12 +9,17 @@ import typer
 
 from bird_pipelines.cli import show
 from bird_pipelines.cli.cache_rows import append, drop, search, subset, to_parquet
+from bird_pipelines.cli.misuse import Commands
 from bird_pipelines.cli.options import CacheArgument, Json, OwnDataset, Setting, output, settings_of, takes
 from bird_pipelines.config.cache import options_of_a_cache
 
 __all__ = ["cache_app"]
 
-cache_app = typer.Typer(help="Look into a feature cache.", no_args_is_help=True)
+cache_app = typer.Typer(
+    cls=Commands,
+    help="Look into feature caches, check and convert them, and make new ones of them.",
+    no_args_is_help=True,
+)
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read.")]
 
 

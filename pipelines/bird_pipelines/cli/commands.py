@@ -15,6 +15,7 @@ from bird_pipelines.cli.audit import audit
 from bird_pipelines.cli.cache import cache_app
 from bird_pipelines.cli.compare import compare
 from bird_pipelines.cli.dial import dial
+from bird_pipelines.cli.misuse import MISUSE, Commands, as_ours
 from bird_pipelines.cli.options import (
     Config,
     Json,
@@ -26,7 +27,7 @@ from bird_pipelines.cli.options import (
     settings_of,
     takes,
 )
-from bird_pipelines.cli.ranks import exit_of, listen_no_more, refuse_command, to_say
+from bird_pipelines.cli.ranks import exit_of, leave_word, listen_no_more, refuse_command, to_say
 from bird_pipelines.cli.reproduce import reproduce
 from bird_pipelines.cli.shipping import export, predict, push
 from bird_pipelines.cli.tune import tune
@@ -34,6 +35,7 @@ from bird_pipelines.config.cache import options_of_a_cache
 from bird_pipelines.config.run import Training, Weights, options_of_a_run
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -70,17 +72,21 @@ def main() -> None:
     # torch's own forward-mode rules still compile themselves with a function it deprecates
     warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated", category=FutureWarning)
     try:
-        app(args=args, prog_name="bird")
+        sys.exit(app(args=args, prog_name="bird", standalone_mode=False))  # None, or the code of typer.Exit
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help has been shown
+            sys.exit(2)
+        if isinstance(error, MISUSE):
+            error = as_ours(error)
         listen_no_more()
         from bird.errors import BirdError, LostRankError
         from bird_cache.errors import CacheError
         from bird_pipelines.progress import Interrupted
 
         title, colour, code = type(error).__name__, "red", 1
-        if isinstance(error, Interrupted):
+        if isinstance(error, Interrupted | typer.Abort):
             lines = {"what is done is kept": "run the same command again to resume"}
-            colour, code = "yellow", 130
+            title, colour, code = "Interrupted", "yellow", 130
         elif debug:
             raise
         elif isinstance(error, BirdError | CacheError):
@@ -88,8 +94,11 @@ def main() -> None:
             code = error.exit_code
         else:
             lines = show.surprise(error)
-        if to_say(lines, follows=isinstance(error, LostRankError)):
+        follows = isinstance(error, LostRankError)
+        if to_say(lines, follows=follows):
             show.panel(title, lines | exit_of(code), colour)
+        if not follows:
+            leave_word(title, lines)
         sys.exit(code)
 
 
@@ -193,7 +202,7 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold them.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold them (also those of --seeds).")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     against: Annotated[
         str | None,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from hashlib import sha256
+from pathlib import Path
 
 from bird.launch import launched
 
-__all__ = ["exit_of", "listen_no_more", "refuse_command", "to_say"]
+__all__ = ["exit_of", "leave_word", "listen_no_more", "refuse_command", "to_say"]
 
 TOGETHER = ("distill", "train", "evaluate")
 """what several processes do together"""
@@ -40,6 +44,17 @@ def exit_of(code: int) -> dict[str, str]:
     """The line of a panel that says the exit code: torchrun's own is 1, whatever ours was."""
     launch = launched()
     return {"exit code": f"{code} (rank {launch.rank} of {launch.world})"} if launch.world > 1 else {}
+
+
+def leave_word(title: str, lines: Mapping[str, str]) -> None:
+    """Give torchrun the words of the panel. It ends with a traceback of its own, whose last lines then say the cause."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if launched().world == 1 or not file:
+        return
+    text = "\n".join([title, *(f"{name}: {said}" for name, said in lines.items())])
+    word = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
+    with contextlib.suppress(OSError):
+        Path(file).write_text(json.dumps({"message": word}), encoding="utf-8")
 
 
 def to_say(lines: Mapping[str, str], *, follows: bool) -> bool:

@@ -27,6 +27,16 @@ __all__ = [
     "verification",
 ]
 
+PREPARED = {
+    "unusable": "of these, cannot be used",
+    "identical_groups": "images that are there more than once",
+    "conflicting_groups": "of these, with several classes or groups",
+    "conflicting_dropped": "rows left out because of that",
+    "copies_dropped_across_splits": "copies left out because another split has the image",
+    "copies_that_count_twice_in_train": "copies that stay in train",
+    "copies_by_name": "copies by name, left out",
+    "kept_on_their_side": "rows kept in the split of the earlier cache",
+}
 # A plain table; a column of names, which are shown whole in a narrow terminal; a column of numbers.
 TABLE: Any = {"title_justify": "left", "box": None, "pad_edge": False}
 NAME: Any = {"justify": "left", "overflow": "fold"}
@@ -119,7 +129,7 @@ def cache(info: dict[str, Any]) -> None:
     table("", head)
     table("class, group: samples by split", cells_of(info))
     if info.get("prepared"):
-        table("data set", info["prepared"])
+        table("data set", {PREPARED.get(name, name): count for name, count in info["prepared"].items()})
     if (accounted := info.get("accounted")) and accounted["left_out"]:
         missing = accounted["listed"] - info["rows"]
         typer.echo(f"listed {accounted['listed']:,} = {info['rows']:,} rows + {missing:,} left out before the teacher:")
@@ -275,7 +285,7 @@ def compared(result: dict[str, Any]) -> None:
     for method, found in result["methods"].items():
         if found["trivial"]:
             typer.echo(f"{method}: {found['trivial']}")
-    less = Table(title=f"less {result['against']}, paired by seed and row", **TABLE)
+    less = Table(title=f"minus {result['against']}, paired by seed and row", **TABLE)
     for column in ("method", "score", "effect", "95 % interval", "p", "p, Holm"):
         less.add_column(column, **(NAME if column in ("method", "score") else NUMBER))
     for method, metrics in result["differences"].items():
@@ -367,5 +377,5 @@ def tuned(result: dict[str, Any]) -> None:
         if "mean_deo" in found:
             effect, (low, high) = found["mean_deo"]["effect"], found["mean_deo"]["interval"]
             told = "" if high < 0 else ": not shown to be better"
-            typer.echo(f" {split}, mean-DEO less the baseline's: {effect:+.1f} [{low:+.1f}, {high:+.1f}]{told}")
+            typer.echo(f" {split}, mean-DEO minus the baseline's: {effect:+.1f} [{low:+.1f}, {high:+.1f}]{told}")
     typer.echo(f"report: {result['report']}")

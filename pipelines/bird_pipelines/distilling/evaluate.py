@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bird.devices import choose_device
-from bird.errors import RunError, UsageError
+from bird.errors import UsageError, WrongRunError
 from bird.own import find
 from bird.students import Student, named_student
 from bird_cache.errors import NotACacheError, StaleCacheError
@@ -88,9 +88,10 @@ def open_run(
 
 
 def run_config(run: Path, *, data_root: Path | None = None, cache: str | None = None) -> tuple[RunConfig, str | None]:
-    """The configuration a run was started with, and its cache's fingerprint. Raises RunError."""
+    """The configuration a run was started with, and its cache's fingerprint. Raises WrongRunError where it
+    is none of this version, RunError."""
     if not (run / "config.json").exists():
-        raise RunError(where=str(run), found="no config.json", wanted="a run folder", fix=runs.instead_of(run))
+        raise WrongRunError(where=str(run), found="no config.json", wanted="a run folder", fix=runs.instead_of(run))
     found = runs.read_json(run / "config.json")
     try:
         place = {name: value for name, value in found["place"].items() if value}
@@ -99,7 +100,7 @@ def run_config(run: Path, *, data_root: Path | None = None, cache: str | None = 
         options = {name: value for name, value in found["identity"].items() if name != "own"}
         return run_of({**options, **place, "out": run}), found["fingerprint"]
     except (KeyError, ValueError, AttributeError, UsageError) as error:
-        raise RunError(
+        raise WrongRunError(
             where=str(run),
             found=f"a config.json that does not fit ({error})",
             wanted="a run of this version",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from bird.devices import choose_device
-from bird.errors import LostRankError, RunError, UsageError
+from bird.errors import LostRankError, UsageError
 from bird.launch import launched
 from bird.step.ranks import Ranks
 from bird_pipelines.config.run import Place
@@ -95,9 +95,9 @@ class World:
                 own.copy_(first)
 
     def require_same_start(self, tensors: Iterable[Tensor]) -> None:
-        """Raise RunError for ranks that do not begin with the same weights, rows and checkpoint."""
+        """Raise UsageError for ranks that do not begin with the same weights, rows and checkpoint."""
         if not self.ranks.agree(tensors):
-            raise RunError(
+            raise UsageError(
                 where=f"{self.size} ranks",
                 found="another checkpoint, other rows or other weights on some of them",
                 wanted="the same on all ranks",

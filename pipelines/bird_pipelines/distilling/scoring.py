@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bird.errors import DataError, unknown_name
+from bird.errors import DataError, DivergedError, unknown_name
 from bird.measuring.caveats import largest_class, trivial, undefined
 from bird.measuring.metrics import assess, confusion, mean_deo, recalls
 from bird.students import Student
@@ -29,7 +29,7 @@ def logits_of(
     student: Student, data: RunData, rows: NDArray[np.int64], device: torch.device, world: World = ONE
 ) -> Float[Tensor, "rows classes"]:
     """The student's logits on the given rows, in evaluation mode; leaves the mode as it was. The ranks of a world share the
-    batches, which are those of one process, and all have the answer."""
+    batches, which are those of one process, and all have the answer. Raises DivergedError for NaN or infinite ones."""
     training = student.training
     world.same_statistics(student)
     student.eval()
@@ -42,12 +42,24 @@ def logits_of(
     finally:
         student.train(training)
     if world.size == 1:
-        return torch.cat([*parts.values()])
+        return _finite(torch.cat([*parts.values()]))
     whole = torch.zeros(len(rows), len(data.class_names))
     for start, part in parts.items():
         whole[start : start + BATCH] = part
     (whole,) = world.ranks.sum([whole.to(device)])
-    return whole.cpu()
+    return _finite(whole.cpu())
+
+
+def _finite(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
+    bad = int((~logits.isfinite().all(1)).sum())
+    if bad:
+        raise DivergedError(
+            where="the student's logits",
+            found=f"NaN or infinite numbers in {bad:,} of {len(logits):,} rows: training diverged",
+            wanted="finite numbers",
+            fix="lower --lr, or mend a loss of your own; then give another --out, or delete this one",
+        )
+    return logits
 
 
 def score(

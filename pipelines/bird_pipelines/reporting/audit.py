@@ -25,7 +25,7 @@ from bird.measuring.metrics import (
 from bird.measuring.paired import compare
 from bird.measuring.shared_rows import Predicted, same_rows
 from bird.measuring.zones import zones
-from bird_cache.files import replace, storage_error
+from bird_cache.files import make_room_for, replace
 from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS
 from bird_pipelines.reporting.look import MOST_GROUPS
 from bird_pipelines.reporting.page import page
@@ -72,6 +72,7 @@ def audit(
             wanted=f"those of {file}",
             fix="give predictions for the same classes and groups",
         )
+    make_room_for(out)
     groupings = {name: _grouping(found, name, other) for name in found.groups}
     views = [_view(name, found, each) for name, each in groupings.items()]
     values = {
@@ -85,10 +86,6 @@ def audit(
         "what_trivial_means": WHAT_TRIVIAL_MEANS,
         "groupings": views,
     }
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(out.parent, error, 0) from None
     replace(out, page("audit", values).encode())
     return {"report": str(out), "rows": len(found.labels), "class_names": found.class_names, "groups": groupings}
 

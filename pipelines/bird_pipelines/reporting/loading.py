@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bird.errors import RunError
+from bird.errors import RunError, WrongRunError
 from bird.measuring.shared_rows import Predicted
 from bird_cache.manifest import flatten
 from bird_pipelines.marks import with_caveats
@@ -79,11 +79,12 @@ def marginals(configurations: Sequence[Configuration]) -> dict[str, list[Configu
 
 
 def folders_of_runs(paths: Sequence[Path]) -> list[Path]:
-    """The run folders among `paths`, and those that lie in a folder among them, by name; others stay as they are."""
+    """The run folders among `paths`, and those that lie in a folder among them or in its folders of seeds, by name; others
+    stay as they are."""
     found: list[Path] = []
     for path in paths:
-        inside = [] if _is_run(path) or not path.is_dir() else sorted(each for each in path.iterdir() if _is_run(each))
-        found += inside or [path]
+        below = [] if _is_run(path) or not path.is_dir() else [*path.iterdir(), *path.glob("*/seed-*")]
+        found += sorted(each for each in below if _is_run(each)) or [path]
     return found
 
 
@@ -92,11 +93,14 @@ def _is_run(folder: Path) -> bool:
 
 
 def read_run(folder: Path) -> Run | str:
-    """The run in `folder`, or a sentence on an unfinished one. Raises RunError for anything else."""
+    """The run in `folder`, or a sentence on an unfinished one. Raises WrongRunError for anything else, RunError for a
+    damaged one."""
     name = "/".join(folder.resolve().parts[-2:])
     if not (folder / "run.json").exists() and not (folder / "config.json").exists():
         found = "no run.json" if folder.is_dir() else "no such folder"
-        raise RunError(where=str(folder), found=found, wanted="a run folder", fix="give the --out of `bird distill`")
+        raise WrongRunError(
+            where=str(folder), found=found, wanted="a run folder", fix="give the --out of `bird distill`"
+        )
     info = _read(folder / "run.json") if (folder / "run.json").exists() else {}
     curve_file = folder / "curve.jsonl"
     curve = [_parse(curve_file, line) for line in curve_file.read_bytes().splitlines()] if curve_file.exists() else []

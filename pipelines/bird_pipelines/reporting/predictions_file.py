@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from bird.datasets.reading import need_commas
 from bird.errors import DataError, UsageError, unknown_name
 
 __all__ = ["Predictions", "read_predictions"]
@@ -56,6 +57,7 @@ def read_predictions(
     Raises UsageError for a column that is not there or has two roles, DataError for a file or a value that does not fit.
     """
     whole = _whole(path)
+    need_commas(path, whole.column_names)
     prediction = _column_of_predictions(path, whole.column_names, [label, *group, *scores], prediction, bool(scores))
     table = _columns(path, whole, [label, *group, *([prediction] if prediction else []), *scores])
     class_names, labels = _codes(path, label, table[label])
@@ -126,6 +128,8 @@ def _columns(path: Path, found: Any, wanted: Sequence[str]) -> dict[str, NDArray
     """The columns, as numpy arrays without a missing value."""
     import pyarrow as pa
 
+    if twice := sorted({name for name in wanted if found.column_names.count(name) > 1}):
+        raise _bad(path, f"several columns {twice[0]!r}", "each column once", "rename or remove all but one")
     for name in wanted:
         if name not in found.column_names:
             raise unknown_name(f"column of {path}", name, found.column_names, "name the columns that the file has")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bird.errors import RunError
-from bird_cache.files import replace, storage_error
+from bird.errors import WrongRunError
+from bird_cache.files import make_room_for, replace
 from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS
 from bird_pipelines.reporting.details import detail_of, groups_of, sources_of, versions_of
 from bird_pipelines.reporting.effects import ENOUGH_SEEDS, effects_of
@@ -23,28 +23,24 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str = "BIRD report",
     """Write the page on `runs` to `out`, whole or not at all, and return `out`. The same runs give the same bytes.
 
     A folder of run folders stands for those. `against` names the method, or the configuration, that the others are
-    compared with: by default the baseline, else the first. A run that is not finished is listed as such. Raises RunError for
-    a path that is no run folder, a damaged one, or if no run is finished; UsageError for an unknown `against`; StorageError
-    if `out` cannot be written.
+    compared with: by default the baseline, else the first. A run that is not finished is listed as such. Raises
+    WrongRunError for a path that is no run folder or if no run is finished, RunError for a damaged run; UsageError for an
+    unknown `against`; StorageError if `out` cannot be written.
     """
     loaded = [read_run(folder) for folder in folders_of_runs(runs)]
     finished = [run for run in loaded if isinstance(run, Run)]
     unfinished = [run for run in loaded if isinstance(run, str)]
     if not finished:
         found = f"none that is finished ({'; '.join(unfinished) or 'none given'})"
-        raise RunError(
+        raise WrongRunError(
             where="report",
             found=found,
             wanted="at least one finished run",
             fix="finish one with `bird distill`",
         )
     configurations, repeated = group(finished)
-    page = render(title, configurations, unfinished, repeated, against)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(out.parent, error, 0) from None
-    replace(out, page.encode())
+    make_room_for(out)
+    replace(out, render(title, configurations, unfinished, repeated, against).encode())
     return out
 
 

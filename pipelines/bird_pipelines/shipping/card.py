@@ -64,7 +64,7 @@ def _what(about: Mapping[str, Any]) -> str:
         f"- classes, in the order of the logits: {', '.join(about['class_names'])}",
         f"- groups that it was judged by: {', '.join(about['group_names'])}. It does not read the group.",
         f"- data set: {run['dataset']}, {_settings(run['dataset_settings'])}rows {_named(run['rows'])}",
-        f"- method: {run['method']}, {run['epochs']} epochs, seed {run['seed']}",
+        f"- method: {run['method']}, {run['epochs']} epoch{'s' * (run['epochs'] != 1)}, seed {run['seed']}",
         f"- teacher: {run['teacher'] or 'none'}",
         f"- fingerprint of the cache that it learned from: {about['cache_fingerprint'] or 'none'}",
     ]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bird.errors import RunError, UsageError, unknown_name
+from bird.errors import RunError, UsageError, WrongRunError, unknown_name
 from bird.students import Student, input_recipe
 from bird_pipelines import runs
 from bird_pipelines.distilling.data import RunData
@@ -57,9 +57,9 @@ def export(
     student: `bird_pipelines.shipping.check` says what is accepted. `data_root` and `cache` say where these are, if moved;
     `student` is the module of a student of the user's own, `dataset` a data set of theirs.
 
-    Raises UsageError for an unknown or impossible format, a missing library or an `out` that is in use; RunError for an
-    unfinished run, for one without test rows, and for a file that drifts from its student, unless `allow_drift`: then
-    nothing is left of it. Raises as `evaluate` does for missing data.
+    Raises UsageError for an unknown or impossible format, a missing library or an `out` that is in use; WrongRunError for
+    an unfinished run and for one without test rows; RunError for a file that drifts from its student, unless
+    `allow_drift`: then nothing is left of it. Raises as `evaluate` does for missing data.
     """
     kind = _format(to, precision)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -68,7 +68,7 @@ def export(
     trained, data, _ = open_run(run, data_root=data_root, cache=cache, student=student, dataset=dataset)
     tested = check_rows(data, rows)
     if not len(tested):
-        raise RunError(
+        raise WrongRunError(
             where=f"run {run}",
             found="no test rows",
             wanted="test rows: an exported file is checked on them",
@@ -106,11 +106,11 @@ def _format(to: str, precision: str) -> Format:
 
 
 def _finished(run: Path) -> dict[str, Any]:
-    """run.json. Raises RunError where it is not there."""
+    """run.json. Raises WrongRunError where it is not there."""
     if not (run / "run.json").exists():
         found = "an unfinished run" if (run / "config.json").exists() else "no run folder"
         fix = "run the command that made it again: it resumes" if found.startswith("an") else runs.instead_of(run)
-        raise RunError(where=str(run), found=found, wanted="a finished run", fix=fix)
+        raise WrongRunError(where=str(run), found=found, wanted="a finished run", fix=fix)
     return runs.read_json(run / "run.json")
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bird.datasets.reading import need_commas
 from bird.errors import DataError
 
 __all__ = ["Picture", "not_taken", "pictures"]
@@ -60,6 +61,7 @@ def _from_csv(table: Path) -> Iterator[Picture]:
         with table.open(encoding="utf-8-sig", newline="") as text:
             rows = csv.DictReader(text, strict=True)
             names = rows.fieldnames or []
+            need_commas(table, names)
             if "path" not in names:
                 raise _refuse(str(table), f"columns {', '.join(map(repr, names))}", "a column path, and perhaps id")
             for row in rows:

@@ -22,7 +22,7 @@ from bird.errors import DataError, ImageError, UsageError, unknown_name
 from bird.images import WHITE, decode_image
 from bird.student_views import center_view, unit_range
 from bird.students import named_student
-from bird_cache.files import replace
+from bird_cache.files import make_room_for, replace
 from bird_pipelines.prefetch import in_order
 from bird_pipelines.progress import progress
 from bird_pipelines.runs import read_json
@@ -69,6 +69,7 @@ def predict(
         raise unknown_name("--out", out.name, SUFFIXES, "end its name in one of these")
     found = pictures(inputs)
     opened = open_model(model, student)
+    make_room_for(out)
     ids: list[str] = []
     failed: dict[str, str] = {}
     parts: list[Scores] = []
@@ -104,8 +105,8 @@ def predict(
 
 def open_model(folder: Path, student: object = None) -> Model:
     """A run folder, with the user's own `student` where it is one, or an export of ONNX. Raises UsageError for a student of
-    vectors, for one of the user's own that is not given and for other exports, RunError for what is no finished run and
-    for a file with another sha256 than student.json records."""
+    vectors, for one of the user's own that is not given and for other exports, WrongRunError for what is no finished run,
+    RunError for a file with another sha256 than student.json records."""
     about = read_json(folder / "student.json")
     recipe = about.get("input") or {}
     if recipe.get("kind") == "features":

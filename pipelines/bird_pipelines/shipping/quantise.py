@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from bird.errors import RunError
+from bird.errors import UsageError
 from bird_pipelines.distilling.data import RunData
 
 __all__ = ["Quantiser", "calibration_rows", "quantised_share", "static_int8"]
@@ -21,13 +21,13 @@ Quantiser = Callable[[Path, Path, Iterable[NDArray[np.float32]]], None]
 
 def calibration_rows(data: RunData, count: int, seed: int = 0) -> NDArray[np.int64]:
     """At most `count` meta rows: an even share of each (class, group) cell, or what it has if that is less, chosen by
-    `seed`. Raises RunError where there is none: a graph that is calibrated on nothing answers with chance."""
+    `seed`. Raises UsageError where there is none: a graph that is calibrated on nothing answers with chance."""
     meta, rng = data.rows("meta"), np.random.default_rng(seed)
     cells = data.table.labels[meta] * len(data.group_names) + data.table.groups[meta]
     inside = [meta[cells == cell] for cell in np.unique(cells)]
     each = count // max(len(inside), 1)
     if not inside or each < 1:
-        raise RunError(
+        raise UsageError(
             where="--precision int8",
             found=f"{len(meta)} meta rows in {len(inside)} cells, and {count} rows to calibrate on",
             wanted="a meta row of each cell, or more",

@@ -91,7 +91,7 @@ def _predicted(configs: Sequence[RunConfig]) -> dict[int, Predicted]:
 
 def scores_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over the seeds of each score that exists, the floor of the mean-DEO, and the mark."""
-    metrics = {number: run["metrics"]["test"] for number, run in enumerate(runs)}
+    metrics = {run["config"]["seed"]: run["metrics"]["test"] for run in runs}
     values = {name: [each[name] for each in metrics.values() if each.get(name) is not None] for name in SCORES}
     floors = [each["deo_floor"]["mean"] for each in metrics.values() if each.get("mean_deo") is not None]
     return {

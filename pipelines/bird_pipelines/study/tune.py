@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bird.errors import RunError
+from bird.errors import WrongRunError
 from bird.measuring.paired import Predicted, compare
 from bird_cache.files import LOCKS, replace, write_lock
 from bird_cache.manifest import flatten
@@ -50,7 +50,7 @@ def tune(base: RunConfig, search: Search, train: Train = distill_many) -> dict[s
     """Choose the weights of `base.method` in the folder `base.out` and return what tune.json says. Resumes. The runs are
     made by `train`.
 
-    Raises UsageError for a method that has nothing to choose or a meta split that is too small, RunError if the folder
+    Raises UsageError for a method that has nothing to choose or a meta split that is too small, WrongRunError if the folder
     holds another study, or one whose test split has been opened and that should go on; whatever `distill_many` raises.
     """
     space = space_of(base)
@@ -80,14 +80,14 @@ def claim(base: RunConfig, search: Search) -> None:
         there, here = flatten(runs.read_json(path)), flatten(asked)
         for field in sorted({*there, *here}):
             if there.get(field) != here.get(field) and (field != "search.trials" or opened):
-                raise RunError(
+                raise WrongRunError(
                     where=f"study {base.place.out}",
                     found=f"{field} = {there.get(field)}" + (", and its test split has been opened" if opened else ""),
                     wanted=f"{field} = {here.get(field)}",
                     fix="choose another --out, or repeat the old settings to resume it",
                 )
     elif foreign := [entry.name for entry in base.place.out.iterdir() if entry.name not in LOCKS]:
-        raise RunError(
+        raise WrongRunError(
             where=f"study {base.place.out}",
             found=f"other files ({foreign[0]})",
             wanted="an empty folder",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bird.errors import RunError, UsageError
+from bird.errors import EmptyCellError, UsageError
 from bird.measuring.seeds import two_level_intervals
 from bird.methods.own import AROUND
 from bird_cache.order import raw
@@ -234,7 +234,7 @@ def judge(
         scores = [info["metrics"][CHOOSE] for info in infos[index * search.seeds : (index + 1) * search.seeds]]
         means[number] = summary_of(scores)
         if why := means[number].get("error"):
-            raise RunError(
+            raise EmptyCellError(
                 where=f"study {base.place.out}",
                 found=f"half of meta cannot be scored: {why}",
                 wanted="two classes, two groups, and at least two meta samples in every (class, group) cell",

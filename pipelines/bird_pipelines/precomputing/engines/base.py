@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 from bird_pipelines.config import Engine, PrecomputeConfig
 
-__all__ = ["Ended", "Order", "Workers", "portable"]
+__all__ = ["Ended", "Order", "Silence", "Workers", "portable"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,15 @@ class Ended(NamedTuple):
     """that the call took"""
 
 
+class Silence(NamedTuple):
+    """For how long a worker has given no sign. A sign is that it begins, has its teacher, is given shards, or has done a
+    batch."""
+
+    seconds: float
+    worked: bool
+    """whether it has done a batch; before that it loads its teacher"""
+
+
 class Workers(ABC):
     """The workers of one engine. As a context it ends them all, whatever they are doing: what is committed stays."""
 
@@ -70,8 +79,14 @@ class Workers(ABC):
         """For how many seconds a worker has been at a call; 0 while the call waits for one."""
 
     @abstractmethod
-    def give_up(self, call: int) -> None:
-        """End the worker of a call that takes too long, and put another in its place. The call is reported no more."""
+    def silences(self) -> dict[int, Silence]:
+        """The silence of each worker that loads its teacher or is at a call, by its number. A worker that has not begun,
+        because it waits for a place in a cluster, has none."""
+
+    @abstractmethod
+    def give_up(self, worker: int) -> int | None:
+        """End a worker, whatever it is doing, and put another in its place. The call that it was at, if any: it is reported
+        no more."""
 
     @abstractmethod
     def close(self) -> None:

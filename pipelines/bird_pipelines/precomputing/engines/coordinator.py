@@ -29,8 +29,8 @@ SEEN_SECONDS = 30.0
 TOLD_SECONDS = 30.0
 SLOW = 3.0
 """a shard that takes so many medians is given to a second worker, once half of all shards are done"""
-SILENT, SILENT_SECONDS = 10.0, 60.0
-"""a call that takes so many medians, and at least so long, is given up: nobody notices a worker that hangs"""
+READY_SECONDS, SILENT_SECONDS = 1800.0, 600.0
+"""a worker that gives no sign for so long, before and after its first batch, is replaced: nobody else sees it hang"""
 TRIES = 3
 
 
@@ -122,13 +122,15 @@ class Coordinator:
             return
         first = left[0] if left else None  # the one that it was at; None: it had not begun
         self.failed[first] += 1
-        if self.failed[first] >= TRIES and (left or not self.seconds):
+        if self.failed[first] >= TRIES and (left or not self.calls):
             raise RunError(
                 where="a worker that ends before it has begun" if first is None else self.named(first),
                 found=f"{TRIES} failures, the last one: {reason}",
                 wanted="a worker" if first is None else "a shard that is written",
                 fix="see to that; the same command goes on from all that is committed",
             )
+        what, then = ("a worker", "another starts") if first is None else (self.named(first), "it is tried again")
+        tell(f"note: {what}: {reason[:200]}; {then}")
         elsewhere = {shard for other in self.calls.values() for shard in other}
         self.waiting.extendleft(shard for shard in reversed(left) if shard not in elsewhere)
 
@@ -153,6 +155,7 @@ class Coordinator:
         if receipt is None:
             return False
         self.left.pop(shard, None)
+        del self.failed[None]  # workers do begin
         self.claimed.pop(shard, None)
         self.advance(receipt.stop - receipt.start)
         self.undecodable |= receipt.failed
@@ -160,14 +163,15 @@ class Coordinator:
         return True
 
     def give_up_the_silent(self) -> None:
-        """End workers of which nothing has been heard for long."""
-        if not self.seconds:
-            return
-        most = max(SILENT_SECONDS, SILENT * self.median)
-        for call in [*self.calls]:
-            if self.age(call) > most:
-                self.workers.give_up(call)
-                self.failure(self.calls.pop(call), f"no answer in {most:.0f} s a shard")
+        """Replace workers of which nothing has been heard for long."""
+        for worker, silence in self.workers.silences().items():
+            most = SILENT_SECONDS if silence.worked else READY_SECONDS
+            if silence.seconds > most:
+                call = self.workers.give_up(worker)
+                at = "its next batch" if silence.worked else "its teacher and its first batch"
+                self.failure(
+                    () if call is None else self.calls.pop(call), f"no sign in {most:,.0f} s from a worker at {at}"
+                )
 
     def named(self, shard: int) -> str:
         """A shard in words."""

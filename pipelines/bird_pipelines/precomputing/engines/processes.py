@@ -16,21 +16,25 @@ from multiprocessing.process import BaseProcess
 from typing import final
 
 from bird_pipelines.config import Engine
-from bird_pipelines.precomputing.engines.base import Ended, Order, Workers, portable
+from bird_pipelines.precomputing.engines.base import Ended, Order, Silence, Workers, portable
 from bird_pipelines.progress import Interrupted
 
 __all__ = ["Processes"]
 
 END_SECONDS = 10.0
 """between asking a process to stop, which it does after a batch, and killing it"""
+SIGN = "a batch is done"
 
 
 @dataclass
 class Child:
-    """A process and the pipe to it. `call` is what it is doing."""
+    """A process and the pipe to it. `call` is what it is doing; `heard` is when it gave a sign, `worked` whether it has done
+    a batch."""
 
     process: BaseProcess
     pipe: Connection
+    heard: float
+    worked: bool = False
     ready: bool = False
     call: int | None = None
     began: float = 0.0
@@ -56,7 +60,7 @@ class Processes(Workers):
         process = context.Process(target=serve, args=(self.order, number, threads, there), daemon=True)
         process.start()
         there.close()
-        return Child(process, here)
+        return Child(process, here, time.monotonic())
 
     def free(self) -> int:
         """See Workers.free."""
@@ -67,6 +71,7 @@ class Processes(Workers):
         child = next(child for child in self.children if child.ready and child.call is None)
         self.calls += 1
         child.call, child.began = self.calls, time.monotonic()
+        child.heard = child.began
         with contextlib.suppress(OSError):  # it has died: `wait` says so
             child.pipe.send([*shards])
         return child.call
@@ -85,7 +90,10 @@ class Processes(Workers):
                 ended.append(Ended(child.call, lost=f"a process that ended with code {child.process.exitcode}"))
                 self.children[number] = self.start(number)
                 continue
-            if child.ready:
+            child.heard = time.monotonic()
+            if said == SIGN:
+                child.worked = True
+            elif child.ready:
                 ended.append(Ended(child.call, said, seconds=time.monotonic() - child.began))
                 child.call = None
             elif said is None:
@@ -100,11 +108,21 @@ class Processes(Workers):
         """See Workers.age."""
         return time.monotonic() - next(child.began for child in self.children if child.call == call)
 
-    def give_up(self, call: int) -> None:
+    def silences(self) -> dict[int, Silence]:
+        """See Workers.silences."""
+        now = time.monotonic()
+        return {
+            number: Silence(now - child.heard, child.worked)
+            for number, child in enumerate(self.children)
+            if child.call is not None or not child.ready
+        }
+
+    def give_up(self, worker: int) -> int | None:
         """See Workers.give_up."""
-        number = next(number for number, child in enumerate(self.children) if child.call == call)
-        self.end([self.children[number]], 0.0)
-        self.children[number] = self.start(number)
+        child = self.children[worker]
+        self.end([child], 0.0)
+        self.children[worker] = self.start(worker)
+        return child.call
 
     def close(self) -> None:
         """See Workers.close."""
@@ -145,7 +163,7 @@ def serve(order: Order, number: int, threads: int, pipe: Connection) -> None:
 
     with contextlib.suppress(Interrupted, BrokenPipeError):
         try:
-            worker = Worker(order, number=number, threads=threads)
+            worker = Worker(order, number=number, threads=threads, sign=lambda: pipe.send(SIGN))
         except Exception as error:
             pipe.send(portable(error))
             return

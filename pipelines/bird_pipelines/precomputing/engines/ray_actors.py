@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,23 +12,28 @@ from typing import Any, final
 
 from bird.errors import UsageError
 from bird_pipelines.config import Engine
-from bird_pipelines.precomputing.engines.base import Ended, Order, Workers, portable
+from bird_pipelines.precomputing.engines.base import Ended, Order, Silence, Workers, portable
 from bird_pipelines.ray_cluster import ray_cluster, require_ray
 
 __all__ = ["RayActors"]
+
+PULSE = "pulse"
+PULSE_SECONDS = 5.0
+"""between two looks how many signs an actor has given"""
 
 
 class RemoteWorker:
     """What runs in an actor. Its errors are values: Ray would wrap what is raised."""
 
     worker: Any = None
+    signs = 0
 
     def open(self, order: Order, number: int, threads: int) -> Exception | None:
         """Open the cache, the data set and the teacher."""
         try:
             from bird_pipelines.precomputing.engines.worker import Worker
 
-            self.worker = Worker(order, number=number, threads=threads)
+            self.worker = Worker(order, number=number, threads=threads, sign=self.sign)
         except Exception as error:
             return portable(error)
         return None
@@ -37,17 +42,26 @@ class RemoteWorker:
         """See `Worker.answer`."""
         return self.worker.answer(shards)  # type: ignore[no-any-return]
 
-    def place(self) -> tuple[str, int]:
-        """Host and process."""
-        return socket.gethostname(), os.getpid()
+    def sign(self) -> None:
+        """A batch is done."""
+        self.signs += 1
+
+    def pulse(self) -> int:
+        """How many signs there were. It is answered by a thread of its own, beside the work."""
+        return self.signs
 
 
 @dataclass
 class Actor:
-    """An actor, and the answer that it owes. `call` is what it is doing; while it opens its teacher it is not `ready`."""
+    """An actor, and the answer that it owes. `call` is what it is doing; while it opens its teacher it is not `ready`.
+    `heard` is when it gave a sign; None: it waits for a place in the cluster."""
 
     handle: Any
     owes: Any
+    pulse: Any
+    asked: float
+    heard: float | None = None
+    signs: int = 0
     ready: bool = False
     call: int | None = None
     began: float = 0.0
@@ -84,9 +98,10 @@ class RayActors(Workers):
     def start(self, number: int) -> Actor:
         """A new actor, which opens its teacher."""
         # The coordinator replaces what is lost. Ray would repeat a call without asking what is committed.
-        kind = self.ray.remote(max_restarts=0, max_task_retries=0, **self.needs)(RemoteWorker)
-        handle = kind.remote()
-        return Actor(handle, handle.open.remote(self.order, number, self.threads))
+        never = {"max_restarts": 0, "max_task_retries": 0}
+        handle = self.ray.remote(**never, concurrency_groups={PULSE: 1}, **self.needs)(RemoteWorker).remote()
+        owes = handle.open.remote(self.order, number, self.threads)
+        return Actor(handle, owes, pulse_of(handle), time.monotonic())
 
     def free(self) -> int:
         """See Workers.free."""
@@ -97,11 +112,13 @@ class RayActors(Workers):
         actor = next(actor for actor in self.actors if actor.owes is None)
         self.calls += 1
         actor.call, actor.began = self.calls, time.monotonic()
+        actor.heard = actor.began
         actor.owes = actor.handle.write_shards.remote([*shards])
         return actor.call
 
     def wait(self, seconds: float) -> list[Ended]:
         """See Workers.wait."""
+        self.feel_pulses()
         owed = [actor.owes for actor in self.actors if actor.owes is not None]
         if not owed:
             time.sleep(seconds)
@@ -119,12 +136,27 @@ class RayActors(Workers):
                 ended.append(Ended(call, lost=" ".join(str(error).split())[:400]))
                 self.replace(number)
                 continue
-            actor.owes, actor.call, actor.ready = None, None, True
+            actor.owes, actor.call, actor.ready, actor.heard = None, None, True, time.monotonic()
             if not was_ready and said is not None:
                 self.replace(number)
             if was_ready or said is not None:
                 ended.append(Ended(call, said, seconds=time.monotonic() - actor.began))
         return ended
+
+    def feel_pulses(self) -> None:
+        """Which actors have begun, and which have done a batch since the last look."""
+        now = time.monotonic()
+        asked = [actor.pulse for actor in self.actors if actor.pulse is not None]
+        answered = {*self.ray.wait(asked, num_returns=len(asked), timeout=0)[0]} if asked else ()
+        for actor in self.actors:
+            if actor.pulse is None and now - actor.asked > PULSE_SECONDS:
+                actor.pulse, actor.asked = pulse_of(actor.handle), now
+            elif actor.pulse in answered:
+                with contextlib.suppress(Exception):  # it is lost: the call that it owes says so
+                    signs = self.ray.get(actor.pulse)
+                    if actor.heard is None or signs != actor.signs:
+                        actor.heard, actor.signs = now, signs
+                actor.pulse = None
 
     def replace(self, number: int) -> None:
         """Another actor in the place of one."""
@@ -135,9 +167,20 @@ class RayActors(Workers):
         """See Workers.age."""
         return time.monotonic() - next(actor.began for actor in self.actors if actor.call == call)
 
-    def give_up(self, call: int) -> None:
+    def silences(self) -> dict[int, Silence]:
+        """See Workers.silences."""
+        now = time.monotonic()
+        return {
+            number: Silence(now - actor.heard, actor.signs > 0)
+            for number, actor in enumerate(self.actors)
+            if actor.owes is not None and actor.heard is not None
+        }
+
+    def give_up(self, worker: int) -> int | None:
         """See Workers.give_up."""
-        self.replace(next(number for number, actor in enumerate(self.actors) if actor.call == call))
+        call = self.actors[worker].call
+        self.replace(worker)
+        return call
 
     def waits_for(self) -> str:
         """See Workers.waits_for."""
@@ -148,6 +191,11 @@ class RayActors(Workers):
         for actor in self.actors:
             self.ray.kill(actor.handle)
         self.stack.close()
+
+
+def pulse_of(handle: Any) -> Any:
+    """Ask an actor for its pulse."""
+    return handle.pulse.options(concurrency_group=PULSE).remote()
 
 
 def no_room(there: dict[str, float], needs: dict[str, float]) -> UsageError:

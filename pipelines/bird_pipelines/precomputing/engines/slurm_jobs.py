@@ -18,7 +18,7 @@ from typing import Any, final
 
 from bird.errors import RunError, UsageError
 from bird_pipelines.config import Engine
-from bird_pipelines.precomputing.engines.base import Ended, Order, Workers, portable
+from bird_pipelines.precomputing.engines.base import Ended, Order, Silence, Workers, portable
 
 __all__ = ["SlurmJobs"]
 
@@ -32,11 +32,13 @@ MINUTES = 240
 
 @dataclass
 class Job:
-    """A job of submitit, since when it runs, and since when it is no more in the queue."""
+    """A job of submitit: since when it runs, since when it is no more in the queue, and when its log was seen to grow."""
 
     job: Any
     began: float | None = None
     gone: float | None = None
+    heard: float = 0.0
+    logged: int = 0
 
 
 @final
@@ -100,15 +102,24 @@ class SlurmJobs(Workers):
             state = states.get(job.job.job_id)
             job.began = job.began or (now if state == "R" else None)
             job.gone = None if state else job.gone or now
+            if (logged := size_of_log(job)) != job.logged:
+                job.heard, job.logged = now, logged
 
     def age(self, call: int) -> float:
         """See Workers.age."""
         began = self.jobs[call].began
         return 0.0 if began is None else time.monotonic() - began
 
-    def give_up(self, call: int) -> None:
+    def silences(self) -> dict[int, Silence]:
+        """See Workers.silences. A job is one call, and its number is the call's. Whether it has its teacher is not known."""
+        now = time.monotonic()
+        running = {number: max(job.began, job.heard) for number, job in self.jobs.items() if job.began is not None}
+        return {number: Silence(now - heard, worked=False) for number, heard in running.items()}
+
+    def give_up(self, worker: int) -> int | None:
         """See Workers.give_up."""
-        self.jobs.pop(call).job.cancel(check=False)
+        self.jobs.pop(worker).job.cancel(check=False)
+        return worker
 
     def waits_for(self) -> str:
         """See Workers.waits_for."""
@@ -121,13 +132,21 @@ class SlurmJobs(Workers):
 
 
 def write_shards(order: Order, shards: Sequence[int], threads: int) -> Exception | None:
-    """What a job does. Its error is a value: submitit would keep only the traceback."""
+    """What a job does. Its error is a value: submitit would keep only the traceback. Its log grows while it works."""
     try:
         from bird_pipelines.precomputing.engines.worker import Worker
 
-        return Worker(order, threads=threads).answer(shards)
+        return Worker(order, threads=threads, sign=lambda: print("a batch is done", flush=True)).answer(shards)
     except Exception as error:
         return portable(error)
+
+
+def size_of_log(job: Job) -> int:
+    """Bytes of a job's log: a worker adds to it when a batch is done."""
+    try:
+        return int(job.job.paths.stdout.stat().st_size)
+    except OSError:
+        return 0
 
 
 def ended_of(number: int, job: Job) -> Ended | None:

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import final
@@ -29,13 +30,19 @@ from bird_pipelines.progress import Interrupted
 
 __all__ = ["Worker"]
 
+SIGN_SECONDS = 2.0
+"""between two signs of life, at least"""
+
 
 @final
 class Worker:
     """One of many writers of a cache that a coordinator began."""
 
-    def __init__(self, order: Order, *, number: int = 0, threads: int = 1) -> None:
-        """Open the cache, the data set and the teacher; worker `number` of a machine takes one of its GPUs.
+    def __init__(
+        self, order: Order, *, number: int = 0, threads: int = 1, sign: Callable[[], None] = lambda: None
+    ) -> None:
+        """Open the cache, the data set and the teacher; worker `number` of a machine takes one of its GPUs. `sign` is called
+        now and then when a batch is done, so that who waits knows that the worker is alive.
 
         Raises StorageError where this host does not see the cache, StaleCacheError where its teacher is not the plan's,
         and what the teacher and the data set raise.
@@ -54,8 +61,8 @@ class Worker:
                 plan, samples, update = self.writer.plan, self.writer.samples, config.stored.update
                 earlier = None if update is None else Earlier(update, plan, samples)
         except (BirdError, CacheError) as error:
-            where = f"worker on {socket.gethostname()}, {error.where}"
-            raise type(error)(where=where, found=error.found, wanted=error.wanted, fix=error.fix) from error
+            raise of_this_host(error) from error
+        self.sign, self.signed = sign, 0.0
         self.batches = Batches(teacher, data, samples, plan, earlier)
 
     def write_shards(self, shards: Sequence[int], stop: Callable[[], bool] = lambda: False) -> None:
@@ -67,7 +74,13 @@ class Worker:
         work = self.order.config.work
         jobs = plan_jobs(self.writer.plan, left, work.batch_size)
         threads = work.workers or usual_workers()
-        run_jobs(self.batches, jobs, self.writer, threads, self.order.max_failed, lambda *_: None, stop)
+        run_jobs(self.batches, jobs, self.writer, threads, self.order.max_failed, self.done, stop)
+
+    def done(self, *_: object) -> None:
+        """A batch is done: give a sign."""
+        if (now := time.monotonic()) - self.signed >= SIGN_SECONDS:
+            self.signed = now
+            self.sign()
 
     def answer(self, shards: Sequence[int], stop: Callable[[], bool] = lambda: False) -> Exception | None:
         """`write_shards` with its error as a value: so every engine brings it home as it is. Raises Interrupted."""
@@ -75,9 +88,17 @@ class Worker:
             self.write_shards(shards, stop)
         except Interrupted:
             raise
+        except (BirdError, CacheError) as error:
+            return of_this_host(error)
         except Exception as error:
             return portable(error)
         return None
+
+
+def of_this_host(error: BirdError | CacheError) -> BirdError | CacheError:
+    """The same error, which says on which machine it happened: a disk may be full on one of many."""
+    where = f"worker on {socket.gethostname()}, {error.where}"
+    return type(error)(where=where, found=error.found, wanted=error.wanted, fix=error.fix)
 
 
 def on_gpu(config: PrecomputeConfig, number: int) -> PrecomputeConfig:
