@@ -11,6 +11,7 @@
     ├── RunError                  1   a run that is damaged or failed
     │   └── WrongRunError         2   a folder that is no run, or not the one that is asked for
     ├── DivergedError             1   a student that training made answer with NaN or infinite numbers
+    ├── HubError                  1   a hub of models that does not answer, or that refuses what was sent
     ├── LostRankError             1   another process of the same training run that ended or does not answer
     └── OutOfMemoryError          1   the work does not fit into the memory of the device
 
@@ -29,6 +30,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "EmptyCellError",
+    "HubError",
     "ImageError",
     "LostRankError",
     "MissingWeightsError",
@@ -104,6 +106,10 @@ class WrongRunError(RunError):
 
 class DivergedError(BirdError):
     """A student that training made answer with NaN or infinite numbers."""
+
+
+class HubError(BirdError):
+    """A hub of models that does not answer, or that refuses what was sent."""
 
 
 class LostRankError(BirdError):

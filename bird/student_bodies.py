@@ -34,6 +34,7 @@ __all__ = [
     "known_timm",
     "own_body",
     "own_student",
+    "timm_arguments",
     "timm_body",
     "two_of",
 ]
@@ -50,7 +51,8 @@ Three = tuple[float, ...]
 
 class Body(NamedTuple):
     """A network, the width of its features, its last layer (None: it answers with features and logits by itself) and what
-    that layer is called in the network's own weights; its stages, if they are known; the normalisation of its pixels."""
+    that layer is called in the network's own weights; its stages, if they are known; the normalisation of its pixels; and
+    what made it was called with (None: nothing was called, the module was given)."""
 
     module: nn.Module
     dim: int
@@ -59,6 +61,7 @@ class Body(NamedTuple):
     stages: tuple[str, ...] = ()
     mean: Three = IMAGENET_MEAN
     std: Three = IMAGENET_STD
+    called_with: Mapping[str, int] | None = None
 
 
 def known_timm(name: str) -> str:
@@ -79,12 +82,10 @@ def timm_body(name: str, classes: int, image_size: int, *, pretrained: bool = Fa
     """
     import timm
 
-    architecture = known_timm(name)
+    architecture, given = timm_arguments(known_timm(name), 0, image_size)
     config: Any = timm.get_pretrained_cfg(architecture.partition(".")[0])
-    # A transformer's positions are laid out for one size; the others would not know what to do with the option.
-    sized = {"img_size": image_size} if getattr(config, "fixed_input_size", False) else {}
     try:
-        module = timm.create_model(architecture, pretrained=pretrained, num_classes=0, **sized)
+        module = timm.create_model(architecture, pretrained=pretrained, **given)
         features = _answer(module, image_size)
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         raise UsageError(
@@ -113,13 +114,24 @@ def timm_body(name: str, classes: int, image_size: int, *, pretrained: bool = Fa
     )
 
 
+def timm_arguments(name: str, classes: int, image_size: int) -> tuple[str, dict[str, int]]:
+    """What `timm.create_model` takes for `timm:NAME`: the architecture, and options by name."""
+    import timm
+
+    architecture = name.removeprefix(TIMM)
+    config: Any = timm.get_pretrained_cfg(architecture.partition(".")[0])
+    # A transformer's positions are laid out for one size; the others would not know what to do with the option.
+    sized = {"img_size": image_size} if getattr(config, "fixed_input_size", False) else {}
+    return architecture, {"num_classes": classes, **sized}
+
+
 def own_body(part: Part, classes: int, image_size: int) -> Body:
     """The module of `part`: a copy of it, or what it makes when it is called with `classes` and `image_size`, as far as its
     signature takes them. It is asked about a batch of two.
 
     Raises UsageError for what is no module, for a failure of its own, and for an answer of another shape.
     """
-    module = _made(part, {"classes": classes, "image_size": image_size})
+    module, told = _made(part, {"classes": classes, "image_size": image_size})
     if not any(weight.requires_grad for weight in module.parameters()):
         raise UsageError(
             where=part.where,
@@ -132,14 +144,16 @@ def own_body(part: Part, classes: int, image_size: int) -> Body:
     answer, layers = _heard(part, module, image_size)
     if isinstance(answer, Tensor):
         _require_shapes(part, {"logits": answer}, classes, image_size)
-        return _split(part, module, answer, layers, image_size)._replace(stages=stages, mean=mean, std=std)
+        return _split(part, module, answer, layers, image_size)._replace(
+            stages=stages, mean=mean, std=std, called_with=told
+        )
     try:
         features, logits = two_of(answer)
     except (TypeError, ValueError, KeyError):
         many = f" with {len(answer)} parts" if isinstance(answer, tuple | list) else ""
         raise _other_answer(part, f"an answer of type {type(answer).__name__}{many}", classes) from None
     _require_shapes(part, {"features": features, "logits": logits}, classes, image_size)
-    return Body(module, features.shape[1], None, "", stages, mean, std)
+    return Body(module, features.shape[1], None, "", stages, mean, std, told)
 
 
 def own_student(given: object, known: Iterable[str]) -> Part:
@@ -165,10 +179,11 @@ def two_of(answer: Any) -> tuple[Tensor, Tensor]:
     return features, logits
 
 
-def _made(part: Part, given: Mapping[str, int]) -> nn.Module:
+def _made(part: Part, given: Mapping[str, int]) -> tuple[nn.Module, Mapping[str, int] | None]:
+    """The module, and what it was made with."""
     value = part.value
     if isinstance(value, nn.Module):
-        return copy.deepcopy(value)
+        return copy.deepcopy(value), None
     told = _taken(value, given)
     try:
         made = value(**told)
@@ -182,7 +197,7 @@ def _made(part: Part, given: Mapping[str, int]) -> nn.Module:
         ) from error
     if not isinstance(made, nn.Module):
         raise wrong_part(part, f"{WANTED}; this one made an object of {type(made).__name__}")
-    return made
+    return made, told
 
 
 def _taken(value: Callable[..., Any], given: Mapping[str, int]) -> dict[str, int]:

@@ -120,7 +120,7 @@ def _of_body(
         head_name=body.head_name,
         stages=body.stages,
     )
-    student.own = None if part is None else part.record()
+    student.own = None if part is None else {**part.record(), "called_with": body.called_with}
     return student
 
 
@@ -133,10 +133,11 @@ def torchvision_name(student: Student) -> str | None:
 
 
 def plain_weights(student: Student) -> dict[str, Tensor]:
-    """The state dict of `torchvision_name(student)`. The normalisation is not in it."""
+    """The state dict of the network itself, in its own names: torchvision's (`torchvision_name`), timm's, or a module
+    of the user's own. The normalisation is not in it."""
     state = student.state_dict()
     weights = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
-    return weights | {f"fc.{name}": value for name, value in student.head.state_dict().items()}
+    return weights | {f"{student.head_name}.{name}": value for name, value in student.head.state_dict().items()}
 
 
 def _our_weights(plain: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Tensor]:

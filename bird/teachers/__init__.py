@@ -214,7 +214,8 @@ def _known(spec: str) -> TeacherKind:
     name, colon, rest = spec.partition(":")
     found = TEACHERS.get(f"{name}{colon}")
     if found is None or (found.spec is None and not rest):
-        close = nearest(spec, TEACHERS) or nearest(f"{name}:", TEACHERS)
+        names = [*TEACHERS, *registered("teacher")]
+        close = nearest(spec, names) or nearest(f"{name}:", TEACHERS)
         if spec.endswith(".onnx"):
             close = [f"onnx:{spec}"]
         elif spec.rstrip(":").endswith(".py"):
@@ -222,7 +223,7 @@ def _known(spec: str) -> TeacherKind:
         raise UsageError(
             where="--teacher",
             found=repr(spec),
-            wanted=f"one of {', '.join(TEACHERS)}; or {FORMS}",
+            wanted=f"one of {', '.join(names)}; or {FORMS}",
             fix=f"did you mean {close[0]}?" if close else "see `bird list teachers`",
         )
     return found

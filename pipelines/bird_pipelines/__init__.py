@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bird_pipelines.runs import Run
 
-__all__ = ["audit", "distill", "evaluate", "export", "open_run", "precompute", "predict", "report", "tune"]
+__all__ = ["audit", "distill", "evaluate", "export", "open_run", "precompute", "predict", "push", "report", "tune"]
 
 
 def precompute(
@@ -222,6 +222,21 @@ def predict(
 
     paths = [inputs] if isinstance(inputs, str | Path) else inputs
     return ask(Path(model), [Path(each) for each in paths], Path(out), **options)
+
+
+def push(export: str | Path, repository: str, *, public: bool = False, revision: str | None = None) -> dict[str, Any]:
+    """`bird push` from Python: send an export folder to the model repository OWNER/NAME of a hub, in one commit. Returns
+    where it is now. The repository is made if there is none, private unless `public`; `revision` is a branch.
+
+    It needs a token of huggingface_hub (`hf auth login`, HF_TOKEN). Raises UsageError for what is no export, for a name or
+    a token that is missing, and for a repository that everybody can read unless `public`; HubError of bird.errors for a
+    hub that does not answer, or that refuses.
+
+        bird_pipelines.push("out/onnx", "me/my-student")["url"]
+    """
+    from bird_pipelines.shipping.push import push as send
+
+    return send(Path(export), repository, public=public, revision=revision)
 
 
 def open_run(folder: str | Path) -> Run:

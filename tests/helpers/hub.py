@@ -19,7 +19,7 @@ class Hub:
     named in `cut` ends after so many bytes, once; one named in `hold` sends so many and then waits, until it is let go."""
 
     def __init__(self):
-        self.commits, self.heads, self.log, self.cut, self.hold = {}, {}, [], {}, {}
+        self.commits, self.heads, self.private, self.log, self.cut, self.hold = {}, {}, {}, [], {}, {}
         self.held, self.go_on = threading.Event(), threading.Event()
 
     def __enter__(self):
@@ -38,8 +38,20 @@ class Hub:
                 hub.answer(self)
 
             def do_POST(self):
-                self.rfile.read(int(self.headers.get("content-length", 0)))
+                self.body = (
+                    b"".join(self.chunks())
+                    if "chunked" in self.headers.get("transfer-encoding", "")
+                    else (self.rfile.read(int(self.headers.get("content-length", 0))))
+                )
                 hub.answer(self)
+
+            do_PUT = do_POST
+
+            def chunks(self):
+                while size := int(self.rfile.readline(), 16):
+                    yield self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
@@ -93,7 +105,7 @@ class Hub:
         if missing:
             return self.refuse(http, path, missing)
         files = self.commits[repo][commit]
-        told = {"id": repo, "modelId": repo, "sha": commit, "private": False, "tags": []}
+        told = {"id": repo, "modelId": repo, "sha": commit, "private": self.private.get(repo, False), "tags": []}
         told["siblings"] = [{"rfilename": name} for name in files]
         if what == "tree":
             told = [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in files.items()]

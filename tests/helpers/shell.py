@@ -69,3 +69,18 @@ def exists(pattern):
 def distilled(cache, out, **flags):
     """`bird distill` without a process of its own; returns what it prints as JSON."""
     return bird_pipelines.distill(cache=cache, out=out, **flags)
+
+
+def stranger(script, *args, cwd=None, flags=()):
+    """A Python process that does not know this project."""
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", script, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={"PATH": "", "OMP_NUM_THREADS": "1"},
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -4,13 +4,11 @@ import base64
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers.shell import bird, bird_json, distilled, panel
+from helpers.shell import bird, bird_json, distilled, panel, stranger
 from PIL import Image
 
 from bird.errors import RunError, UsageError
@@ -21,7 +19,8 @@ from bird_pipelines.config import resolve
 from bird_pipelines.distilling.training import distill
 from bird_pipelines.runs import write_json
 from bird_pipelines.shipping.export import export
-from bird_pipelines.shipping.formats import EXTRAS, summed_heads
+from bird_pipelines.shipping.formats import EXTRAS
+from bird_pipelines.shipping.networks import summed_heads
 from bird_pipelines.shipping.quantise import static_int8
 from bird_pipelines.shipping.snippets import PIXELS, VECTORS
 
@@ -61,21 +60,6 @@ np.testing.assert_allclose(logits, reference["logits"], rtol=1e-4, atol=1e-4)
 assert not {"torch", "bird"} & {*sys.modules}
 print(json.dumps([session.get_outputs()[0].name, session.get_inputs()[0].shape, logits.tolist()]))
 """
-
-
-def stranger(script, *args, cwd=None, flags=()):
-    """A Python process that does not know this project."""
-    done = subprocess.run(
-        [sys.executable, *flags, "-c", script, *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={"PATH": "", "OMP_NUM_THREADS": "1"},
-        check=False,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @needs_extra

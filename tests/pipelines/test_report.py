@@ -15,6 +15,7 @@ from bird_cache.errors import StorageError
 from bird_pipelines.marks import with_caveats
 from bird_pipelines.reporting import plots
 from bird_pipelines.reporting.loading import folders_of_runs
+from bird_pipelines.reporting.recall_chart import recall_chart
 from bird_pipelines.reporting.report import write_report
 
 HEADINGS = ("How to read this", "What ran", "Results", "AUROC against mean-DEO", "Configurations in detail")
@@ -272,6 +273,37 @@ def test_the_curve_rings_what_trivial_students_showed(tmp_path):
         line["meta"]["trivial"] = "it names cat for every row"
     (run / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "of a trivial student" in write_report([run], tmp_path / "report.html").read_text()
+
+
+def test_a_run_that_stopped_early_says_which_epoch_it_kept_and_where_it_stopped(tmp_path):
+    made = []
+    for seed, stop in enumerate([(9, 15, 40), (15, 15, 15), (None, 15, 15)]):
+        run = make_run(tmp_path / str(seed), method="fitnet", seed=seed, epochs=stop[2])
+        info = json.loads((run / "run.json").read_text())
+        said = {"score": "balanced accuracy on meta", "best_epoch": stop[0], "epochs_trained": stop[1]}
+        info["early_stop"] = {**said, "note": "The meta split chose the epoch of this student."}
+        (run / "run.json").write_text(json.dumps(info))
+        made.append(run)
+    page = write_report(made, tmp_path / "report.html")
+    text = text_of(page)
+    assert "The student is that of epoch 9 , the best of 15 by balanced accuracy on meta." in text
+    assert "Training stopped early, after epoch 15 of at most 40. The meta split chose the epoch" in text
+    assert "Training ran to its last epoch." in text
+    assert "no epoch counted: the student is that of the last epoch, 15" in text
+    assert page.read_text().count("epoch of the student") == 2
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5, 16])
+def test_the_chart_of_recalls_escapes_names_and_has_room_for_groups(groups):
+    names = [f"<group {number}>" for number in range(groups)]
+    recalls = np.linspace(0, 1, 3 * groups).reshape(3, groups).tolist()
+    chart = recall_chart(recalls, ["a", "b & c", "x" * 90], names, 2.0, [1.0, 2.0, 3.0])
+    assert "<group" not in chart
+    assert "b &amp; c" in chart
+    assert "100.0" in chart
+    width = float(re.search(r'viewBox="0 0 (\d+)', chart)[1])
+    assert max(float(each) for each in re.findall(r'<text x="(\d+)', chart)) < width
+    assert chart.count("<text") == 2 + 2 + 3 + groups + 3 * groups + 3
 
 
 @pytest.mark.slow

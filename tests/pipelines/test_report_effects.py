@@ -74,6 +74,10 @@ def test_every_seed_has_its_part_with_recalls_and_numbers_by_group(paired, tmp_p
     page = write_report([paired], tmp_path / "report.html")
     text = text_of(page)
     assert page.read_text().count('<details class="seed"') == 16
+    charts = re.findall(r'<svg[^>]*aria-label="recall per class and group.*?</svg>', page.read_text())
+    assert len(charts) == 16
+    assert len({*charts}) == 16, "each is that of its seed"
+    assert max(map(len, charts)) < 4000, "many fit into one page"
     for seed in range(8):
         assert f"Seed {seed}" in text
     for wanted in ("worst cell: b", "selected as yes", "is yes", "calibration error", "demographic-parity gap"):

@@ -10,7 +10,7 @@ import typer
 from bird_pipelines.cli import show
 from bird_pipelines.cli.cache_rows import append, drop, search, subset, to_parquet
 from bird_pipelines.cli.misuse import Commands
-from bird_pipelines.cli.options import CacheArgument, Json, Setting, output, settings_of, takes
+from bird_pipelines.cli.options import CacheArgument, Json, OwnDataset, Setting, output, settings_of, takes
 from bird_pipelines.config.cache import options_of_a_cache
 
 __all__ = ["cache_app"]
@@ -40,6 +40,7 @@ def cache_verify(
     flags: dict[str, Any],
     cache: CacheArgument,
     teacher: Annotated[str | None, typer.Option(help="Compute some rows again with this teacher and compare.")] = None,
+    dataset: OwnDataset = None,
     sample: Annotated[int, typer.Option(min=1, help="How many rows, spread over all classes and groups.")] = 64,
     workers: Workers = 2,
     json_: Json = False,
@@ -50,7 +51,8 @@ def cache_verify(
 
     result = verify(cache, workers=workers)._asdict()
     if teacher is not None and not result["findings"]:
-        result["live"] = compare_with_teacher(cache, teacher, sample, data_root=flags.pop("data_root", None), **flags)
+        root = flags.pop("data_root", None)
+        result["live"] = compare_with_teacher(cache, teacher, sample, data_root=root, dataset=dataset, **flags)
         result["findings"] = result["live"]["findings"]
     output(result | {"sound": not result["findings"]}, json_, show.verification)
     if result["findings"]:
@@ -77,12 +79,14 @@ def cache_convert(
     compress: Annotated[
         str | None, typer.Option(help="Of a Zarr store: none, zstd or pcodec; left out: as SOURCE is.")
     ] = None,
+    dataset: OwnDataset = None,
     json_: Json = False,
 ) -> None:
     """Copy a cache into the other kind of store (zarr or webdataset), bit by bit, without the teacher."""
     from bird_pipelines.precomputing.caches import convert_command
 
-    output(convert_command(source, target, store, flags.get("data_root"), images, compress), json_, show.cache)
+    made = convert_command(source, target, store, flags.get("data_root"), images, compress, dataset)
+    output(made, json_, show.cache)
 
 
 @cache_app.command("fit-head")

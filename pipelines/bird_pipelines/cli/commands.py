@@ -29,7 +29,7 @@ from bird_pipelines.cli.options import (
 )
 from bird_pipelines.cli.ranks import exit_of, leave_word, listen_no_more, refuse_command, to_say
 from bird_pipelines.cli.reproduce import reproduce
-from bird_pipelines.cli.shipping import export, predict
+from bird_pipelines.cli.shipping import export, predict, push
 from bird_pipelines.cli.tune import tune
 from bird_pipelines.config.cache import options_of_a_cache
 from bird_pipelines.config.run import Training, Weights, options_of_a_run
@@ -241,6 +241,7 @@ app.command()(dial)
 app.command()(tune)
 app.command()(reproduce)
 app.command()(export)
+app.command()(push)
 app.command()(predict)
 
 

@@ -1,4 +1,4 @@
-"""`bird export` and `bird predict`: students leave the project."""
+"""`bird export`, `bird predict` and `bird push`: students leave the project."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
+import bird_pipelines
 from bird_pipelines.cli import show
 from bird_pipelines.cli.options import Json, OwnDataset, OwnStudent, output, share
 
-__all__ = ["export", "predict"]
+__all__ = ["export", "predict", "push"]
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     out: Annotated[Path, typer.Argument(help="A new folder for the file, student.json and README.md.")],
     to: Annotated[
-        str, typer.Option(help="onnx, pt2 (torch.export), torch (a torchvision state dict) or hf (a hub folder, timm).")
+        str,
+        typer.Option(help="onnx, pt2 (torch.export), torch (plain weights of the network) or hf (a hub folder, timm)."),
     ] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16, or int8 (ONNX; static, by channel).")] = "fp32",
     batch: Annotated[int, typer.Option(min=1, help="The largest batch that the file is checked with.")] = 64,
@@ -62,6 +64,34 @@ def predict(
 
     found = run_predict(model, inputs, out, batch=batch, workers=workers, max_failed=max_failed, student=student)
     output(found, json_, predicted)
+
+
+def push(
+    export: Annotated[Path, typer.Argument(help="The folder of an export.")],
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME on the hub. It is made, private, if it is not there.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Make it public, or send to one that everybody can read.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch. It is made if it is not there. Default main.")] = None,
+    json_: Json = False,
+) -> None:
+    """Send an exported student to a hub of models: the file, student.json and the card, in one commit.
+
+    huggingface_hub does it, with its token (`hf auth login`, HF_TOKEN) and its hub (HF_ENDPOINT)."""
+    output(bird_pipelines.push(export, repository, public=public, revision=revision), json_, pushed)
+
+
+def pushed(found: dict[str, Any]) -> None:
+    """Where it is now."""
+    lines = {
+        "pushed to": found["url"],
+        "who can read it": "those with access to it" if found["private"] else "everybody",
+        "revision": f"{found['revision']}, commit {found['commit']}",
+        "files": ", ".join(f"{name} ({size:,} bytes)" for name, size in found["files"].items()),
+    }
+    show.table("", lines)
+    if found["card_unwritten"]:
+        typer.echo("its card does not yet say what it must not be used for: write the last section of README.md")
 
 
 def predicted(found: dict[str, Any]) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from bird.datasets import open_dataset
+from bird.datasets import DATASETS, open_dataset
 from bird.datasets.base import Dataset
+from bird.datasets.own import is_object, open_own
 from bird.errors import UsageError, unknown_name
+from bird.own import find
 from bird_cache.convert import convert
 from bird_cache.errors import CacheError, NotACacheError, StaleCacheError
 from bird_cache.folders import open_folder
@@ -29,10 +31,16 @@ COMPRESS: Mapping[str, Compress] = {"none": "none", "zstd": "zstd", "pcodec": "p
 
 
 def convert_command(
-    source: str, target: str, store: str | None, data_root: Path | None, images: bool, compress: str | None = None
+    source: str,
+    target: str,
+    store: str | None,
+    data_root: Path | None,
+    images: bool,
+    compress: str | None = None,
+    dataset: object = None,
 ) -> dict[str, Any]:
     """`bird cache convert`: see `bird_cache.convert.convert`; returns what the new cache holds. Without `store`, the
-    other store than `source`'s is written."""
+    other store than `source`'s is written. `dataset` is one of the user's own, whose images go into WebDataset shards."""
     if store not in (None, "zarr", "webdataset"):
         raise unknown_name("--store", store, ("zarr", "webdataset"))
     given = open_cache(source)
@@ -44,7 +52,7 @@ def convert_command(
     refuse_compress(kind, COMPRESS[compress or "none"])
     image = None
     if kind == "webdataset" and images and not given.manifest.plan.images:
-        image = image_reader(given.samples, dataset_of(given, data_root))
+        image = image_reader(given.samples, dataset_of(given, data_root, dataset))
     rows = given.manifest.plan.rows * (1 + len(given.manifest.parts))
     how = None if compress is None else COMPRESS[compress]
     with progress(f"convert to {kind}", "rows", rows, 0) as advance:
@@ -52,17 +60,29 @@ def convert_command(
     return open_cache(target).info()
 
 
-def dataset_of(store: FeatureStore, data_root: Path | None) -> Dataset:
-    """The data set whose features a cache holds, opened again."""
+def dataset_of(store: FeatureStore, data_root: Path | None, given: object = None) -> Dataset:
+    """The data set whose features a cache holds, opened again; `given` is one of the user's own, the object or a reference.
+    Raises UsageError where it is missing or not wanted, StaleCacheError for another one."""
     described: Any = store.manifest.plan.causes["dataset"]
-    if "own" in described:
+    own = described.get("own")
+    if given is None and own is None:
+        return open_dataset(described["name"], data_root, **described["settings"])
+    if given is None or own is None:
         raise UsageError(
             where=f"data set {described['name']}",
-            found="a data set of your own, which a cache cannot open by itself",
-            wanted="a cache of a built-in data set where images are read again",
-            fix="write the other cache with `bird precompute --dataset ... --update`",
+            found="a data set of your own, which a cache cannot open by itself" if own else "--dataset",
+            wanted="that data set again: its images are read" if own else "none: the cache names its data set",
+            fix=f"--dataset FILE.py:{own['attribute']}, as for `bird precompute`" if own else "leave it out",
         )
-    return open_dataset(described["name"], data_root, **described["settings"])
+    part = find("dataset", given, DATASETS)
+    if not part.same(own):
+        raise StaleCacheError(
+            where=part.where,
+            found=part.label,
+            wanted=f"{described['name']}, as the cache has it",
+            fix="give the data set that the cache was made from, from an unchanged file",
+        )
+    return open_own(part, data_root, {} if is_object(part) else described["settings"])
 
 
 def image_reader(samples: Samples, dataset: Dataset) -> Callable[[str], bytes | None]:
@@ -87,11 +107,11 @@ def image_reader(samples: Samples, dataset: Dataset) -> Callable[[str], bytes | 
 
 
 def compare_with_teacher(
-    cache: str, teacher: str, sample: int, *, data_root: Path | None, **asked: Any
+    cache: str, teacher: object, sample: int, *, data_root: Path | None, dataset: object = None, **asked: Any
 ) -> dict[str, Any]:
     """Compute `sample` rows again, spread over the (class, group) cells, and compare them with the cached ones: cosine per
     cell, and `findings` for every cell below .999; `proof` is how the teacher compares with its own library today.
-    `asked` holds the teacher's options as given to `bird precompute`.
+    `asked` holds the teacher's options as given to `bird precompute`; `teacher` and `dataset` may be the user's own.
 
     Raises UsageError for a service, StaleCacheError, naming every field, where the teacher's weights, configuration, view or
     reading are not those that the cache was made with.
@@ -135,11 +155,11 @@ def compare_with_teacher(
             fix="compare with the options that the cache was made with, such as --image-size or --mean; where a later "
             "version of this program reads the teacher in another way, write the cache again",
         )
-    dataset, rows = dataset_of(store, data_root), spread(store, sample)
+    images, rows = dataset_of(store, data_root, dataset), spread(store, sample)
     cached = store.vectors(LAYER, rows)
     cosines = np.empty(len(rows))
     for position, row in enumerate(rows.tolist()):
-        view = live.preprocess(dataset.image(store.samples.ids[row]))
+        view = live.preprocess(images.image(store.samples.ids[row]))
         answer: Any = live.features(view[None])
         vector = (answer[LAYER] if isinstance(answer, dict) else answer)[0].double().numpy()
         scale = float(np.linalg.norm(vector)) * float(np.linalg.norm(cached[position]))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from bird.errors import DataError
@@ -28,9 +27,10 @@ from bird.measuring.shared_rows import Predicted, same_rows
 from bird.measuring.zones import zones
 from bird_cache.files import make_room_for, replace
 from bird_pipelines.marks import MARK, WHAT_TRIVIAL_MEANS
-from bird_pipelines.reporting import plots
+from bird_pipelines.reporting.look import MOST_GROUPS
 from bird_pipelines.reporting.page import page
 from bird_pipelines.reporting.predictions_file import Predictions, read_predictions
+from bird_pipelines.reporting.recall_chart import recall_chart
 
 __all__ = ["audit"]
 
@@ -74,7 +74,7 @@ def audit(
         )
     make_room_for(out)
     groupings = {name: _grouping(found, name, other) for name in found.groups}
-    views = [_view(index, name, found, each) for index, (name, each) in enumerate(groupings.items())]
+    views = [_view(name, found, each) for name, each in groupings.items()]
     values = {
         "title": f"Audit of {file.name}",
         "rows": len(found.labels),
@@ -146,14 +146,12 @@ def _predicted(found: Predictions, name: str) -> Predicted:
     return Predicted(ids, found.labels, found.groups[name], found.predictions)
 
 
-def _view(index: int, name: str, found: Predictions, told: Mapping[str, Any]) -> dict[str, Any]:
+def _view(name: str, found: Predictions, told: Mapping[str, Any]) -> dict[str, Any]:
     """What the page shows of one grouping beside its numbers: the chart of recalls where every cell has rows."""
     counts = np.asarray(told["confusion"])
     chart = None
-    if (counts.sum(2) > 0).all() and counts.shape[1] <= plots.MOST_GROUPS:
+    if (counts.sum(2) > 0).all() and counts.shape[1] <= MOST_GROUPS:
         shares = np.einsum("cmc->cm", counts) / counts.sum(2)
         floors = told["summary"]["mean_deo"]["floor"], gap_floors(counts, replicates=REPLICATES).tolist()
-        chart = Markup(
-            plots.recall_plot(shares.tolist(), found.class_names, found.group_names[name], *floors, f"recall{index}")
-        )
+        chart = recall_chart(shares.tolist(), found.class_names, found.group_names[name], *floors)
     return {**told, "name": name, "class_names": found.class_names, "chart": chart}

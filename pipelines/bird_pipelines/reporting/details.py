@@ -15,6 +15,8 @@ from bird_pipelines.marks import few, lost_of_cells, trivial_seeds
 from bird_pipelines.predictions import load_scores
 from bird_pipelines.reporting import plots
 from bird_pipelines.reporting.loading import SPLITS, Configuration, Run
+from bird_pipelines.reporting.look import MOST_GROUPS
+from bird_pipelines.reporting.recall_chart import recall_chart
 from bird_pipelines.reporting.results import COLUMNS, REPLICATES
 from bird_pipelines.reporting.settings import SHOWN, settings_that_matter
 
@@ -39,23 +41,25 @@ def detail_of(index: int, configuration: Configuration, shared: Sequence[str]) -
 
 
 def _seed(index: str, run: Run, *, first: bool) -> dict[str, Any]:
-    """One run: its scores, recalls and numbers by group, curves. The charts of recalls and of the gate are drawn for the
-    first seed alone: a plot takes a third of a second of a processor, and the numbers stand in the table."""
+    """One run: its scores, recalls and numbers by group, curves. The chart of the gate is drawn for the first seed alone: it
+    holds an image, and takes a third of a second of a processor."""
     shown = next((split for split in SPLITS if "auroc" in run.metrics[split]), None)
     recall, metrics = None, run.metrics[shown] if shown else {}
     names = ([str(each) for each in run.info["class_names"]], [str(each) for each in run.info["group_names"]])
-    if first and metrics and metrics["mean_deo"] is not None and len(names[1]) <= plots.MOST_GROUPS:
+    if metrics and metrics["mean_deo"] is not None and len(names[1]) <= MOST_GROUPS:
         counts = np.asarray(metrics["confusion"], dtype=np.int64)
         floors = (metrics["deo_floor"]["mean"], gap_floors(counts, replicates=REPLICATES).tolist())
-        recall = plots.recall_plot(metrics["recalls"], *names, *floors, f"recall{index}")
+        recall = recall_chart(metrics["recalls"], *names, *floors)
     acts = any(line.get("bias") is not None or line.get("gate") for line in run.curve)
     warmup = run.settings.get("warmup") if acts else None
+    stop = run.info.get("early_stop")
+    curve = plots.curve_plot(run.curve, warmup, stop and stop["best_epoch"], f"curve{index}") if run.curve else None
     return {
         "run": run.name,
         "seed": run.settings["seed"],
         "split": shown,
         "scores": {name: metrics.get(name) for name in COLUMNS},
-        "recall": recall and Markup(recall),
+        "recall": recall,
         "numbers": numbers_of(run, shown).as_json() if shown else None,
         "marginals": [
             {"by": factor, "names": run.info["factors"][factor]["names"], "numbers": numbers_of(each, shown).as_json()}
@@ -65,7 +69,8 @@ def _seed(index: str, run: Run, *, first: bool) -> dict[str, Any]:
         "reason": metrics.get("undefined", {}).get("mean_deo"),
         "trivial": metrics.get("trivial"),
         "shares": list((run.info.get("time_shares") or {}).items()),
-        "curve": Markup(plots.curve_plot(run.curve, warmup, f"curve{index}")) if run.curve else None,
+        "curve": curve and Markup(curve),
+        "early": stop and stop | {"at_most": run.settings.get("epochs")},
         "gate": Markup(gate) if (gate := plots.gate_plot(run.curve, f"gate{index}") if first else None) else None,
         "offsets": _offsets(run),
         "lost": lost_of_cells(run.info),

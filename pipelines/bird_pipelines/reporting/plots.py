@@ -20,27 +20,22 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from bird_pipelines.reporting.look import (
-    GAP,
     INK,
-    MOST_GROUPS,
     MUTED,
     PALETTE,
     STYLE,
     WIDTH,
     inline_svg,
     look_of,
-    readable_on,
 )
 
 __all__ = [
-    "MOST_GROUPS",
     "Point",
     "Stop",
     "curve_plot",
     "front_plot",
     "gate_plot",
     "path_plot",
-    "recall_plot",
     "scatter_plot",
 ]
 
@@ -56,63 +51,11 @@ LOSSES = {
 META = {"accuracy": ("accuracy ↑", PALETTE[0]), "mean_deo": ("mean-DEO ↓", PALETTE[1])}
 
 
-def recall_plot(
-    recalls: Sequence[Sequence[float]],
-    class_names: Sequence[str],
-    group_names: Sequence[str],
-    floor: float,
-    floors: Sequence[float],
-    name: str,
-) -> str:
-    """Recall per cell, (C, M) shares in 0..1, as an annotated map, beside each class's gap (x100) as a bar.
-
-    `floor` is the mean-DEO (x100) that equal recalls would show with so few samples, `floors` each class's gap.
-    """
-    shares = np.asarray(recalls, dtype=np.float64)
-    classes, groups = shares.shape
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.15 + 0.3 * max(classes, 2)), layout="constrained")
-        cells, bars = figure.subplots(1, 2, sharey=True, width_ratios=(min(groups, 8) + 1.5, 6))
-        cells.pcolormesh(100 * shares, cmap="Blues", vmin=0, vmax=115, edgecolors="white", linewidth=1.5)
-        for c, g in np.ndindex(classes, groups):
-            ink = readable_on(matplotlib.colormaps["Blues"](float(100 * shares[c, g] / 115))[:3])
-            cells.text(g + 0.5, c + 0.5, f"{100 * shares[c, g]:.1f}", ha="center", va="center", color=ink)
-        cells.set_title("Recall ×100 per class and group", pad=24)
-        cells.set_xticks(np.arange(groups) + 0.5, [_short(each) for each in group_names])
-        cells.set_yticks(np.arange(classes) + 0.5, [_short(each) for each in class_names])
-        cells.tick_params(length=0, colors=INK)
-        cells.spines[:].set_visible(False)
-        cells.invert_yaxis()
-        _gap_bars(bars, 100 * np.ptp(shares, axis=1), floor, floors)
-        return inline_svg(figure, name, "recall per class and group, and the gap between groups per class")
-
-
-def _gap_bars(axes: Axes, gaps: Floats, floor: float, floors: Sequence[float]) -> None:
-    axes.barh(np.arange(len(gaps)) + 0.5, gaps, height=0.62, color=GAP, alpha=0.85)
-    label: dict[str, Any] = {
-        "va": "center",
-        "color": INK,
-        "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-    }
-    for row, gap in enumerate(gaps):
-        axes.annotate(f"{gap:.1f}", (gap, row + 0.5), (4, 0), textcoords="offset points", **label)
-    label_of_mean = f"mean-DEO {gaps.mean():.1f} (its floor {floor:.1f})"
-    axes.axvline(float(gaps.mean()), color=INK, linewidth=1.2, label=label_of_mean)
-    places = np.arange(len(gaps)) + 0.5
-    dashes: dict[str, Any] = {"color": INK, "linewidth": 1.4, "linestyle": (0, (3, 2))}
-    axes.vlines(floors, places - 0.42, places + 0.42, label="floor of each gap", **dashes)
-    axes.set_xlim(0, 1.14 * max(float(gaps.max()), *floors, 1.0))
-    axes.set_title("Gap between groups ×100 (lower is better)", pad=24)
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0, labelleft=False)
-    axes.grid(axis="x")
-    _legend(axes)
-
-
-def curve_plot(curve: Sequence[Mapping[str, Any]], warmup: int | None, name: str) -> str:
+def curve_plot(curve: Sequence[Mapping[str, Any]], warmup: int | None, ships: int | None, name: str) -> str:
     """The parts of the loss (log scale) and the meta split's accuracy and mean-DEO (x100) by epoch.
 
-    `curve` holds one mapping an epoch; a part that is None there leaves a gap. `warmup` epochs are shaded.
+    `curve` holds one mapping an epoch; a part that is None there leaves a gap. `warmup` epochs are shaded; `ships` is
+    the epoch whose student was kept, if that is not the last.
     """
     epochs = [line["epoch"] for line in curve]
     with matplotlib.rc_context(STYLE):
@@ -136,6 +79,8 @@ def curve_plot(curve: Sequence[Mapping[str, Any]], warmup: int | None, name: str
             ring: dict[str, Any] = {"facecolors": "white", "edgecolors": PALETTE[1], "zorder": 4}
             meta.scatter(*zip(*shown, strict=True), s=24, label="of a trivial student", **ring)
         meta.set_ylim(0, 100)
+        if ships is not None:
+            meta.axvline(ships, color=INK, linewidth=1.0, linestyle=(0, (3, 2)), label="epoch of the student")
         _frame(meta, "Meta split ×100", epochs[-1], warmup)
         return inline_svg(figure, name, "training curves: loss parts, and accuracy and mean-DEO on the meta split")
 

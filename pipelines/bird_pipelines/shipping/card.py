@@ -12,10 +12,10 @@ from bird.measuring.drift import wilson
 from bird.measuring.metrics import gap_floors
 from bird_pipelines.marks import MARK, with_caveats
 
-__all__ = ["card"]
+__all__ = ["UNWRITTEN", "card"]
 
 SHOWN = 40  # cells
-HUB = ("---", "library_name: timm", "pipeline_tag: image-classification", "---", "")  # what a hub reads of a card
+UNWRITTEN = "(Whoever ships this student writes here what it was not made for, and on whom it was not tried.)"
 NAMES = {"accuracy": "accuracy", "f1_macro": "macro F1", "auroc": "AUROC", "mean_deo": "mean-DEO", "max_deo": "max-DEO"}
 
 
@@ -23,7 +23,7 @@ def card(about: Mapping[str, Any], metrics: Mapping[str, Any], snippet: str) -> 
     """The text, from student.json and the run's test metrics."""
     return "\n".join(
         [
-            *(HUB if about["to"] == "hf" else ()),
+            *_header(about),
             f"# {about['architecture']}, {about['to']}, {about['precision']}",
             "",
             _what(about),
@@ -45,10 +45,17 @@ def card(about: Mapping[str, Any], metrics: Mapping[str, Any], snippet: str) -> 
             "",
             "## What it must not be used for",
             "",
-            "(Whoever ships this student writes here what it was not made for, and on whom it was not tried.)",
+            UNWRITTEN,
             "",
         ]
     )
+
+
+def _header(about: Mapping[str, Any]) -> list[str]:
+    """What a hub reads of a card."""
+    library = ["library_name: timm"] if about["to"] == "hf" else []
+    task = ["pipeline_tag: image-classification"] if about["input"]["kind"] == "image" else []
+    return ["---", *library, *task, f"tags: [knowledge-distillation, {about['to']}]", "---", ""]
 
 
 def _what(about: Mapping[str, Any]) -> str:
@@ -73,11 +80,28 @@ def _how(about: Mapping[str, Any]) -> list[str]:
             "Every new image needs that teacher first.",
         ]
     return [
+        *_own_code(about),
         f"Input `{recipe['name']}`: {recipe['dtype']}, {_shape(recipe)}.",
         f"Decode: {recipe['decode']}. Resize: {recipe['resize']}. Crop: {recipe['crop']}.",
         f"In gray images of 16 bits, {recipe.get('white_level', WHITE):,} and brighter becomes 255.",
         f"Range: {recipe['range']}. Normalisation: {recipe['normalisation']}.",
         "Pillow's resize differs by 1 of 255 in some pixels from that of training; `bird predict` makes the same pixels.",
+    ]
+
+
+def _own_code(about: Mapping[str, Any]) -> list[str]:
+    """What to give to build a network of somebody's own, whose weights alone are in the folder."""
+    network = about["network"]
+    if about["to"] != "torch" or network["library"] != "own":
+        return []
+    given = ", ".join(f"{name}={value}" for name, value in (network["arguments"] or {}).items())
+    made = (
+        f"called with {given or 'nothing'}" if network["arguments"] is not None else "the module as it was handed over"
+    )
+    return [
+        f"`{about['file']}` holds weights alone. To run it, give the code of the network again: `{network['name']}` of",
+        f"{network['file']} (sha256 {network['sha256']}), {made}. No code is in this folder.",
+        "",
     ]
 
 

@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from bird.errors import RunError, UsageError, WrongRunError, unknown_name
-from bird.students import Student, input_recipe, torchvision_name
+from bird.students import Student, input_recipe
 from bird_pipelines import runs
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.distilling.evaluate import open_run
 from bird_pipelines.shipping.card import card
 from bird_pipelines.shipping.check import Checked, check, check_rows, refusals
-from bird_pipelines.shipping.formats import FORMATS, Format, hub_config, input_name, need_extra, summed_heads
+from bird_pipelines.shipping.formats import FORMATS, Format, input_name, need_extra
+from bird_pipelines.shipping.networks import hub_config, network_of, summed_heads
 from bird_pipelines.shipping.quantise import BATCH, Quantiser, calibration_rows, quantised_share, static_int8
 from bird_pipelines.shipping.reference import reference_inputs, reference_of
 from bird_pipelines.shipping.snippets import snippet_of
@@ -78,7 +79,7 @@ def export(
         calibration = _write(trained, data, kind, path, precision, calibrate, quantiser)
         about = _about(trained, data, info, to, precision, kind)
         if to == "hf":
-            runs.write_json(folder / "config.json", hub_config(about))
+            runs.write_json(folder / "config.json", hub_config(trained, about))
         inputs = reference_inputs(trained)
         about["reference"] = reference_of(inputs, kind.open(path, trained), data.class_names)
         about["calibration"] = calibration
@@ -179,7 +180,7 @@ def _about(
 ) -> dict[str, Any]:
     """student.json, but for what the file itself answers."""
     config = info["config"]
-    plain = torchvision_name(summed_heads(student))
+    network = network_of(summed_heads(student))
     recipe = input_recipe(student, data.images.white_level if data.images else None)
     state_dict = to in ("torch", "hf")
     if recipe["kind"] == "image" and not state_dict:
@@ -195,7 +196,7 @@ def _about(
         "file": kind.file,
         "architecture": student.architecture,
         "dim": student.dim,
-        "torchvision": plain,
+        "network": None if network is None else network.as_json(),
         "class_names": list(data.class_names),
         "group_names": list(data.group_names),
         "cache_fingerprint": data.fingerprint,

@@ -2,12 +2,14 @@
 
 Every format answers `logits` first, then `features`. The input is float32, pixels in 0..1 (batch, 3, side, side), or the
 teacher's vectors (batch, dim) for an adapter. An ONNX graph and a torch program hold the normalisation of their input;
-a plain torchvision state dict does not.
+a plain state dict (`bird_pipelines.shipping.networks`) does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -19,18 +21,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bird.errors import RunError, UsageError
-from bird.students import Student, plain_weights, torchvision_name
+from bird.students import Student
+from bird.weights import first_line
+from bird_pipelines.shipping.networks import network_of, require_network, summed_heads
 
 __all__ = [
     "EXTRAS",
     "FORMATS",
     "Format",
     "Runtime",
-    "hub_config",
+    "file_of",
     "input_name",
     "need_extra",
     "open_onnx",
-    "summed_heads",
 ]
 
 EXTRAS = ("onnx", "onnxscript", "onnxruntime")
@@ -53,6 +56,19 @@ def input_name(student: Student) -> str:
     return "image" if student.input == "image" else "features_of_teacher"
 
 
+def file_of(folder: Path, about: Mapping[str, Any], name: str) -> bytes:
+    """A file of an export. Raises RunError where it is not the one that student.json, `about`, has the sha256 of."""
+    data = (folder / name).read_bytes() if (folder / name).is_file() else b""
+    if hashlib.sha256(data).hexdigest() != about["files"][name]["sha256"]:
+        raise RunError(
+            where=str(folder / name),
+            found="another sha256 than student.json records" if data else "no such file",
+            wanted="the file as `bird export` wrote it",
+            fix="export the run again",
+        )
+    return data
+
+
 def need_extra(command: str, names: Sequence[str] | None = None) -> None:
     """Raises UsageError, naming what to install, where one of these libraries (default: those of the extra [export]) is
     missing."""
@@ -64,19 +80,6 @@ def need_extra(command: str, names: Sequence[str] | None = None) -> None:
             wanted=", ".join(names),
             fix='pip install "bird-distill[export]"',
         )
-
-
-def summed_heads(student: Student) -> Student:
-    """The same student with one head, whose logits are the sum of its heads' (linear layers side by side)."""
-    if student.heads == 1:
-        return student
-    like = (student.architecture, student.backbone, student.dim, student.classes, student.image_size)
-    one = Student(*like, student.mean, student.std)
-    with torch.no_grad():
-        for name in ("weight", "bias"):
-            whole: Tensor = getattr(student.head, name)
-            getattr(one.head, name).copy_(whole.view(student.heads, student.classes, *whole.shape[1:]).sum(0))
-    return one.eval().requires_grad_(False)
 
 
 @final
@@ -101,17 +104,32 @@ def _example(student: Student) -> Tensor:
     )
 
 
+@contextmanager
+def _traced(to: str, student: Student) -> Iterator[None]:
+    """Raises UsageError for a network that torch cannot follow: whatever its tracer raises, which has no common base."""
+    try:
+        yield
+    except Exception as error:
+        raise UsageError(
+            where=f"--to {to}, {student.architecture}",
+            found=f"a network that torch.export cannot follow ({type(error).__name__}: {first_line(error)})",
+            wanted="one whose steps do not depend on the values in the images, for any batch",
+            fix="mend it (--debug shows where), or export its weights alone: --to torch",
+        ) from error
+
+
 def _write_onnx(student: Student, path: Path, half: bool) -> None:
     """An ONNX graph with a dynamic batch; half precision by onnxruntime's converter, with float32 at both ends."""
-    program = torch.onnx.export(
-        _Ordered(student, False).eval(),
-        (_example(student),),
-        dynamo=True,
-        input_names=[input_name(student)],
-        output_names=["logits", "features"],
-        dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}},
-        verbose=False,
-    )
+    with _traced("onnx", student):
+        program = torch.onnx.export(
+            _Ordered(student, False).eval(),
+            (_example(student),),
+            dynamo=True,
+            input_names=[input_name(student)],
+            output_names=["logits", "features"],
+            dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
     assert program is not None
     program.save(str(path), external_data=False)
     if half:
@@ -151,11 +169,13 @@ def _write_pt2(student: Student, path: Path, half: bool) -> None:
     import copy
 
     kept = copy.deepcopy(student).half() if half else student
-    program = torch.export.export(
-        _Ordered(kept, half).eval(),
-        (_example(student),),
-        dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}},
-    )
+    with _traced("pt2", student):
+        program = torch.export.export(
+            _Ordered(kept, half).eval(),
+            (_example(student),),
+            dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}},
+        )
+    program.example_inputs = None  # they would be a pickle in the file
     torch.export.save(program, path)
 
 
@@ -163,75 +183,27 @@ def _open_pt2(path: Path, student: Student) -> Runtime:
     return _in_torch(torch.export.load(path).module())
 
 
-def _write_torch(student: Student, path: Path, half: bool) -> None:
+def _write_torch(student: Student, path: Path, half: bool, to: str = "torch") -> None:
     from safetensors.torch import save_file
 
-    student = summed_heads(student)
-    if torchvision_name(student) is None:
-        raise UsageError(
-            where="--to torch",
-            found=_why_not_plain(student),
-            wanted="a student that is a network of torchvision: resnet18, resnet34 or shufflenetv2 from 64 pixels a side on",
-            fix="export it --to onnx or --to pt2",
-        )
-    kept = {
-        name: value.half() if half and value.is_floating_point() else value
-        for name, value in plain_weights(student).items()
-    }
+    _, weights = require_network(to, summed_heads(student))
+    kept = {name: each.half() if half and each.is_floating_point() else each for name, each in weights.items()}
     save_file({name: value.detach().cpu().contiguous() for name, value in kept.items()}, path)
 
 
-def _why_not_plain(student: Student) -> str:
-    if student.input == "image" and student.architecture.startswith(("resnet", "shufflenet")):
-        return (
-            f"{student.architecture} at {student.image_size} pixels, with the stem for small images (stride 1, no "
-            "max-pool), which torchvision's network has not"
-        )
-    return f"{student.architecture}, which torchvision does not have"
-
-
 def _open_torch(path: Path, student: Student) -> Runtime:
-    """Torchvision's own network with the weights of the file, and the normalisation before it. Weights of half precision
-    are computed with in float32."""
+    """The network with the weights of the file, and the normalisation before it."""
     from safetensors.torch import load_file
-    from torchvision import models
 
-    name = torchvision_name(summed_heads(student))
-    assert name is not None
-    network = getattr(models, name)(num_classes=student.classes).eval()
-    network.load_state_dict(load_file(path))
-    return _in_torch(lambda pixels: (network((pixels - student.mean) / student.std),))
+    one = summed_heads(student)
+    network = network_of(one)
+    assert network is not None
+    logits = network.opened(load_file(path), one)
+    return _in_torch(lambda pixels: (logits(pixels),))
 
 
 def _write_hf(student: Student, path: Path, half: bool) -> None:
-    if torchvision_name(summed_heads(student)) is None or not student.architecture.startswith("resnet"):
-        raise UsageError(
-            where="--to hf",
-            found=_why_not_plain(student) if torchvision_name(summed_heads(student)) is None else student.architecture,
-            wanted="a student that timm builds by the same names: resnet18 or resnet34 from 64 pixels a side on",
-            fix="export it --to onnx or --to torch",
-        )
-    _write_torch(student, path, half)
-
-
-def hub_config(about: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of a folder that timm loads, from a hub or by `local-dir:`; from student.json."""
-    recipe = about["input"]
-    return {
-        "architecture": about["architecture"],
-        "num_classes": len(about["class_names"]),
-        "num_features": about["dim"],
-        "label_names": about["class_names"],
-        "pretrained_cfg": {
-            "input_size": recipe["shape"][1:],
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "mean": recipe["mean"],
-            "std": recipe["std"],
-            "first_conv": "conv1",
-            "classifier": "fc",
-        },
-    }
+    _write_torch(student, path, half, "hf")
 
 
 def _open_hf(path: Path, student: Student) -> Runtime:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -19,7 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from bird.devices import choose_device
-from bird.errors import DataError, ImageError, RunError, UsageError, unknown_name
+from bird.errors import DataError, ImageError, UsageError, unknown_name
 from bird.images import WHITE, decode_image
 from bird.student_views import center_view, unit_range
 from bird.students import named_student
@@ -27,7 +26,7 @@ from bird_cache.files import make_room_for, replace
 from bird_pipelines.prefetch import in_order
 from bird_pipelines.progress import progress
 from bird_pipelines.runs import read_json
-from bird_pipelines.shipping.formats import Runtime, need_extra, open_onnx
+from bird_pipelines.shipping.formats import Runtime, file_of, need_extra, open_onnx
 from bird_pipelines.shipping.pictures import Picture, not_taken, pictures
 
 __all__ = ["Model", "answers", "open_model", "predict"]
@@ -131,16 +130,8 @@ def open_model(folder: Path, student: object = None) -> Model:
 
 def _exported(folder: Path, about: Mapping[str, Any]) -> tuple[Runtime, Sequence[str], int]:
     need_extra("bird predict on an ONNX export", ("onnxruntime",))
-    file = about["file"]
-    data = (folder / file).read_bytes() if (folder / file).is_file() else b""
-    if hashlib.sha256(data).hexdigest() != about["files"][file]["sha256"]:
-        raise RunError(
-            where=str(folder / file),
-            found="another sha256 than student.json records" if data else "no such file",
-            wanted="the file as `bird export` wrote it",
-            fix="export the run again",
-        )
-    return open_onnx(folder / file, spin=False), about["class_names"], about["input"]["shape"][-1]
+    file_of(folder, about, about["file"])
+    return open_onnx(folder / about["file"], spin=False), about["class_names"], about["input"]["shape"][-1]
 
 
 def _of_a_run(folder: Path, about: Mapping[str, Any], own: object) -> tuple[Runtime, Sequence[str], int]:

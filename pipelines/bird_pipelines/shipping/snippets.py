@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 __all__ = ["snippet_of"]
@@ -64,17 +65,20 @@ for path in sys.argv[1:]:
     "torch": """
 import torch
 from safetensors.torch import load_file
-from torchvision import models
-
-network = models.TORCHVISION(num_classes=len(about["class_names"])).eval()
+NETWORK
 network.load_state_dict(load_file("student.safetensors"))
+network.eval()
 mean, std = (torch.tensor(about["input"][name])[:, None, None] for name in ("mean", "std"))
 for path in sys.argv[1:]:
     with torch.inference_mode():
-        logits = network((torch.from_numpy(pixels(path)) - mean) / std)
+        logits = network((torch.from_numpy(pixels(path)) - mean) / std)ANSWER
     print(path, about["class_names"][logits[0].argmax()])
 """,
 }
+ANSWER = """
+        if not torch.is_tensor(logits):  # features and logits
+            by_name = logits if isinstance(logits, dict) else getattr(logits, "__dict__", {})
+            logits = by_name["logits"] if "logits" in by_name else logits[1]"""
 VECTORS = """
 import json, sys
 import numpy as np
@@ -103,4 +107,21 @@ def snippet_of(about: Mapping[str, Any]) -> str:
     """A whole script, run in the folder of the export; its arguments are image files, or one .npy of vectors."""
     if about["input"]["kind"] == "features":
         return VECTORS + RUN_VECTORS[about["to"]]
-    return PIXELS + RUN[about["to"]].replace("TORCHVISION", str(about["torchvision"]))
+    if about["to"] != "torch":
+        return PIXELS + RUN[about["to"]]
+    answer = ANSWER if about["network"]["library"] == "own" else ""
+    return PIXELS + RUN["torch"].replace("NETWORK", _network(about["network"])).replace("ANSWER", answer)
+
+
+def _network(told: Mapping[str, Any]) -> str:
+    """The lines that build the network. Of the user's own, whose code is not in the folder, they say what to put there."""
+    name, given = told["name"], ", ".join(f"{key}={value}" for key, value in (told["arguments"] or {}).items())
+    if told["library"] == "torchvision":
+        return f"from torchvision import models\n\nnetwork = models.{name}({given})"
+    if told["library"] == "timm":
+        return f'import timm\n\nnetwork = timm.create_model("{name}", {given})'
+    module = Path(told["file"] or "").stem
+    if told["arguments"] is None or not module.isidentifier():
+        return f"\nnetwork = ...  # your own module goes here: {name} of {told['file']}, with the same layers"
+    beside = f"# {told['file']} is not in this folder: put it beside this script (sha256 {told['sha256']})"
+    return f"\n{beside}\nfrom {module} import {name.partition('.')[0]}\n\nnetwork = {name}({given})"

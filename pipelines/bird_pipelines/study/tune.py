@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bird.errors import UsageError, WrongRunError
+from bird.errors import WrongRunError
 from bird.measuring.paired import Predicted, compare
 from bird_cache.files import LOCKS, replace, write_lock
 from bird_cache.manifest import flatten
@@ -35,11 +35,11 @@ from bird_pipelines.study.tune_search import (
     FIELDS,
     FLOORS,
     METRICS,
-    SPACES,
     Search,
     look,
     require_halves,
     run_of,
+    space_of,
     summary_of,
 )
 
@@ -53,13 +53,7 @@ def tune(base: RunConfig, search: Search, train: Train = distill_many) -> dict[s
     Raises UsageError for a method that has nothing to choose or a meta split that is too small, WrongRunError if the folder
     holds another study, or one whose test split has been opened and that should go on; whatever `distill_many` raises.
     """
-    if base.method not in SPACES:
-        raise UsageError(
-            where=f"--method {base.method}",
-            found="no weight to choose",
-            wanted=f"one of {', '.join(SPACES)}",
-            fix="train it with `bird distill`",
-        )
+    space = space_of(base)
     if not (base.place.out / "tune.json").exists():
         require_halves(base, search)
     claim(base, search)
@@ -69,7 +63,7 @@ def tune(base: RunConfig, search: Search, train: Train = distill_many) -> dict[s
             baseline = look(plain, search, base.place.out / "baseline", BASELINE, search.floor, train)
             default = next(each for each in baseline if each["number"] == 0)
             floor = default[search.floor_on] - search.drop if search.floor is None else search.floor
-            candidates = look(base, search, base.place.out / "candidates", SPACES[base.method], floor, train)
+            candidates = look(base, search, base.place.out / "candidates", space, floor, train)
             conclude(base, plain, search, floor, baseline, candidates, train)
     return runs.read_json(base.place.out / "tune.json")
 
@@ -78,7 +72,7 @@ def claim(base: RunConfig, search: Search) -> None:
     """Start a study in `base.out`, or check that the one there is this one; more trials may be asked for until the test
     split has been opened."""
     path = base.place.out / "search.json"
-    identity = {k: v for k, v in base.identity().items() if k not in SPACES[base.method] and k != "seed"}
+    identity = {k: v for k, v in base.identity().items() if k not in space_of(base) and k != "seed"}
     asked = {"identity": identity, "search": dataclasses.asdict(search)}
     base.place.out.mkdir(parents=True, exist_ok=True)
     opened = (base.place.out / "final").exists()
@@ -126,7 +120,7 @@ def conclude(
         "method": base.method,
         "cache": base.source.cache,
         "search": dataclasses.asdict(search),
-        "space": {name: dataclasses.asdict(span) for name, span in SPACES[base.method].items()},
+        "space": {name: dataclasses.asdict(span) for name, span in space_of(base).items()},
         "baseline_space": {name: dataclasses.asdict(span) for name, span in BASELINE.items()},
         "floor": floor,
         "candidates": candidates,

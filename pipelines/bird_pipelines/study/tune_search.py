@@ -16,6 +16,7 @@ import numpy as np
 
 from bird.errors import EmptyCellError, UsageError
 from bird.measuring.seeds import two_level_intervals
+from bird.methods.own import AROUND
 from bird_cache.order import raw
 from bird_pipelines.config import CHOOSE, RunConfig
 from bird_pipelines.distilling.data import load_data
@@ -40,6 +41,7 @@ __all__ = [
     "look",
     "require_halves",
     "run_of",
+    "space_of",
     "summary_of",
 ]
 
@@ -89,6 +91,22 @@ class Search:
     drop: float = 1.0
     floor: float | None = None
     seed: int = 0
+
+
+def space_of(config: RunConfig) -> Space:
+    """What is chosen for a method; BIRD around a loss of the user's own has BIRD's weights. Raises UsageError for a method
+    that has nothing to choose."""
+    part = config.part("method")
+    name = "bird" if part is not None and part.attribute.startswith(AROUND) else config.method
+    if name not in SPACES:
+        own = "a loss of your own (bird+file.py:loss)"
+        raise UsageError(
+            where=f"--method {config.method}",
+            found="no weight to choose" if part is None else "a Method of your own, whose weights are not known here",
+            wanted=f"one of {', '.join(SPACES)}, or {own}",
+            fix="train it with `bird distill`",
+        )
+    return SPACES[name]
 
 
 def require_halves(base: RunConfig, search: Search) -> None:
