@@ -11,7 +11,7 @@ from helpers.shell import stranger
 from PIL import Image
 from torch import nn
 
-from bird.errors import UsageError
+from bird.errors import RunError, UsageError
 from bird.students import named_student
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.training import distill
@@ -52,6 +52,14 @@ class Attending(nn.Module):
         tokens = self.norm(self.patches(pixels)).flatten(2).transpose(1, 2)
         features = (tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]).mean(1)
         return {"features": features, "logits": self.head(features)}
+
+
+class Loud(Pooled):
+    """Between two layers its values are beyond 65,504, which half precision cannot hold; its features are not."""
+
+    def forward(self, pixels):
+        maps = self.body(pixels) * 3000 * 3000
+        return self.end["last"]((maps / 3000 / 3000).flatten(1))
 
 
 class Choosing(Attending):
@@ -114,6 +122,22 @@ def test_as_onnx_it_is_accepted_and_predicts_what_the_student_predicts(trained, 
     file, student = (pandas.read_csv(tmp_path / f"{which}.csv") for which in ("file", "run"))
     assert file[["id", "predicted"]].equals(student[["id", "predicted"]])
     np.testing.assert_allclose(file.filter(like="p_"), student.filter(like="p_"), atol=1e-5)
+
+
+def test_half_precision_is_refused_where_a_value_on_the_way_does_not_fit(trained, tmp_path):
+    """onnxruntime computes it in float32 on a CPU: the logits are finite there, and the predictions the student's."""
+    run, given = trained("Loud")
+    with pytest.raises(RunError, match="values inside the graph that half precision cannot hold"):
+        exported(run, given, tmp_path / "out", precision="fp16")
+    assert not (tmp_path / "out").exists()
+    about = exported(run, given, tmp_path / "kept", precision="fp16", allow_drift=True)
+    assert about["check"]["not_finite"] == 0
+    assert about["check"]["beyond_half"]
+    assert len(about["check"]["refusals"]) == 1
+    for name in ("Pooled", "timm:test_vit"):
+        quiet, given = trained(name)
+        about = exported(quiet, given, tmp_path / name.replace(":", "-"), precision="fp16")
+        assert about["check"]["beyond_half"] == []
 
 
 @pytest.mark.parametrize("name", ["Pooled", "Attending", "timm:test_resnet"])

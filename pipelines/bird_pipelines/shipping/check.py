@@ -35,20 +35,23 @@ Floats = Float[NDArray[np.float32], "rows classes"]
 @dataclass(frozen=True)
 class Checked:
     """What the check found: the drift on `rows` test rows, and how many of `batch_flips.rows` rows get another class alone
-    than in a batch of `batch`. `ties` are rows left out of these, whose two largest logits differ by rounding alone."""
+    than in a batch of `batch`. `ties` are rows left out of these, whose two largest logits differ by rounding alone.
+    `beyond_half` are values inside a half-precision graph that are not finite in half precision, by name."""
 
     drift: Drift
     batch: int
     batch_flips: Share
     ties: int
     not_finite: int
+    beyond_half: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain numbers, lists and dicts."""
         found = self.drift.as_json()
         batches = {"largest": self.batch, "flips": self.batch_flips._asdict(), "ties": self.ties}
         gap = found.pop("mean_deo")
-        return {"bounds": dict(BOUNDS), "not_finite": self.not_finite, **found, "batch_sizes": batches, "mean_deo": gap}
+        whole = {"not_finite": self.not_finite, "beyond_half": list(self.beyond_half)}
+        return {"bounds": dict(BOUNDS), **whole, **found, "batch_sizes": batches, "mean_deo": gap}
 
 
 def check_rows(data: RunData, most: int | None) -> NDArray[np.int64]:
@@ -93,6 +96,11 @@ def refusals(checked: Checked) -> list[str]:
     found, drifted = [], checked.drift
     if checked.not_finite:
         found.append(f"logits that are no finite numbers in {checked.not_finite:,} rows")
+    if checked.beyond_half:
+        found.append(
+            f"{len(checked.beyond_half)} values inside the graph that half precision cannot hold (the first is "
+            f"{checked.beyond_half[0]}): a CPU computes them in float32, other devices answer with NaN or infinity"
+        )
     found += _fall("accuracy", drifted.accuracy, BOUNDS["accuracy_points"])
     found += _fall("the least recall of a cell", drifted.least_recall, BOUNDS["least_recall_points"])
     fallen = [each for each in drifted.cells if each.change < -BOUNDS["cell_recall_points"] - ROUNDING]

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from bird_pipelines.distilling.evaluate import open_run
 from bird_pipelines.shipping.card import card
 from bird_pipelines.shipping.check import Checked, check, check_rows, refusals
 from bird_pipelines.shipping.formats import FORMATS, Format, input_name, need_extra
+from bird_pipelines.shipping.halves import not_finite
 from bird_pipelines.shipping.networks import hub_config, network_of, summed_heads
 from bird_pipelines.shipping.quantise import BATCH, Quantiser, calibration_rows, quantised_share, static_int8
 from bird_pipelines.shipping.reference import reference_inputs, reference_of
@@ -86,6 +88,9 @@ def export(
         if to == "onnx":
             _annotate(path, about)
         checked = check(trained, kind.open(path, trained), data, tested, batch)  # the bytes that ship
+        if (to, precision) == ("onnx", "fp16"):
+            looked_at = tested[:: max(1, len(tested) // calibrate)]
+            checked = replace(checked, beyond_half=tuple(not_finite(path, _batches(data, looked_at))))
         about["check"] = _judged(run, checked, allow_drift)
         about["files"] = {each.name: _hash(each) for each in sorted(folder.iterdir())}
         runs.write_json(folder / "student.json", about)
