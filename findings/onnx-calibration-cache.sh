@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # onnxruntime: calibration_cache_path of quantize_static, and a second student of the same architecture.
 #
-# Guessed before: the ranges are computed anew, with a warning, where the model is another one, as where smooth_quant differs.
+# Guessed before (after part of the code was read): the ranges are computed anew, with a warning, where the model is another one, as where smooth_quant differs.
 # Came out (onnxruntime 1.32.0): only the method and smooth_quant are compared. The second student gets the ranges of the first;
 # its calibration rows are not read, and nothing is said. Its logits are eight times as large, so they are cut off: half of its
 # predictions change (48.4 %), where its own ranges change 1.8 %. So each student needs a cache file of its own.

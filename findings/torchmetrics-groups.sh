@@ -3,8 +3,8 @@
 # and more elsewhere.
 #
 # Guessed before: the same as of all rows in one batch.
-# Came out (torchmetrics 1.9.0; seen with torch 2.14.1): in a batch without group 0 the rows of group 1 are counted as group 0, without a
-# warning. Where group 0 is 3 % of shuffled rows and has a recall of .4 beside .9, the ratio of equal opportunity is .44 in one
+# Came out (torchmetrics 1.9.0, torch 2.13.0): in a batch without group 0 the rows of group 1 are counted as group 0, without
+# a warning. Where group 0 is 3 % of shuffled rows and has a recall of .4 beside .9, the ratio of equal opportunity is .44 in one
 # batch and .97 in batches of 32: the gap is gone. Of rows sorted by group nearly all end in group 0.
 # Known since September 2026 and mended after this release (torchmetrics #3489, #3491); how much of a gap it hides was not said.
 set -euo pipefail
