@@ -39,17 +39,20 @@ def start_cache(folder: Folder, plan: Plan, samples: Samples) -> None:
         folder.publish(layout.manifest_path, layout.render(manifest, described))
 
 
-def refuse_foreign(folder: Folder, plan: Plan) -> None:
-    """Raise NotACacheError unless the folder is absent, empty, or holds a cache of ours, started or finished."""
+def refuse_foreign(folder: Folder, plan: Plan | None = None) -> None:
+    """Raise NotACacheError unless the folder is absent, empty, or holds a cache of ours, started or finished. Before there
+    is a `plan`, a sample table is a start."""
     if folder.local is not None and folder.local.exists() and not folder.local.is_dir():
         found = "a file"
     elif not folder.exists() or find_layout(folder) is not None:
         return
     else:
         # An interrupted start leaves the sample table and the layers' descriptions.
-        started = {SAMPLES, *layout_of(plan.store).describe(plan)}
-        foreign = [path for path in folder.files() if path not in started and not path.startswith(f"{COMMITS}/")]
-        if not foreign or find_layout(folder) is not None:  # another writer has begun it in this instant
+        started, files = {SAMPLES, *(layout_of(plan.store).describe(plan) if plan else ())}, folder.files()
+        foreign = [path for path in files if path not in started and not path.startswith(f"{COMMITS}/")]
+        if not foreign or (plan is None and SAMPLES in files):
+            return
+        if find_layout(folder) is not None:  # another writer has begun it in this instant
             return
         found = f"a folder with other things in it ({', '.join(foreign[:3])})"
     raise NotACacheError(

@@ -21,7 +21,7 @@ from bird.errors import UsageError
 from bird.teachers import load_teacher
 from bird.teachers.base import TorchTeacher, View
 from bird.teachers.layers import Tap
-from bird_cache.errors import FeatureError, StaleCacheError
+from bird_cache.errors import FeatureError, NotACacheError, StaleCacheError
 from bird_cache.store import open_cache
 from bird_cache.verify import verify
 from bird_pipelines.config import Stored, Work
@@ -413,4 +413,23 @@ def test_from_python_an_option_that_is_wrong_is_named(tmp_path):
         with pytest.raises(UsageError) as caught:
             bird_pipelines.precompute(teacher="onnx:x", dataset="digits-s", out=tmp_path / "cache", **wrong)
         assert caught.value.where == "--" + next(iter(wrong)).replace("_", "-")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("wrong", ["a file", "a folder", "slice", "update"])
+def test_what_is_wrong_about_the_cache_is_said_before_the_teacher_is_opened(tmp_path, wrong):
+    """A large teacher takes minutes to load; here there is none."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").touch()
+    given = {
+        "a file": {"out": tmp_path / "file"},
+        "a folder": {"out": tmp_path / "folder"},
+        "slice": {"slice": "5/2"},
+        "update": {"update": tmp_path / "nothing"},
+    }[wrong]
+    with pytest.raises((UsageError, NotACacheError), match=r"a file|notes\.txt|5/2|no such folder"):
+        bird_pipelines.precompute(
+            **{"teacher": f"onnx:{tmp_path / 'none.onnx'}", "dataset": "digits-s", "out": tmp_path / "cache", **given}
+        )
     assert not (tmp_path / "cache").exists()

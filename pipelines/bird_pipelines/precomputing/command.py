@@ -8,7 +8,9 @@ from typing import Any
 from bird.datasets.base import Dataset, SampleTable, empty_cells, prepare
 from bird.errors import UsageError
 from bird.teachers import Service, Teacher
+from bird_cache.folders import open_folder
 from bird_cache.samples import OK
+from bird_cache.start import refuse_foreign
 from bird_cache.store import open_cache
 from bird_pipelines.config import PrecomputeConfig
 from bird_pipelines.precomputing.engines import ENGINES, precompute_by_workers
@@ -25,8 +27,11 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
     """`bird precompute`: open the data set and the teacher, write the cache, say what it holds (see `FeatureStore.info`)."""
     rows, stored, work = config.rows, config.stored, config.work
     require_one_way(config)
+    if not config.dry_run:
+        refuse_foreign(open_folder(config.out))
     max_failed = 0.0 if rows.on_error == "fail" else rows.max_failed
     data = open_data(config)
+    sides = None if stored.update is None else sides_of(stored.update, data)  # before the teacher, which takes time
     # Where workers compute, the teacher only fixes the plan here: this machine may have no GPU.
     place = dataclasses.replace(work, device="cpu") if config.workers.spreads else work
     teacher = open_teacher(dataclasses.replace(config, work=place))
@@ -36,7 +41,7 @@ def precompute_command(config: PrecomputeConfig) -> dict[str, Any]:
         keep_conflicts=rows.keep_conflicts,
         max_problem_share=max_failed,
         workers=work.workers or usual_workers(),
-        sides=None if stored.update is None else sides_of(stored.update, data),
+        sides=sides,
     )
     require_cells(data, table)
     tell_remarks(data.remarks)
@@ -70,7 +75,8 @@ def require_one_way(config: PrecomputeConfig) -> None:
     """Raise UsageError, before the data set is read, for a slice that is none, options that exclude each other,
     or an engine that is not there."""
     config.workers.require_own()
-    if config.workers.spreads and config.work.part != (1, 1):
+    part = config.work.part
+    if config.workers.spreads and part != (1, 1):
         raise UsageError(
             where="--slice",
             found=f"{config.work.slice} with several workers",
