@@ -251,7 +251,7 @@ def _by_index(
 
 
 def _opened(store: FeatureStore | str | Path) -> FeatureStore:
-    return store if isinstance(store, FeatureStore) else open_cache(store)
+    return open_cache(store) if isinstance(store, str | Path) else store
 
 
 def _normalised(vectors: NDArray[Any]) -> NDArray[np.float32]:

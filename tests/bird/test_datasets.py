@@ -854,7 +854,7 @@ def test_a_column_of_one_value_is_refused_by_its_name_and_value(tmp_path: Path, 
 
 def test_a_slip_in_a_tables_name_or_columns_is_told(tmp_path: Path) -> None:
     write_table(tmp_path, table_of_images(tmp_path, 8), "path,lable,group")
-    with pytest.raises(DataError, match=r"rename 'lable' to label\?"):
+    with pytest.raises(DataError, match=r"rename 'lable' to label; or say"):
         open_dataset("table", tmp_path)
     with pytest.raises(DataError, match=r"did you mean samples.csv\?"):
         open_dataset("table", tmp_path, table="sample.csv")

@@ -140,7 +140,7 @@ def test_int8_is_static_balanced_and_measured(run, tmp_path):
     assert max(calibration["rows_by_cell"].values()) == 5
     assert all(each.startswith("train-") for each in calibration["ids"])  # meta is carved from train, test is not seen
     assert [*about["files"]] == ["student.onnx"]
-    with pytest.raises(RunError, match="0 rows to calibrate on"):
+    with pytest.raises(UsageError, match="0 rows to calibrate on"):
         export(run, tmp_path / "empty", precision="int8", calibrate=0)
     assert not (tmp_path / "empty").exists()
 

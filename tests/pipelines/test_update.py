@@ -35,7 +35,7 @@ def test_an_update_keeps_every_row_on_its_side_and_says_what_it_reused(teacher, 
     there = dict(zip(old.ids.tolist(), old.splits.tolist(), strict=True))
     here = dict(zip(new.ids.tolist(), new.splits.tolist(), strict=True))
     assert {id: here[id] for id in there} == there
-    assert "kept_on_their_side" in done.stdout
+    assert "rows kept in the split of the earlier cache" in done.stdout
     assert open_cache(tmp_path / "new").manifest.plan.notes["reused"] == "60 of 100 rows"
     done = bird(
         "precompute", *flags, "--setting", "test_fraction=0.5", "--out", tmp_path / "x", "--update", tmp_path / "old"
