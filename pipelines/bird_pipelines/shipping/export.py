@@ -88,10 +88,8 @@ def export(
         if to == "onnx":
             _annotate(path, about)
         checked = check(trained, kind.open(path, trained), data, tested, batch)  # the bytes that ship
-        if (to, precision) == ("onnx", "fp16"):
-            looked_at = tested[:: max(1, len(tested) // calibrate)]
-            checked = replace(checked, beyond_half=tuple(not_finite(path, _batches(data, looked_at))))
-        about["check"] = _judged(run, checked, allow_drift)
+        inside = _beyond_half(path, data, tested, calibrate) if (to, precision) == ("onnx", "fp16") else ()
+        about["check"] = _judged(run, replace(checked, beyond_half=inside), allow_drift)
         about["files"] = {each.name: _hash(each) for each in sorted(folder.iterdir())}
         runs.write_json(folder / "student.json", about)
         metrics = runs.read_json(run / "metrics-test.json")
@@ -164,6 +162,12 @@ def _write(
         "rows_by_cell": _cells(data, rows),
         "quantised_share": share,
     }
+
+
+def _beyond_half(path: Path, data: RunData, tested: NDArray[np.int64], most: int) -> tuple[str, ...]:
+    """The values inside the graph that half precision cannot hold, for some of at most `most` test rows (one at least)."""
+    apart = -(-len(tested) // max(most, 1))
+    return tuple(not_finite(path, _batches(data, tested[::apart])))
 
 
 def _batches(data: RunData, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
