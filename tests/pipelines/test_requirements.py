@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 from helpers import cachekit
 from helpers.shell import bird, bird_json, distilled, panel
+from typer.testing import CliRunner
 
 import bird_pipelines
 from bird.datasets import open_dataset
-from bird.errors import EmptyCellError, UsageError
+from bird.errors import EmptyCellError, UsageError, WrongRunError
 from bird.methods import METHODS, Hyperparameters, build_method
 from bird.students import load_student, student_files
 from bird.teachers import load_teacher
+from bird_pipelines.cli import app
 from bird_pipelines.cli.catalogue import catalogue
+from bird_pipelines.cli.misuse import as_ours
 from bird_pipelines.config import resolve, resolve_precompute
 from bird_pipelines.distilling.evaluate import evaluate
 from bird_pipelines.distilling.side_by_side import distill_many
@@ -66,6 +69,8 @@ def without(tmp_path_factory):
         ({"lambda": -1}, {}, "--lambda"),
         ({"lamda": 0.2}, {"lambda": 0.2}, "did you mean lambda?"),
         ({"warmup": 9}, {}, "--warmup"),
+        ({"average": -0.5}, {}, "--average"),
+        ({"method": "bird", "epochs": 2, "warmup": 1, "feedback_every": 99}, {"method": "bird"}, "feedback in none"),
     ],
 )
 def test_a_slip_leaves_no_folder_that_refuses_the_right_word(cache, tmp_path, wrong, right, meant):
@@ -84,6 +89,55 @@ def test_many_runs_claim_no_folder_before_they_are_known_to_work(without, tmp_pa
         distill_many(configs)
     assert not [*tmp_path.iterdir()]
     assert len(distill_many([config.but(method="fitnet") for config in configs])) == 2
+
+
+def test_methods_are_compared_and_chosen_only_where_all_can_be_trained(without, tmp_path):
+    """Before the first is trained: what the second lacks, and whether its folder is that of another run."""
+    compared = {"cache": without["meta"], "methods": ["fitnet", "bird"], "out": tmp_path / "out", "seeds": 1, **SHORT}
+    with pytest.raises(EmptyCellError, match="class yes x group b"):
+        bird_pipelines.compare(**compared)
+    with pytest.raises(EmptyCellError, match="no train sample of class yes x group b"):
+        bird_pipelines.tune(cache=without["train"], out=tmp_path / "out", method="bird", trials=1, seeds=1, **SHORT)
+    assert not (tmp_path / "out").exists()
+    distilled(without["meta"], tmp_path / "out" / "ad-0", method="ad", **{**SHORT, "lr": 0.01})
+    with pytest.raises(WrongRunError, match=r"lr = 0\.01"):
+        bird_pipelines.compare(**{**compared, "methods": ["fitnet", "ad"]})
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["ad-0"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"floor": float("nan")}, "--floor"),
+        ({"floor": 101.0}, "from 0 to 100"),
+        ({"drop": float("nan")}, "--drop"),
+        ({"trials": 0}, "--trials"),
+        ({"final_seeds": 0}, "--final-seeds"),
+    ],
+)
+def test_a_search_out_of_range_is_refused(without, tmp_path, wrong, said):
+    with pytest.raises(UsageError, match=said):
+        bird_pipelines.tune(cache=without["meta"], out=tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "found", "wanted"),
+    [
+        (("--shrink", "nan"), "nan", "a number of 0 or more"),
+        (("--feedback-every", "0"), "0", "a number of 1 or more"),
+        (("--feedback-every", "1.5"), "1.5", "a whole number"),
+        (("--alpha", "nan"), "nan", "a share, from 0 to 1"),
+        (("--mu2", "0"), "0.0", "a number above 0"),
+        (("--mu2", "inf"), "inf", "a finite number"),
+        (("--average", "1"), "1.0", "a number below 1"),
+    ],
+)
+def test_a_number_out_of_range_is_told_with_its_range(cache, tmp_path, flags, found, wanted):
+    command = ["distill", "--cache", str(cache), *flags, "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, command, standalone_mode=False)
+    error = done.exception if isinstance(done.exception, UsageError) else as_ours(done.exception)
+    assert (error.where, error.found.strip("'"), error.wanted) == (flags[0], found, wanted)
 
 
 def test_the_command_says_what_was_meant_and_writes_nothing(cache, tmp_path):
@@ -174,6 +228,7 @@ def test_a_method_that_needs_an_empty_cell_refuses_and_others_record_it(without,
         ) as told:
             distilled(without[split], tmp_path / "run", method=method, **SHORT)
         assert "baseline, bkd, fitnet, at, ad" in told.value.fix
+        assert ("--offsets-from zero" in str(told.value)) == (split == "train" and method.startswith("bird-offsets"))
         assert not (tmp_path / "run").exists()
         return
     info = distilled(without[split], tmp_path / "run", method=method, **SHORT)
