@@ -1,11 +1,15 @@
 """Parts of one's own where other processes work with them: `--processes`, `--jobs`, Ray."""
 
 import pytest
-from helpers.shell import bird, panel
+from helpers.shell import bird
 from helpers.workers import bytes_of
+
+from bird_pipelines.config import resolve
+from bird_pipelines.study.places import trainer
 
 PARTS = '''
 import numpy as np
+import torch
 from torch import nn
 
 
@@ -29,9 +33,9 @@ class Net(nn.Module):
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.fc = nn.Linear(8, 2)
-        with __import__("torch").no_grad():
+        with torch.no_grad():
             for weight in self.parameters():
-                weight.copy_((0.1 * __import__("torch").arange(weight.numel()) % 1 - 0.4).reshape(weight.shape))
+                weight.copy_((0.1 * torch.arange(weight.numel()) % 1 - 0.4).reshape(weight.shape))
 
     def forward(self, pixels):
         return self.fc(self.body(pixels))
@@ -69,3 +73,17 @@ def test_workers_import_an_own_teacher_and_an_own_data_set(words, cache, engine,
         pytest.importorskip("ray")
     bird(*words, "--out", tmp_path / "cache", *(engine or ("--processes", 2)))
     assert bytes_of(tmp_path / "cache") == bytes_of(cache)
+
+
+@pytest.mark.slow
+def test_tasks_of_ray_import_an_own_method(file, cache, tmp_path):
+    pytest.importorskip("ray")
+    found = []
+    for engine in ("local", "ray"):
+        given = {"student": "adapter", "method": f"bird+{file}:distant", "dataset": f"{file}:Squares", "cache": cache}
+        short = {"epochs": 2, "warmup": 1, "batch_size": 16, "meta_per_cell": 2}
+        config = resolve({**given, **short, "out": tmp_path / engine})
+        with trainer(engine, None) as train:
+            train([config])
+        found.append((tmp_path / engine / "metrics-meta.json").read_text())
+    assert found[0] == found[1]
