@@ -57,7 +57,7 @@ def turn(
     if not balances or len(names) != len(balances) or not all(0 <= each <= 1 for each in balances):
         raise UsageError(
             where="--balances",
-            found=", ".join(f"{each:g}" for each in balances) or "none",
+            found=", ".join(map(str, balances)) or "none",
             wanted="numbers from 0 to 1 that differ in six digits",
             fix=f"such as {','.join(f'{each:g}' for each in BALANCES)}",
         )
