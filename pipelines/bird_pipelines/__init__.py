@@ -74,10 +74,15 @@ def distill(
     from bird_pipelines.config import resolve
     from bird_pipelines.distilling.data import cache_dataset
     from bird_pipelines.distilling.training import distill as train
+    from bird_pipelines.progress import tell
+    from bird_pipelines.reporting.settings import unread
 
     defaults = {"student": "adapter", "method": "bird", "dataset": cache_dataset(str(cache))}
     flags = {"cache": str(cache), "out": Path(out), **options}
     told = resolve(flags, None if config is None else Path(config), defaults)
+    given = [name.removesuffix("_") for name, value in options.items() if value is not None]
+    if idle := unread(told.method, given):
+        tell(f"note: {told.method} does not read {', '.join('--' + name.replace('_', '-') for name in idle)}")
     if seeds is None:
         return train(told)
     from bird_pipelines.study.seeds import distill_seeds, seeds_of

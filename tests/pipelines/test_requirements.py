@@ -91,6 +91,14 @@ def test_many_runs_claim_no_folder_before_they_are_known_to_work(without, tmp_pa
     assert len(distill_many([config.but(method="fitnet") for config in configs])) == 2
 
 
+def test_options_that_a_method_does_not_read_are_told(without, tmp_path, capfd):
+    flags = {"epochs": 1, "batch_size": 32, "pool": True, "feedback_every": 3, "alpha": None}
+    distilled(without["meta"], tmp_path / "run", method="fitnet", fitnet_weight=0.2, **flags)
+    assert "note: fitnet does not read --pool, --feedback-every\n" in capfd.readouterr().err
+    distilled(without["meta"], tmp_path / "pooled", method="bird-offsets-no-meta", epochs=1, pool=True)
+    assert "does not read" not in capfd.readouterr().err
+
+
 def test_methods_are_compared_and_chosen_only_where_all_can_be_trained(without, tmp_path):
     """Before the first is trained: what the second lacks, and whether its folder is that of another run."""
     compared = {"cache": without["meta"], "methods": ["fitnet", "bird"], "out": tmp_path / "out", "seeds": 1, **SHORT}
@@ -354,6 +362,15 @@ def test_what_an_old_cache_cannot_show_is_not_available_and_says_why(tmp_path, c
     for name in missing - {"f1_binary"}:
         assert test["undefined"][name] in page
     assert page.count(">n/a<") >= len(missing - {"f1_binary"})
+
+
+def test_one_group_gives_no_feedback_and_nothing_to_choose_by(tmp_path):
+    cache = one_sided(tmp_path / "cache", ("no", "yes"), ("female",))
+    with pytest.raises(UsageError, match="one group .female."):
+        distilled(cache, tmp_path / "run", method="bird-offsets", pool=True, **SHORT)
+    with pytest.raises(UsageError, match="two classes and two groups"):
+        bird_pipelines.tune(cache=cache, out=tmp_path / "run", method="bkd", trials=1, seeds=1, **SHORT)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_of_before_shows_no_zero_that_was_not_measured(tmp_path):

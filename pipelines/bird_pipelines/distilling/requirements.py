@@ -102,6 +102,13 @@ def require_feedback(config: RunConfig, method: Method, rows: int) -> None:
 def require_samples(name: str, method: Method, data: RunData, limit: int | None = None) -> None:
     """Raise UsageError for a split that the method of that name reads and that has no sample, EmptyCellError, by name, for
     a (class, group) cell that it needs and that has none. `limit` is what the rows were limited to."""
+    if "meta" in method.cells and len(data.group_names) < 2:
+        raise UsageError(
+            where=f"--method {name}",
+            found=f"one group ({few(data.group_names)})",
+            wanted="two groups or more: the feedback compares them",
+            fix="use a cache with several groups, or a method without feedback",
+        )
     limited = "" if limit is None else f" (--limit {limit})"
     for split in ("train", *(["meta"] if method.meta else [])):
         if not len(data.rows(split)):

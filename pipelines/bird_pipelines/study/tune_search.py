@@ -143,6 +143,13 @@ def require_halves(base: RunConfig, search: Search) -> None:
     the method itself raises for lack of something."""
     halved = base.but(choose=search.seed)
     data = read(halved)
+    if min(len(data.class_names), len(data.group_names)) < 2:
+        raise UsageError(
+            where=f"study {base.place.out}",
+            found=f"{few(data.class_names)} as classes, {few(data.group_names)} as groups",
+            wanted="two classes and two groups: a setting is chosen by its gap",
+            fix="use a cache with both",
+        )
     empty = data.empty_cells().get(CHOOSE, [])
     if empty or not len(data.rows(CHOOSE)):
         raise UsageError(
