@@ -266,7 +266,9 @@ def _found_again(kind: Kind, given: str, module: str, path: str, attribute: str,
     origin = _attribute(kind, given, code, attribute).origin
     assert origin is not None
     if origin.sha256 != sha256:
-        raise _fault(kind, given, "other code", "the code that the command was given", "give every worker the same file")
+        raise _fault(
+            kind, given, "other code", "the code that the command was given", "give every worker the same file"
+        )
     return origin
 
 

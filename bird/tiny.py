@@ -6,6 +6,7 @@ They are no models of the paper; what carries their name is marked as a demo.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,7 @@ TINY_STAGES: Mapping[str, tuple[str, ...]] = {
 Maps = Float[Tensor, "batch channels height width"]
 
 
+@final
 class TransformerBlock(nn.Module):
     """Pre-norm self-attention and a perceptron, both around shortcuts (Dosovitskiy et al. 2021). torch's own layer takes
     another path, with other rounding, where no gradient is wanted."""
@@ -48,6 +50,7 @@ class TransformerBlock(nn.Module):
         return tokens + self.perceptron(self.norm2(tokens))  # type: ignore[no-any-return]
 
 
+@final
 class TinyViT(nn.Module):
     """64 patches -> 2 pre-norm transformer layers -> the mean token, normed (width 64)."""
 
@@ -67,6 +70,7 @@ class TinyViT(nn.Module):
         return features
 
 
+@final
 class Block(nn.Module):
     """Two 3x3 convolutions with batch norm around a shortcut (He et al. 2016)."""
 
@@ -88,6 +92,7 @@ class Block(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
+@final
 class TinyResNet(nn.Module):
     """A stem of stride 2, then 3 stages of 16, 32 and 64 channels of `depth` blocks, pooled."""
 
@@ -108,6 +113,7 @@ class TinyResNet(nn.Module):
         return self.layer3(self.layer2(self.layer1(self.stem(x)))).mean((2, 3))  # type: ignore[no-any-return]
 
 
+@final
 class TinyConvNet(nn.Module):
     """3 stages, each a strided 3x3 convolution and a depthwise-separable one, pooled (24, 48, 96 channels)."""
 

@@ -29,6 +29,7 @@ _TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 _PIXEL_BYTES = 3 * 32 * 32
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class _Source:
     """One split as stored: a key, a label and the source bytes of each image, encoded or as 3072 planar values."""

@@ -7,7 +7,7 @@ all of the rows' error counts as common, and the interval is wider than it need 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+@final
 class OverSeeds(NamedTuple):
     """A statistic over runs, x100: the mean of what they show, its 95 % interval, and of a DEO the mean beyond chance."""
 

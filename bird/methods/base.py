@@ -26,6 +26,7 @@ Losses = dict[str, Tensor]
 """Named losses of one step, detached: a scalar, or one value a model."""
 
 
+@final
 @dataclass(frozen=True)
 class Batch:
     """One batch: the student's inputs, class labels, protected groups, and what the teacher said (None if not needed).
@@ -47,6 +48,7 @@ class Batch:
     posterior: Float[Tensor, "*models batch groups"] | None = None
 
 
+@final
 @dataclass(frozen=True)
 class Hyperparameters:
     """What the losses are weighed with. Defaults: Java et al. 2023 where it gives them (alpha, tau), else ours.
@@ -97,6 +99,7 @@ class Hyperparameters:
     feedback_through: Literal["all", "last"] = "all"
 
 
+@final
 class Regressed(nn.Module):
     """A student whose features are mapped to the teacher's width by a linear regressor (Romero et al. 2015).
 

@@ -37,6 +37,7 @@ def task_loss(logits: Tensor, batch: Batch) -> Tensor:
     return cross_entropy(logits, batch.labels)
 
 
+@final
 class InnerLoss(NamedTuple):
     """L_in = alpha D + (1 - alpha) CE of a student's answer, and its two parts: one value a model each."""
 
@@ -308,6 +309,7 @@ class BirdStep:
         move(self.gate, self.optimizer, gradients)
 
 
+@final
 class _Answering(nn.Module):
     """A student whose answer has names, and float32 where it was computed in less."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -86,6 +87,7 @@ class Bird(Method):
         return bias_loss(logits, batch.labels, batch.groups, self.groups, self.hyper.soft_max, total)
 
 
+@final
 class BirdPlus(Bird):
     """BIRD with three changes, ours, found on validation images (docs/decisions/0010):
 
@@ -114,6 +116,7 @@ class BirdPlus(Bird):
         return adjusted_cross_entropy(logits, batch.labels, batch.groups, self.prior)
 
 
+@final
 class BirdOffsets(Bird):
     """BIRD whose phi are offsets of the logits by class and group (bird.step.offsets; docs/decisions/0018), ours:
 

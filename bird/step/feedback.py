@@ -31,7 +31,7 @@ leading dimension of S models, what is differentiated is the sum over the models
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
 from torch.autograd import grad
@@ -51,6 +51,7 @@ Through = Callable[[str], bool]
 """Which of the student's parameters the look-ahead moves, by name."""
 
 
+@final
 class Objective(NamedTuple):
     """A batch's inputs, and a loss of the student's answer on them."""
 
@@ -109,6 +110,7 @@ def feedback(
     return bias, tuple(weigh(-mu1, g) for g in ranks.sum(slope))
 
 
+@final
 class Ahead(NamedTuple):
     """What a step ahead tells, all detached: L_o(theta'), v = dL_o/dtheta' by names, and J^T u = dL_in/dtheta if it was
     asked for."""

@@ -38,6 +38,7 @@ HALF = {torch.bfloat16, torch.float16}
 WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
 
 
+@final
 class Sides(NamedTuple):
     """What the two sides are made of, but for Jv: u, J^T u and v; and how many dimensions of models lead."""
 

@@ -44,6 +44,7 @@ ATTENTION = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 
 """Attention, and which argument says how much of it is dropped."""
 
 
+@final
 class Chances(NamedTuple):
     """The states of torch's random numbers, of all devices that are in use."""
 
@@ -56,6 +57,7 @@ class Chances(NamedTuple):
         return cls(torch.get_rng_state(), [torch.cuda.get_rng_state(each) for each in _gpus()])
 
 
+@final
 class Kept(NamedTuple):
     """What one call gave: its value, which later calls may overwrite, and what else its rule can use."""
 

@@ -88,6 +88,7 @@ class Teacher(ABC):
         return self.answer(views, (PENULTIMATE,))[PENULTIMATE]
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What the person asked for beside the teacher's name."""

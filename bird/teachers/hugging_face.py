@@ -29,6 +29,7 @@ UNREAD |= {"torch_dtype", "transformers_version", "text_config", "text_config_di
 EXPORT = "export the vector that you want as an ONNX file (onnx:FILE)"
 
 
+@final
 class Read(NamedTuple):
     """How a loaded model is read: the part that runs, its layers, what the library documents of a batch, in which words."""
 
@@ -41,6 +42,7 @@ class Read(NamedTuple):
     """what else the layers follow from, beside the part's own weights"""
 
 
+@final
 class Source(NamedTuple):
     """Where a model is: a folder, or a repository of the hub."""
 

@@ -120,6 +120,7 @@ def _has_norm(module: nn.Module) -> bool:
     return any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
 
 
+@final
 class _Tracer(fx.Tracer):
     """Looks into what holds batch norms, and takes everything else as one step."""
 

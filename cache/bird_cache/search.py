@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ QUANTILES = (0.5, 0.9, 0.99, 0.999)
 ROUNDING = 2.0**-23  # twice that of float32, a feature
 
 
+@final
 class Found(NamedTuple):
     """The nearest rows of each query, nearest first: `rows` and `similarity` (queries, k); -1 and NaN where there are
     fewer."""

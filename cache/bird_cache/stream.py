@@ -39,6 +39,7 @@ ImageSource = Callable[[Sequence[str]], tuple[Sequence[str], Sequence[str], Any]
 """ids asked -> the ids and content digests of what is given, and the images"""
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class StreamBatch:
     """One batch, or one rank's share of it. `features` maps each layer to (batch, *shape) of each sample's view, float32

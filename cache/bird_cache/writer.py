@@ -44,6 +44,7 @@ GRACE_BYTES_A_SECOND = 1 << 24
 VECTORS = ("penultimate", "projection", "projection_l2")  # a zero logit or map may be meant, a zero embedding is not
 
 
+@final
 class Work(NamedTuple):
     """A shard to be written: what `FeatureWriter.write_stored` was given, and where its files go."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import xxhash
@@ -28,6 +28,7 @@ CHECK_EVERY = 4  # shards
 DIGEST_BYTES = 16
 
 
+@final
 class Job(NamedTuple):
     """A batch: rows start..stop of one shard."""
 
@@ -37,6 +38,7 @@ class Job(NamedTuple):
     last: bool
 
 
+@final
 class Paid:
     """One run's dealings with a service."""
 
