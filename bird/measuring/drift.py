@@ -104,8 +104,8 @@ def drift(
 
 
 def change_interval(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[float, float]:
-    """95 % interval of the change, in -1..1, of a share of the same rows: `before` and `after` say of each row whether it
-    counts. Newcombe (1998), Statistics in Medicine 17, method 10: Wilson's intervals of both shares, joined with the
+    """95 % interval of the change, in -1..1, of a share of the same rows: `before` and `after` (N,) say of each row whether
+    it counts. Newcombe (1998), Statistics in Medicine 17, method 10: Wilson's intervals of both shares, joined with the
     correlation of the pairs."""
     rows = len(before)
     both, neither = int((before & after).sum()), int((~before & ~after).sum())

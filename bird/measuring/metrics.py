@@ -229,7 +229,8 @@ def assess(
 
 
 def deo_floor(confusion: Ints, *, replicates: int = 10_000, seed: int = 0) -> dict[str, float]:
-    """The mean-DEO and max-DEO (x100) expected by chance alone: {"mean": ..., "max": ...}.
+    """The mean-DEO and max-DEO (x100) expected by chance alone, {"mean": ..., "max": ...}, of a
+    confusion (C, M, C).
 
     What a classifier would show on average whose recall in each class is the same in all groups (the observed one,
     pooled over the groups) with as many rows a cell as here: with few rows, equal recalls do not look equal.

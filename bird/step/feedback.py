@@ -73,7 +73,7 @@ def feedback(
     through: Through | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """L_o(theta') and its gradient with respect to the gate's parameters phi, in their order.
+    """L_o(theta'), one value a model, and its gradient with respect to the gate's parameters phi, in their order and shapes.
 
     `inner` is L_in on a train batch, through the gate; `outer` is L_o on a meta batch; `output` is `student(inner.inputs)`.
     With `keep` the graph of `output` stays, so that the caller's own backward pass can follow; otherwise it is freed before

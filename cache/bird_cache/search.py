@@ -194,7 +194,8 @@ def near_duplicates(
 def similarity(
     queries: NDArray[Any], base: NDArray[Any], one: Ints, other: Ints, *, memory_bytes: int = MEMORY_BYTES
 ) -> Floats:
-    """The cosine of queries[one] and base[other], pair by pair, as it is defined above: the same bits on every machine."""
+    """The cosine, (pairs,) in -1..1, of queries[one] and base[other], rows of (n, d), as it is defined above: the same bits
+    on every machine."""
     out = np.empty(len(one))
     step = max(1, memory_bytes // (8 * 8 * queries.shape[1]))
     for start in range(0, len(one), step):

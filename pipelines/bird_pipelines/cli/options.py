@@ -151,7 +151,7 @@ def share(value: float | None) -> float | None:
 
 
 def settings_of(pairs: list[str] | None, where: str = "--setting", see: str = "`bird list datasets`") -> dict[str, Any]:
-    """["skew=0.9"] -> {"skew": 0.9}. Values are read as TOML where they can be, else as text."""
+    """["skew=0.9"] -> {"skew": 0.9}. Values are read as TOML where they can be, else as text. Raises UsageError."""
     import tomllib
 
     from bird.errors import UsageError
@@ -169,7 +169,7 @@ def settings_of(pairs: list[str] | None, where: str = "--setting", see: str = "`
 
 
 def options_of(pairs: list[str] | None) -> dict[str, Any]:
-    """Options of `bird distill`: ["meta-per-cell=4"] -> {"meta_per_cell": "4"}."""
+    """Options of `bird distill`: ["meta-per-cell=4"] -> {"meta_per_cell": "4"}. Raises UsageError."""
     from bird.errors import UsageError
 
     options = {}
