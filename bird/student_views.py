@@ -70,8 +70,8 @@ def crop_at_once(padded: Tensor, views: NDArray[np.int64], size: int) -> Tensor:
 
 
 def mirror_as(maps: Float[Tensor, "batch *channels height width"], views: NDArray[np.int64]) -> Tensor:
-    """Spatial maps of the deterministic view, mirrored where the random view is (views: batch, 3). Its shift, an eighth of the side at most,
-    is left as it is: less than a place of the deeper stages."""
+    """Spatial maps of the deterministic view, mirrored where the random view, one of (batch, 3), is. Its shift, an eighth of
+    the side at most, is left as it is: less than a place of the deeper stages."""
     mirrored = torch.from_numpy(views[:, 2] > 0).to(maps.device).view(-1, *[1] * (maps.ndim - 1))
     return torch.where(mirrored, maps.flip(-1), maps)
 

@@ -65,8 +65,8 @@ def two_level_intervals(
 
     The interval speaks of the mean over training seeds, on rows such as these. Two errors add in squares: that of the
     seeds, by Student's t, and that of the rows. Of the latter only what is common to the seeds counts where `predicted`
-    holds every run's predictions for the same rows; all of it where not. One run has the interval of its rows. Raises DataError where there
-    is no run.
+    holds every run's predictions for the same rows; all of it where not. One run has the interval of its rows.
+    Raises DataError where there is no run.
     """
     if not confusions:
         raise DataError(

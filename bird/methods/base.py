@@ -296,7 +296,7 @@ class Method(ABC):
     ) -> None:
         """Told once, before the first step: how many training samples each cell has, and how many meta samples."""
 
-    def begin_epoch(self, epoch: int) -> None:  # noqa: B027
+    def begin_epoch(self, epoch: int) -> None:  # noqa: B027  # most methods need not know
         """Told at the start of each epoch, also of one that is resumed; epochs count from 0."""
 
     @abstractmethod

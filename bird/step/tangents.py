@@ -281,18 +281,18 @@ def same_chances(chances: Chances | None) -> Iterator[None]:
 
 def _gpus() -> range:
     """The CUDA devices, if the process uses any."""
-    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch is untyped there
     return range(torch.cuda.device_count() if in_use else 0)
 
 
 def dual(value: Tensor, tangent: Tensor) -> Tensor:
     """Both as one tensor of forward mode."""
-    return forward_ad.make_dual(value, tangent)  # type: ignore[no-any-return,no-untyped-call]
+    return forward_ad.make_dual(value, tangent)  # type: ignore[no-any-return,no-untyped-call]  # torch is untyped there
 
 
 def parts(value: Tensor | None) -> tuple[Any, Any]:
     """Value and tangent, None where there is none."""
-    return (None, None) if value is None else tuple(forward_ad.unpack_dual(value))  # type: ignore[no-untyped-call]
+    return (None, None) if value is None else tuple(forward_ad.unpack_dual(value))  # type: ignore[no-untyped-call]  # torch is untyped there
 
 
 @contextmanager

@@ -206,7 +206,7 @@ def _classifier(source: Source, architecture: str, inputs: Inputs) -> Read:
 
         def mean_of_both(vector: Tensor) -> Tensor:
             one, other = vector[:, :width], vector[:, width:]
-            return (model.cls_classifier(one) + model.distillation_classifier(other)) / 2  # type: ignore[no-any-return]
+            return (model.cls_classifier(one) + model.distillation_classifier(other)) / 2  # type: ignore[no-any-return]  # transformers is untyped
 
         return Read(model, {PENULTIMATE: both, "logits": logits}, say, "inputs of both classifiers", mean_of_both)
 

@@ -33,8 +33,8 @@ def raw(seed: int, *words: int, count: int) -> NDArray[np.uint64]:
 
 
 def ranked(words: NDArray[np.uint64]) -> Rows:
-    """Where the words (n,) stand in ascending order, equal ones as they come. numpy's usual sort is five times faster than its
-    stable one, and the same where no two words are equal: random ones of 64 bits hardly ever are."""
+    """Where the words (n,) stand in ascending order, equal ones as they come. numpy's usual sort is five times faster
+    than its stable one, and the same where no two words are equal: random ones of 64 bits hardly ever are."""
     order = np.argsort(words)
     ordered = words[order]
     return np.argsort(words, kind="stable") if (ordered[1:] == ordered[:-1]).any() else order

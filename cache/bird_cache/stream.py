@@ -110,7 +110,7 @@ class Held:
 
     def text(self, name: str, positions: NDArray[np.int32]) -> list[str]:
         """The ids or digests at some positions."""
-        return self._text[name].take(of_integers(positions)).to_pylist()  # type: ignore[no-any-return]
+        return self._text[name].take(of_integers(positions)).to_pylist()  # type: ignore[no-any-return]  # pyarrow is untyped
 
     def _at(self, rows: Ints) -> Ints:
         return self._slot[rows // self._shard_rows] * self._shard_rows + rows % self._shard_rows

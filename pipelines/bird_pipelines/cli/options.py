@@ -99,7 +99,7 @@ def takes(
         called.__name__, called.__doc__ = command.__name__, command.__doc__
         parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*made, *own)]
         parameters.sort(key=lambda each: each.default is not inspect.Parameter.empty)
-        called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # typer reads it
         called.__annotations__ = {each.name: each.annotation for each in parameters}
         return called
 

@@ -41,7 +41,7 @@ class RemoteWorker:
 
     def write_shards(self, shards: Sequence[int]) -> Exception | None:
         """See `Worker.answer`."""
-        return self.worker.answer(shards)  # type: ignore[no-any-return]
+        return self.worker.answer(shards)  # type: ignore[no-any-return]  # the worker is Any
 
     def sign(self) -> None:
         """A batch is done."""
