@@ -20,6 +20,7 @@ mode does not know (no tangent goes through it, as no gradient does).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast, final
@@ -87,9 +88,9 @@ class _Mode(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         return self.call(func, args, kwargs or {})
 
+    @abstractmethod
     def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What stands in the place of a call in eager code."""
-        raise NotImplementedError
 
 
 @final

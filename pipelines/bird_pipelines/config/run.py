@@ -179,10 +179,10 @@ class Training:
         ),
     ] = "constant"
     lr_step_epochs: Annotated[
-        int | None, Option("--lr-schedule step: epochs between two steps.", default="10", ge=1, later=True)
+        int | None, Option("With --lr-schedule step: epochs between two steps.", default="10", ge=1, later=True)
     ] = None
     lr_gamma: Annotated[
-        float | None, Option("--lr-schedule step: factor of each step.", default=".1", gt=0, le=1, later=True)
+        float | None, Option("With --lr-schedule step: factor of each step.", default=".1", gt=0, le=1, later=True)
     ] = None
     early_stop: Annotated[
         int,
