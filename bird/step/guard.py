@@ -221,7 +221,7 @@ def refuse_wrapped(student: nn.Module) -> None:
     if found := sorted(kinds & (WRAPPERS | {"DTensor"})):
         raise StudentError(
             where=name_of(student),
-            found=f"{found[0]}",
+            found=found[0],
             wanted="a student in one process, on one device",
             fix="pass the module inside it, and say how ranks sum up: BirdStep(..., reduce=...), as the page Scaling "
             "shows; or use torchrun with `bird distill`",
