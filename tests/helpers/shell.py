@@ -8,23 +8,19 @@ import sys
 import time
 from pathlib import Path
 
+from helpers.warm import Command
+
 import bird_pipelines
 
 BIRD = [sys.executable, "-c", "from bird_pipelines.cli import main; main()"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 
-def bird(*args, code=0, **kwargs):
+def bird(*args, code=0):
     """Run `bird ARGS`, expect the exit code, return the finished process."""
-    done = subprocess.run(
-        [*BIRD, *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=300,
-        check=False,
-        **kwargs,
-    )
+    command = Command(args, ENVIRONMENT)
+    out, err = command.communicate(timeout=300)
+    done = subprocess.CompletedProcess(command.args, command.returncode, out, err)
     assert done.returncode == code, f"exit {done.returncode} instead of {code}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done
@@ -43,13 +39,7 @@ def panel(done):
 
 def stopped(*args, when, by=signal.SIGKILL):
     """Start `bird ARGS`, send the signal `by` as soon as `when()` holds; returns the exit code."""
-    process = subprocess.Popen(
-        [*BIRD, *map(str, args)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=ENVIRONMENT,
-        text=True,
-    )
+    process = Command(args, ENVIRONMENT)
     deadline = time.monotonic() + 120
     while process.poll() is None and not when():
         assert time.monotonic() < deadline, "the moment to stop never came"

@@ -38,7 +38,7 @@ def test_help_answers_in_half_a_second():
     seconds = []
     for _ in range(3):
         before = spent()
-        bird("--help")
+        subprocess.run([*BIRD, "--help"], capture_output=True, env=ENVIRONMENT, check=True)
         seconds.append(spent() - before)
     assert min(seconds) < 0.5
 
