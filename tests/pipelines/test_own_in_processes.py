@@ -5,6 +5,9 @@ from helpers.own_parts import NET, SQUARES
 from helpers.shell import bird
 from helpers.workers import bytes_of
 
+from bird_pipelines.config import resolve
+from bird_pipelines.study.places import trainer
+
 PARTS = (
     SQUARES
     + NET
@@ -53,3 +56,17 @@ def test_workers_import_an_own_teacher_and_an_own_data_set(words, cache, engine,
         pytest.importorskip("ray")
     bird(*words, "--out", tmp_path / "cache", *(engine or ("--processes", 2)))
     assert bytes_of(tmp_path / "cache") == bytes_of(cache)
+
+
+@pytest.mark.slow
+def test_tasks_of_ray_import_an_own_method(file, cache, tmp_path):
+    pytest.importorskip("ray")
+    found = []
+    for engine in ("local", "ray"):
+        given = {"student": "adapter", "method": f"bird+{file}:distant", "dataset": f"{file}:Squares", "cache": cache}
+        short = {"epochs": 2, "warmup": 1, "batch_size": 16, "meta_per_cell": 2}
+        config = resolve({**given, **short, "out": tmp_path / engine})
+        with trainer(engine, None) as train:
+            train([config])
+        found.append((tmp_path / engine / "metrics-meta.json").read_text())
+    assert found[0] == found[1]

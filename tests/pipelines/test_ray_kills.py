@@ -73,9 +73,8 @@ def write(where, disturb, count=4):
         disturb(len(done))
 
     with open_writer(where, PLAN, cachekit.samples(ROWS)) as writer:
-        order = Order(
-            pickle.dumps(resolve_precompute(flags)), PLAN.fingerprint, "", writer.pending(), 1.0, 1, str(where.parent)
-        )
+        asked = pickle.dumps(resolve_precompute(flags))
+        order = Order(asked, PLAN.fingerprint, "", writer.pending(), 1.0, 1, str(where.parent))
         with RayActors(order) as workers:
             Coordinator(writer, workers, advance, 1.0).run(lambda: False)
         writer.finish()
