@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from helpers.warm import Command
+from helpers.warm import run
 
 import bird_pipelines
 
@@ -18,9 +18,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COL
 
 def bird(*args, code=0):
     """Run `bird ARGS`, expect the exit code, return the finished process."""
-    command = Command(args, ENVIRONMENT)
-    out, err = command.communicate(timeout=300)
-    done = subprocess.CompletedProcess(command.args, command.returncode, out, err)
+    done = run([*map(str, args)], ENVIRONMENT)
     assert done.returncode == code, f"exit {done.returncode} instead of {code}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done
@@ -39,7 +37,13 @@ def panel(done):
 
 def stopped(*args, when, by=signal.SIGKILL):
     """Start `bird ARGS`, send the signal `by` as soon as `when()` holds; returns the exit code."""
-    process = Command(args, ENVIRONMENT)
+    process = subprocess.Popen(
+        [*BIRD, *map(str, args)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        text=True,
+    )
     deadline = time.monotonic() + 120
     while process.poll() is None and not when():
         assert time.monotonic() < deadline, "the moment to stop never came"

@@ -1,7 +1,7 @@
 """Processes that run `bird`, forked from one that has imported what nearly every command needs.
 
-A command is a process of its own, with its arguments, environment, output and exit code, and dies by its own signals. But
-torch and its kin are imported once a test worker, and not once a command: that took five seconds of a processor each.
+A command is a process of its own, with its arguments, environment, output and exit code. But torch and its kin are imported
+once a test worker, and not once a command: that takes five seconds of a processor.
 """
 
 import atexit
@@ -25,6 +25,40 @@ PRELOADED = (
     "xxhash",
     "zarr",
 )
+idle = []
+"""servers that have no command to wait for"""
+
+
+def run(args, env, seconds=300):
+    """Run `bird ARGS` to its end in a fork; the finished process. One that lasts longer is killed."""
+    server = idle.pop() if idle else started()
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = (Path(folder) / name for name in ("out", "err"))
+        asked = {"args": [*args], "env": env, "cwd": str(Path.cwd()), "out": str(out), "err": str(err)}
+        server.stdin.write(json.dumps(asked) + "\n")
+        server.stdin.flush()
+        late = threading.Timer(seconds, os.kill, (int(server.stdout.readline()), signal.SIGKILL))
+        late.start()
+        code = int(server.stdout.readline())
+        late.cancel()
+        idle.append(server)
+        return subprocess.CompletedProcess(args, code, out.read_text(), err.read_text())
+
+
+def started():
+    """A new server."""
+    tests = Path(__file__).resolve().parents[1]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(tests), env.get("PYTHONPATH"))))
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", SERVE], stdin=pipe, stdout=pipe, env=env, text=True)
+
+
+@atexit.register
+def end():
+    """A server ends with its input."""
+    while idle:
+        idle.pop().communicate()
 
 
 def serve():
@@ -36,9 +70,8 @@ def serve():
     threads = {Path(f"/proc/self/task/{each}/comm").read_text().strip() for each in os.listdir("/proc/self/task")}
     assert len(threads - {"jemalloc_bg_thd"}) == 1, f"a fork copies one thread alone (jemalloc knows that): {threads}"
     for line in sys.stdin:
-        asked = json.loads(line)
         if (pid := os.fork()) == 0:
-            become(**asked)
+            become(**json.loads(line))
             return bird_pipelines.cli.commands.main()
         print(pid, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
@@ -51,78 +84,7 @@ def become(args, env, cwd, out, err):
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(opened, number)
         os.close(opened)
-    sys.stdin = open(0)  # noqa: SIM115  # the server's had lines in its buffer
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
     sys.argv = ["bird", *args]
-
-
-class Command:
-    """A command that runs, with what subprocess.Popen has of it."""
-
-    def __init__(self, args, env, cwd=None):
-        self.args, self.returncode = [*map(str, args)], None
-        self.folder = tempfile.TemporaryDirectory()
-        self.out, self.err = (Path(self.folder.name) / name for name in ("out", "err"))
-        self.server = _server()
-        asked = {
-            "args": self.args,
-            "env": env,
-            "cwd": str(cwd or Path.cwd()),
-            "out": str(self.out),
-            "err": str(self.err),
-        }
-        self.server.stdin.write(json.dumps(asked) + "\n")
-        self.server.stdin.flush()
-        self.pid = int(self.server.stdout.readline())
-        self._waiting = threading.Thread(target=self._wait, daemon=True)
-        self._waiting.start()
-
-    def _wait(self):
-        self.returncode = int(self.server.stdout.readline())
-        _idle.append(self.server)
-
-    def poll(self):
-        """Its exit code; None while it runs."""
-        return self.returncode
-
-    def send_signal(self, number):
-        """Let it have a signal, if it is still there."""
-        if self.returncode is None:
-            os.kill(self.pid, number)
-
-    def communicate(self, timeout):
-        """Wait for its end; what it said on stdout and stderr. Raises TimeoutExpired, and kills it."""
-        self._waiting.join(timeout)
-        if self.returncode is None:
-            self.send_signal(signal.SIGKILL)
-            raise subprocess.TimeoutExpired(self.args, timeout)
-        said = [path.read_text() if path.exists() else "" for path in (self.out, self.err)]
-        self.folder.cleanup()
-        return said
-
-
-_idle = []
-
-
-@atexit.register
-def _end():
-    """A server ends with its input."""
-    while _idle:
-        server = _idle.pop()
-        server.communicate()
-
-
-def _server():
-    """A server that has no command to wait for."""
-    while _idle:
-        if (server := _idle.pop()).poll() is None:
-            return server
-    tests = Path(__file__).resolve().parents[1]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(tests), env.get("PYTHONPATH"))))
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, "-c", SERVE], stdin=pipe, stdout=pipe, env=env, text=True
-    )  # till the tests end
