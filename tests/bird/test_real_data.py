@@ -1,4 +1,7 @@
-"""What real data sets bring with them: faces in several folders, links, other names, images in tables."""
+"""What real data sets bring with them: faces in several folders, links, other names, images in tables.
+
+One long file: the layouts share the writers of small real files.
+"""
 
 from __future__ import annotations
 

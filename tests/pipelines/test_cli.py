@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.shell import ENVIRONMENT, bird, bird_json, panel
+from helpers.shell import BIRD, ENVIRONMENT, bird, bird_json, panel
 
 import bird_pipelines
 from bird.datasets import open_dataset

@@ -1,4 +1,7 @@
-"""Phase one: what is cached is what the teacher says, whatever happens on the way."""
+"""Phase one: what is cached is what the teacher says, whatever happens on the way.
+
+One long file: most tests share one teacher and one cache, which are the dear part.
+"""
 
 import random
 import shutil
