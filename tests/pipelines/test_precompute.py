@@ -1,6 +1,6 @@
 """Phase one: what is cached is what the teacher says, whatever happens on the way.
 
-One long file: most tests share one teacher and one cache, which are the dear part.
+One file over 400 lines: each fault of phase one is a short test, and they are read as a list.
 """
 
 import random
