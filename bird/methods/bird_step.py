@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, final
+from contextlib import contextmanager
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from bird.errors import StudentError, UsageError
 from bird.losses.terms import bias_loss, cross_entropy
 from bird.methods.base import Batch, Hyperparameters, Losses
 from bird.methods.distances import Distance, feature_distance
-from bird.step.feedback import Objective, Sensitive, Through, feedback
+from bird.step.feedback import Objective, Sensitive, Through, Weight, feedback
 from bird.step.gate import Gate, StageGates, Weighs, move
 from bird.step.guard import HALF, Guard, refuse_wrapped
 from bird.step.offsets import Offsets
@@ -38,7 +38,15 @@ def task_loss(logits: Tensor, batch: Batch) -> Tensor:
     return cross_entropy(logits, batch.labels)
 
 
-# Over 60 lines, since the order of what a step does is the method: it is read in one piece.
+@final
+class InnerLoss(NamedTuple):
+    """L_in = alpha D + (1 - alpha) CE of a student's answer, and its two parts: one value a model each."""
+
+    distance: Tensor
+    ce: Tensor
+    mixed: Tensor
+
+
 def bird_loss(
     model: nn.Module,
     gate: nn.Module,
@@ -66,55 +74,83 @@ def bird_loss(
     the gradient of the loss is this rank's part of a sum; ce and distance are of its own rows, bias and meta_bias of all.
     Raises StudentError where the feedback is not exact.
     """
-    given = distance.given(batch)
-    recompute = recompute and not isinstance(model, Sensitive)  # which keeps no graph of a meta batch
+    inner = inner_loss(gate, distance, batch, hyper, task)
     losses: Losses = {}
-
-    def between(h: Any, gated: Any) -> Tensor:
-        return distance.loss(h, gated, batch)
-
-    def mixed(gap: Tensor, ce: Tensor) -> Tensor:
-        alpha = gate.weigh(hyper.alpha) if isinstance(gate, Weighs) else hyper.alpha
-        return alpha * gap + (1 - alpha) * ce
-
-    def equality(logits: Tensor, batch: Batch) -> Tensor:
-        total = None if ranks.alone else ranks.total if batch is meta else ranks.total_of_rows
-        return bias_loss(logits, batch.labels, batch.groups, groups, hyper.soft_max, total)
-
-    meta = meta_batch() if warm and meta_batch is not None else None
-    tape = None if meta is None else Tape(model, keep=not recompute)
-    with tape or nullcontext():
-        output = model(batch.inputs)
-    if meta is not None and tape is not None:
-        bias, gradients = feedback(
-            model,
-            gate,
-            Objective(batch.inputs, lambda h: mixed(between(h, gate(given)), task(h.logits, batch))),
-            Objective(meta.inputs, lambda h: (outer or equality)(h.logits, meta)),
-            output=output,
-            mu1=hyper.mu1,
-            tape=tape,
-            keep=not recompute,
-            guard=guard,
-            through=through,
-            ranks=ranks,
+    if warm and meta_batch is not None:
+        meta, outer = meta_batch(), outer or equality(groups, hyper, None if ranks.alone else ranks.total)
+        inside = Objective(batch.inputs, lambda h: inner(h).mixed)
+        outside = Objective(meta.inputs, lambda h: outer(h.logits, meta))
+        output, losses["meta_bias"], gradients = answer_and_feedback(
+            model, gate, inside, outside, hyper.mu1, recompute=recompute, guard=guard, through=through, ranks=ranks
         )
         move_gate(gradients)
-        losses["meta_bias"] = bias
-        if recompute:
-            with tape.again(model):
-                output = model(batch.inputs)
+    else:
+        output = model(batch.inputs)
     with held(gate):  # phi is detached from L_j
-        ce = task(output.logits, batch)
-        gap = between(output, gate(given))
-        told = mixed(gap, ce)
+        gap, ce, told = inner(output)
     loss = ranks.part(told)
     if warm:
-        bias = equality(output.logits, batch)
+        bias = equality(groups, hyper, None if ranks.alone else ranks.total_of_rows)(output.logits, batch)
         loss = loss + hyper.lambda_ * bias
         told = loss if ranks.alone else told + hyper.lambda_ * bias
         losses["bias"] = bias.detach()
     return loss, losses | {"ce": ce.detach(), "loss": told.detach(), "distance": gap.detach()}
+
+
+def inner_loss(
+    gate: nn.Module, distance: Distance, batch: Batch, hyper: Hyperparameters, task: Task
+) -> Callable[[Any], InnerLoss]:
+    """The inner loss as a function of the student's answer on `batch`, at the gate's phi of the moment."""
+    given = distance.given(batch)
+
+    def of(output: Any) -> InnerLoss:
+        gap, ce = distance.loss(output, gate(given), batch), task(output.logits, batch)
+        alpha = gate.weigh(hyper.alpha) if isinstance(gate, Weighs) else hyper.alpha
+        return InnerLoss(gap, ce, alpha * gap + (1 - alpha) * ce)
+
+    return of
+
+
+def equality(groups: int, hyper: Hyperparameters, total: Callable[[Tensor], Tensor] | None) -> Outer:
+    """L_o; `total` sums the cells over ranks."""
+    return lambda logits, batch: bias_loss(logits, batch.labels, batch.groups, groups, hyper.soft_max, total)
+
+
+def answer_and_feedback(
+    model: nn.Module,
+    gate: nn.Module,
+    inner: Objective,
+    outer: Objective,
+    mu1: Weight,
+    *,
+    recompute: bool,
+    guard: Guard | None,
+    through: Through | None,
+    ranks: Ranks,
+) -> tuple[Any, Tensor, tuple[Tensor, ...]]:
+    """The student's answer on `inner.inputs`, with its graph, and what `feedback` gives: L_o(theta') and its gradient by
+    phi. With `recompute` it is computed a second time: the first graph went before the meta batch had one."""
+    keep = not recompute or isinstance(model, Sensitive)  # which keeps no graph of a meta batch
+    tape = Tape(model, keep=keep)
+    with tape:
+        output = model(inner.inputs)
+    bias, gradients = feedback(
+        model,
+        gate,
+        inner,
+        outer,
+        output=output,
+        mu1=mu1,
+        tape=tape,
+        keep=keep,
+        guard=guard,
+        through=through,
+        ranks=ranks,
+    )
+    if not keep:
+        with tape.again(model):
+            output = model(inner.inputs)
+    return output, bias, gradients
 
 
 @contextmanager
@@ -312,6 +348,7 @@ def _require_offsets(offsets: Offsets, groups: int, adds: bool) -> None:
         )
 
 
+@final
 class _Answering(nn.Module):
     """A student whose answer has names, and float32 where it was computed in less."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.shell import ENVIRONMENT, bird, bird_json, panel
+from helpers.shell import BIRD, ENVIRONMENT, bird, bird_json, panel
 
 import bird_pipelines
 from bird.datasets import open_dataset
@@ -38,7 +38,7 @@ def test_help_answers_in_half_a_second():
     seconds = []
     for _ in range(3):
         before = spent()
-        bird("--help")
+        subprocess.run([*BIRD, "--help"], capture_output=True, env=ENVIRONMENT, check=True)
         seconds.append(spent() - before)
     assert min(seconds) < 0.5
 

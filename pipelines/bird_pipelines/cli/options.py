@@ -99,7 +99,7 @@ def takes(
         called.__name__, called.__doc__ = command.__name__, command.__doc__
         parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*made, *own)]
         parameters.sort(key=lambda each: each.default is not inspect.Parameter.empty)
-        called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # typer reads it
         called.__annotations__ = {each.name: each.annotation for each in parameters}
         return called
 
@@ -157,7 +157,7 @@ def share(param: typer.CallbackParam, value: float | None) -> float | None:
 
 
 def settings_of(pairs: list[str] | None, where: str = "--setting", see: str = "`bird list datasets`") -> dict[str, Any]:
-    """["skew=0.9"] -> {"skew": 0.9}. Values are read as TOML where they can be, else as text."""
+    """["skew=0.9"] -> {"skew": 0.9}. Values are read as TOML where they can be, else as text. Raises UsageError."""
     import tomllib
 
     from bird.errors import UsageError
@@ -175,7 +175,7 @@ def settings_of(pairs: list[str] | None, where: str = "--setting", see: str = "`
 
 
 def options_of(pairs: list[str] | None) -> dict[str, Any]:
-    """Options of `bird distill`: ["meta-per-cell=4"] -> {"meta_per_cell": "4"}."""
+    """Options of `bird distill`: ["meta-per-cell=4"] -> {"meta_per_cell": "4"}. Raises UsageError."""
     from bird.errors import UsageError
 
     options = {}

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, final
 
 if TYPE_CHECKING:
     from annotated_types import BaseMetadata
@@ -37,6 +37,7 @@ WANTED: Mapping[str, str] = {
 """What an option has to be, by the kind of pydantic's error."""
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Option:
     """What there is to say of an option beside its type and its default.
@@ -75,6 +76,7 @@ class Record(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
+@final
 class Declared(NamedTuple):
     """An option of a record: its names outside and inside, its type, its default (`dataclasses.MISSING`: none)."""
 

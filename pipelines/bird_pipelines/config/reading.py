@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from bird.errors import UsageError, nearest, unknown_name
 from bird.own import Part, find, is_label
@@ -172,6 +172,7 @@ def _checked(
     return found
 
 
+@final
 class _Fault(typing.NamedTuple):
     name: str
     found: str

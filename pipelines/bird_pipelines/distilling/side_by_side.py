@@ -11,7 +11,7 @@ import dataclasses
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, final
 
@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.devices import choose_device, enough_memory, send, threads
-from bird.errors import UsageError
+from bird.errors import DivergedError, UsageError
 from bird.launch import launched
 from bird.methods import METHODS, Batch, Hyperparameters, build_method
 from bird.precision import in_bf16, require_precision
 from bird.step.stack import StackedLearner
 from bird.students import STUDENTS
-from bird_cache.files import write_lock
 from bird_cache.order import shuffled, slices
 from bird_cache.store import open_cache
 from bird_pipelines import runs
@@ -89,7 +88,7 @@ def require_all(group: Sequence[RunConfig], held: Held) -> None:
     if left:
         required_method(left[0], data)
     for config in group:
-        runs.require_own(config, data.fingerprint)
+        runs.refuse_another(config, data.fingerprint)
 
 
 @final
@@ -143,13 +142,11 @@ def stackable(config: RunConfig) -> bool:
 def train_group(group: Sequence[RunConfig], data: RunData) -> None:
     """Train those of the group that are not finished, as many at once as are faster so."""
     require_precision(group[0].training.precision, choose_device(group[0].place.device))
-    with threads(1):  # made before the folders are claimed, as in `distill`
+    with threads(1):  # made before the folders are, as in `distill`
         source = None if all((config.place.out / "run.json").exists() for config in group) else Source(group[0], data)
-    for config in group:
-        runs.claim(config, data.fingerprint)
-    with ExitStack() as locks:
+    with ExitStack() as held:
         for config in group:
-            locks.enter_context(write_lock(config.place.out))
+            held.enter_context(runs.held(config, data.fingerprint))
         left = [config for config in group if not (config.place.out / "run.json").exists()]
         most = models_at_once(data)
         if left:
@@ -262,14 +259,23 @@ class Stack:
                         self.spend(now - began)
                         began = saved = now
                         self.settle()
-                        for trainer in self.trainers:
-                            trainer.save()
+                        self.each(Trainer.save)
                     if stop():
                         raise Interrupted
                 self.spend(time.monotonic() - began)
                 self.settle()
-                for trainer in self.trainers:
-                    trainer.end_epoch()
+                self.each(Trainer.end_epoch)
+
+    def each(self, do: Callable[[Trainer], None]) -> None:
+        """The same for each run; one that has diverged is told of last, so that the others keep what they have learnt."""
+        diverged: DivergedError | None = None
+        for trainer in self.trainers:
+            try:
+                do(trainer)
+            except DivergedError as error:
+                diverged = diverged or error
+        if diverged is not None:
+            raise diverged
 
     def one_step(self, rows: NDArray[np.int64]) -> None:
         """One update of every model from its own row of train rows (S, B)."""

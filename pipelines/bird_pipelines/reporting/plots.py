@@ -10,7 +10,7 @@ import math
 import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import matplotlib
 import numpy as np
@@ -133,6 +133,7 @@ def gate_plot(curve: Sequence[Mapping[str, Any]], name: str) -> str | None:
         return inline_svg(figure, name, "histogram of the gate's values by epoch")
 
 
+@final
 class Point(NamedTuple):
     """A run in the scatter plot; mean-DEO, AUROC and the floor of that mean-DEO are x100."""
 
@@ -191,6 +192,7 @@ def _floor_of(axes: Axes, point: Point, colour: str, *, small: bool = False) -> 
     axes.plot(point.floor, point.auroc, color=colour, alpha=alpha, linestyle="", zorder=2, **tick)
 
 
+@final
 class Stop(NamedTuple):
     """A point of a path in the front: what it is called, and each with its 95 % interval (low, high), x100."""
 
