@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 __all__ = [
     "GAP",
+    "GRID",
     "INK",
     "MARKERS",
     "MOST_GROUPS",
