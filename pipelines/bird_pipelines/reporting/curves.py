@@ -24,7 +24,7 @@ __all__ = ["gate_chart", "loss_chart", "meta_chart"]
 
 Curve = Sequence[Mapping[str, Any]]
 
-SIZE, HEIGHT, LETTER = 11, 206, 5.7  # of letters, of a chart, and how wide a letter is, about
+SIZE, HEIGHT, LETTER = 11, 206, 6.5  # of letters, of a chart, and how wide a letter is, about
 WIDTH, LEFT, RIGHT, BOTTOM = 340, 36, 334, 172
 HEAT, LAST = 236, 256  # where the gate's image ends, and where its last epoch begins
 SHADES, MOST_MARKS = 64, 40
@@ -131,16 +131,17 @@ def _chart(
 
 
 def _line(at: _Axes, epochs: Sequence[int], values: Sequence[float | None], colour: str) -> Iterator[str]:
-    """The line of a series, broken where it has no value, and a mark at each value of a short or lonely one."""
-    path, joined = [], False
+    """The line of a series, broken where it has no value, and a mark at each value of a short one."""
+    path, marks, joined = [], [], False
     for epoch, value in zip(epochs, values, strict=True):
         if value is not None:
-            path.append(f"{'L' if joined else 'M'}{at.x(epoch):.1f} {at.y(value):.1f}")
+            x, y = at.x(epoch), at.y(value)
+            path.append(f"{'L' if joined else 'M'}{x:.1f} {y:.1f}")
+            marks.append(f"M{x - 2:.1f} {y:.1f}a2 2 0 1 0 4 0a2 2 0 1 0-4 0")
         joined = value is not None
     yield f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round"/>'
-    if len(path) <= MOST_MARKS:
-        dots = "".join(f"M{each[1:]}h0" for each in path)
-        yield f'<path d="{dots}" stroke="{colour}" stroke-width="4.5" stroke-linecap="round"/>'
+    if len(marks) <= MOST_MARKS:
+        yield f'<path d="{"".join(marks)}" fill="{colour}"/>'
 
 
 def gate_chart(curve: Curve) -> Markup | None:
