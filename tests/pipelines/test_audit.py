@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_one_clear_message_and_nothing_is_written(tmp_path,
 
 @pytest.mark.parametrize("classes", [2, 12])
 def test_many_groups_make_long_tables_and_no_wide_ones(tmp_path, classes):
-    """A table has eight columns of numbers at most: more are cut on paper. Whatever is fewer, classes or groups, is columns."""
+    """Paper cuts more than eight columns of numbers. Of classes and groups, the fewer are columns."""
     rng = np.random.default_rng(0)
     codes = {name: rng.integers(size, size=6000) for name, size in (("truth", classes), ("sex", 2), ("age", 4))}
     names = {name: np.array([f"{name}{each}" for each in range(12)])[code] for name, code in codes.items()}

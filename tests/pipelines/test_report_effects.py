@@ -5,7 +5,6 @@ import io
 import json
 import re
 
-import matplotlib
 import numpy as np
 import pytest
 from helpers.reports import browse, make_run, text_of
@@ -15,6 +14,7 @@ from bird.errors import UsageError
 from bird.measuring.metrics import assess
 from bird_pipelines.marks import difference
 from bird_pipelines.reporting import curves, look, plots
+from bird_pipelines.reporting.recall_chart import shade
 from bird_pipelines.reporting.report import write_report
 from bird_pipelines.reporting.settings import settings_that_matter
 
@@ -120,7 +120,7 @@ def test_a_curve_stands_where_its_values_are():
     assert np.allclose(np.diff(x), [59.6, 59.6, 119.2], atol=0.2)
     assert y[0] == curves.BOTTOM
     assert y[1] == pytest.approx((y[0] + y[2]) / 2)
-    losses = curves.loss_chart([{"epoch": at + 1, "loss": 10.0 ** -at} for at in range(3)], None)
+    losses = curves.loss_chart([{"epoch": at + 1, "loss": 10.0**-at} for at in range(3)], None)
     path = re.search(r'd="(M[^"]*)" fill="none"', losses)[1]
     y = [float(point.split()[1]) for point in re.split("[ML]", path)[1:]]
     assert y[1] - y[0] == pytest.approx(y[2] - y[1], abs=0.2), "a log scale"
@@ -189,10 +189,21 @@ def test_text_has_a_contrast_of_4_5_to_1_light_dark_and_printed(page):
         for text in ("ink", "muted", "mark", "up", "down"):
             for ground in ("bg", "sheet"):
                 assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground, colours)
-    for share in np.linspace(0, 1, 101):
-        ground = matplotlib.colormaps["Blues"](share / 1.15)
-        code = matplotlib.colors.to_hex(ground)
-        assert contrast({"white": "#fff", "black": "#000"}[look.readable_on(ground)], code) >= 4.5
+    sheet = dict(re.findall(r"--(\w+): (#\w+)", palettes[1]))["sheet"]
+    for ink in (look.INK, look.MUTED):
+        assert contrast(ink, "#fff") >= 4.5
+        assert contrast(turned_over(ink), sheet) >= 4.5
+    for share in np.linspace(0, 100, 101):
+        ground = shade(share)
+        assert contrast("#000", ground) >= 4.5
+        assert contrast(turned_over("#000"), turned_over(ground)) >= 4.5, "as a dark page shows it"
+
+
+def turned_over(colour):
+    """What `filter: invert(1) hue-rotate(180deg)` makes of it (Filter Effects 1, matrices of feColorMatrix)."""
+    red, green, blue = 1 - np.array(hex_of(colour)) / 255
+    grey = 2 * (0.213 * red + 0.715 * green + 0.072 * blue)
+    return "#" + "".join(f"{round(255 * min(max(grey - each, 0), 1)):02x}" for each in (red, green, blue))
 
 
 @pytest.mark.slow

@@ -71,7 +71,8 @@ def loss_chart(curve: Curve, warmup: int | None) -> Markup:
     lines = [(label, colour, [_above(line.get(key)) for line in curve]) for key, (label, colour) in LOSSES.items()]
     shown = [value for _, _, values in lines for value in values if value is not None]
     low, high = (0.9 * min(shown), 1.1 * max(shown)) if shown else (0.1, 1.0)
-    ticks = [tick for tick in LogLocator(subs=(1, 2, 5)).tick_values(low, high).tolist() if low <= tick <= high]
+    found = np.asarray(LogLocator(subs=(1, 2, 5)).tick_values(low, high)).tolist()
+    ticks = [tick for tick in found if low <= tick <= high]
     while len(ticks) > 7:
         ticks = ticks[::2]
     return _chart("Loss and its parts (log scale)", curve, lines, (low, high, True), ticks, warmup)
@@ -87,16 +88,17 @@ def meta_chart(curve: Curve, warmup: int | None, ships: int | None) -> Markup:
         for line, each in zip(curve, scores, strict=True)
         if each.get("trivial") and each.get("mean_deo") is not None
     ]
-    keys, parts = [], []
-    if hollow:
-        ring = f'r="3.5" fill="#fff" stroke="{PALETTE[1]}" stroke-width="1.2"'
-        keys.append(_Key("of a trivial student", f'<circle cx="7" cy="4" {ring}/>'))
-        parts.append(lambda at: "".join(f'<circle cx="{at.x(x):.1f}" cy="{at.y(y):.1f}" {ring}/>' for x, y in hollow))
-    if ships is not None:
-        dashed = f'stroke="{INK}" stroke-width="1.2" stroke-dasharray="3 2"'
-        keys.append(_Key("epoch of the student", f'<path d="M7 -1v10" {dashed}/>'))
-        parts.append(lambda at: f'<path d="M{at.x(ships):.1f} {at.top:.0f}V{BOTTOM}" {dashed}/>')
-    return _chart("Meta split ×100", curve, lines, (0, 100, False), [0, 25, 50, 75, 100], warmup, keys, parts)
+    kept = [] if ships is None else [ships]
+    ring = f'r="3.5" fill="#fff" stroke="{PALETTE[1]}" stroke-width="1.2"'
+    dashed = f'stroke="{INK}" stroke-width="1.2" stroke-dasharray="3 2"'
+    keys = [_Key("of a trivial student", f'<circle cx="7" cy="4" {ring}/>')] if hollow else []
+    keys += [_Key("epoch of the student", f'<path d="M7 -1v10" {dashed}/>') for _ in kept]
+
+    def marks(at: _Axes) -> str:
+        rings = [f'<circle cx="{at.x(x):.1f}" cy="{at.y(y):.1f}" {ring}/>' for x, y in hollow]
+        return "".join([*rings, *(f'<path d="M{at.x(x):.1f} {at.top:.0f}V{BOTTOM}" {dashed}/>' for x in kept)])
+
+    return _chart("Meta split ×100", curve, lines, (0, 100, False), [0, 25, 50, 75, 100], warmup, keys, marks)
 
 
 def _chart(
@@ -107,7 +109,7 @@ def _chart(
     ticks: Sequence[float],
     warmup: int | None,
     more_keys: Sequence[_Key] = (),
-    more_parts: Sequence[Callable[[_Axes], str]] = (),
+    marks: Callable[[_Axes], str] = lambda _: "",
 ) -> Markup:
     """Lines by epoch, with a legend between the title and the axes."""
     lines = [each for each in lines if any(value is not None for value in each[2])]
@@ -126,13 +128,14 @@ def _chart(
         parts.append(_text((LEFT + RIGHT) / 2, (top + BOTTOM) / 2, "not recorded", _middle(MUTED)))
     epochs = [line["epoch"] for line in curve]
     parts += [each for _, colour, values in lines for each in _line(at, epochs, values, colour)]
-    parts += [each(at) for each in more_parts]
-    return _svg([*parts, *_epochs(at.epochs, at.x)], f"{title}, by epoch")
+    return _svg([*parts, marks(at), *_epochs(at.epochs, at.x)], f"{title}, by epoch")
 
 
 def _line(at: _Axes, epochs: Sequence[int], values: Sequence[float | None], colour: str) -> Iterator[str]:
     """The line of a series, broken where it has no value, and a mark at each value of a short one."""
-    path, marks, joined = [], [], False
+    path: list[str] = []
+    marks: list[str] = []
+    joined = False
     for epoch, value in zip(epochs, values, strict=True):
         if value is not None:
             x, y = at.x(epoch), at.y(value)
@@ -187,7 +190,8 @@ def _image(levels: np.ndarray) -> str:
 
 def _legend(keys: Sequence[_Key]) -> tuple[list[str], float]:
     """The legend in as many rows as it needs, and where the axes begin below it."""
-    parts, x, y = [], LEFT, 20
+    parts: list[str] = []
+    x, y = float(LEFT), 20
     for key in keys:
         wide = 14 + 4 + LETTER * len(key.label) + 10
         if x > LEFT and x + wide > WIDTH:
@@ -199,8 +203,8 @@ def _legend(keys: Sequence[_Key]) -> tuple[list[str], float]:
 
 def _epochs(last: int, x: Callable[[float], float], first: int = 1) -> Iterator[str]:
     """The axis of epochs below a chart."""
-    ticks = MaxNLocator(nbins=6, integer=True).tick_values(first, max(last, first + 1))
-    for tick in sorted({*ticks.astype(int).tolist()}):
+    ticks = np.asarray(MaxNLocator(nbins=6, integer=True).tick_values(first, max(last, first + 1)))
+    for tick in np.unique(ticks.astype(int)).tolist():
         if first <= tick <= last:
             yield _text(x(tick), BOTTOM + 14, f"{tick}", _middle(MUTED))
     yield _text((x(first) + x(last)) / 2, HEIGHT - 4, "epoch", _middle(MUTED))
@@ -221,8 +225,8 @@ def _text(x: float, y: float, text: str, more: str = "") -> str:
 
 
 def _svg(parts: Sequence[str], says: str) -> Markup:
-    head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" font-size="{SIZE}" fill="{INK}" aria-label="{escape(says)}">'
-    return Markup("".join([head, *parts, "</svg>"]))
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" font-size="{SIZE}" fill="{INK}"'
+    return Markup("".join([f'<svg {size} role="img" aria-label="{escape(says)}">', *parts, "</svg>"]))
 
 
 def _number(value: float | None) -> float | None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from bird.measuring.groups import GroupNumbers, Number, by_group, parity_gap, share_over_seeds
 from bird.measuring.metrics import gap_floors

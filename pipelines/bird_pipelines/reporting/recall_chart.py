@@ -12,13 +12,14 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.colors import to_hex
 
-from bird_pipelines.reporting.look import GAP, INK, MUTED, readable_on
+from bird_pipelines.reporting.look import GAP, INK, MUTED
 
-__all__ = ["recall_chart"]
+__all__ = ["recall_chart", "shade"]
 
 NAMES, BARS, ROW, TOP = 118, 230, 20, 48  # the column of class names, that of the bars, a class, what stands above them
 CELL, NARROW = 80, 60  # of one group, where there are two; below that width a group's name is tilted
 SIZE, LETTER = 11, 6.0  # of letters, and how wide one is, about
+DEEPEST = 0.57  # of the ramp: black has a contrast of 4.5:1 on all of it, and so have both when a dark page turns them over
 
 
 def recall_chart(
@@ -49,6 +50,11 @@ def recall_chart(
     return Markup("".join(parts))
 
 
+def shade(share: float) -> str:
+    """The colour of a recall, x100."""
+    return to_hex(matplotlib.colormaps["Blues"](DEEPEST * share / 100))
+
+
 def _map(shares: np.ndarray, class_names: Sequence[str], cell: float) -> list[str]:
     size = SIZE if cell > 34 else 9.5
     found = []
@@ -56,11 +62,10 @@ def _map(shares: np.ndarray, class_names: Sequence[str], cell: float) -> list[st
         middle = TOP + (c + 0.5) * ROW + 4
         found.append(_text(NAMES - 6, middle, _short(name, NAMES), anchor="end"))
         for m, share in enumerate(shares[c].tolist()):
-            colour = matplotlib.colormaps["Blues"](share / 115)[:3]
-            left, ink = NAMES + m * cell, readable_on(colour)
+            left = NAMES + m * cell
             found.append(
-                f'<path fill="{to_hex(colour)}" d="M{left:.0f} {TOP + c * ROW}h{cell - 1.5:.1f}v{ROW - 1.5}H{left:.0f}z"/>'
-                f'<text x="{left + cell / 2:.0f}" y="{middle:g}" text-anchor="middle" fill="{ink}" font-size="{size}">'
+                f'<path fill="{shade(share)}" d="M{left:.0f} {TOP + c * ROW}h{cell - 1.5:.1f}v{ROW - 1.5}H{left:.0f}z"/>'
+                f'<text x="{left + cell / 2:.0f}" y="{middle:g}" text-anchor="middle" fill="#000" font-size="{size}">'
                 f"{share:.1f}</text>"
             )
     return found
