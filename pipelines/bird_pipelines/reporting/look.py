@@ -6,7 +6,6 @@ import io
 import re
 import warnings
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure

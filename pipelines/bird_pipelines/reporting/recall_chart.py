@@ -19,7 +19,9 @@ __all__ = ["recall_chart", "shade"]
 NAMES, BARS, ROW, TOP = 118, 230, 20, 48  # the column of class names, that of the bars, a class, what stands above them
 CELL, NARROW = 80, 60  # of one group, where there are two; below that width a group's name is tilted
 SIZE, LETTER = 11, 6.0  # of letters, and how wide one is, about
-DEEPEST = 0.57  # of the ramp: black has a contrast of 4.5:1 on all of it, and so have both when a dark page turns them over
+DEEPEST = (
+    0.57  # of the ramp: black has a contrast of 4.5:1 on all of it, and so have both when a dark page turns them over
+)
 
 
 def recall_chart(
