@@ -47,9 +47,15 @@ def paired(tmp_path_factory):
     return root
 
 
-def test_effects_stand_on_the_page_with_intervals_and_p(paired, tmp_path):
+@pytest.fixture(scope="module")
+def paired_page(paired, tmp_path_factory):
+    """The report on them."""
+    return write_report([paired], tmp_path_factory.mktemp("page") / "report.html")
+
+
+def test_effects_stand_on_the_page_with_intervals_and_p(paired_page):
     """And a folder of run folders stands for its runs."""
-    text = text_of(write_report([paired], tmp_path / "report.html"))
+    text = text_of(paired_page)
     assert "16 finished runs of 2 configurations" in text
     assert "Minus baseline, cifar10s" in text
     row = re.search(
@@ -74,9 +80,8 @@ def test_runs_without_predictions_are_not_compared_and_it_says_why(page):
     assert "n/a: no predictions-test.npz" in text_of(page)
 
 
-def test_every_seed_has_its_part_with_recalls_and_numbers_by_group(paired, tmp_path):
-    page = write_report([paired], tmp_path / "report.html")
-    text = text_of(page)
+def test_every_seed_has_its_part_with_recalls_and_numbers_by_group(paired_page):
+    page, text = paired_page, text_of(paired_page)
     assert page.read_text().count('<details class="seed"') == 16
     charts = re.findall(r'<svg[^>]*aria-label="recall per class and group.*?</svg>', page.read_text())
     assert len(charts) == 16
@@ -126,8 +131,8 @@ def test_a_curve_stands_where_its_values_are():
     assert y[1] - y[0] == pytest.approx(y[2] - y[1], abs=0.2), "a log scale"
 
 
-def test_seeds_stand_in_one_table_with_intervals_and_floors(paired, tmp_path):
-    text = text_of(write_report([paired], tmp_path / "report.html"))
+def test_seeds_stand_in_one_table_with_intervals_and_floors(paired, paired_page):
+    text = text_of(paired_page)
     found = json.loads((paired / "baseline-3" / "metrics-test.json").read_text())
     ends = " – ".join(f"{each:.1f}" for each in found["intervals"]["mean_deo"])
     assert f"{found['mean_deo']:.1f} {ends} floor {found['deo_floor']['mean']:.1f}" in text
@@ -223,9 +228,9 @@ def test_a_dark_page_has_no_white_sheet(page, tmp_path):
 
 
 @pytest.mark.slow
-def test_print_opens_what_is_closed_and_is_not_wider_than_the_sheet(paired, tmp_path):
+def test_print_opens_what_is_closed_and_is_not_wider_than_the_sheet(paired_page, tmp_path):
     """The rules of print, at the width of a printed sheet: a closed part takes its whole height, no table is cut."""
-    page = write_report([paired], tmp_path / "report.html")
+    page = paired_page
     printed = tmp_path / "printed.html"
     probe = (
         "<script>document.title = [document.documentElement.scrollWidth, "
