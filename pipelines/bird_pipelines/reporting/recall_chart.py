@@ -80,7 +80,7 @@ def _bars(gaps: np.ndarray, floor: float, floors: Sequence[float], left: float) 
     bars = "".join(f"M{left:.0f} {TOP + c * ROW + 4}h{scale * gap:.1f}v12H{left:.0f}z" for c, gap in enumerate(gaps))
     ticks = "".join(f"M{left + scale * each:.1f} {TOP + c * ROW + 1}v{ROW - 3}" for c, each in enumerate(floors))
     # A white edge keeps a number readable where it lies on a line.
-    edge = ' stroke="#fff" stroke-width="3" paint-order="stroke"'
+    edge = ' stroke="#fff" stroke-width="4" paint-order="stroke"'
     numbers = (
         _text(left + scale * max(gap, each) + 4, TOP + (c + 0.5) * ROW + 4, f"{gap:.1f}", more=edge)
         for c, (gap, each) in enumerate(zip(gaps.tolist(), floors, strict=True))
