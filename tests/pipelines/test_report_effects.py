@@ -234,7 +234,8 @@ def test_print_opens_what_is_closed_and_is_not_wider_than_the_sheet(paired_page,
     printed = tmp_path / "printed.html"
     probe = (
         "<script>document.title = [document.documentElement.scrollWidth, "
-        "[...document.querySelectorAll('details:not([open])')].filter(d => d.offsetHeight < d.children[0].offsetHeight + 12).length, "
+        "[...document.querySelectorAll('details:not([open])')]"
+        ".filter(d => d.offsetHeight < d.children[0].offsetHeight + 12).length, "
         "document.querySelectorAll('details:not([open])').length].join(' ')</script></body>"
     )
     printed.write_text(page.read_text().replace("@media print {", "@media all {").replace("</body>", probe))
