@@ -85,6 +85,8 @@ def test_the_chosen_setting_is_the_best_feasible_one_and_test_comes_last(cache, 
     )
     page = (out / "tune.html").read_text()
     assert "<svg" in page
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     assert tune(base(cache, out, **learned), SMALL) == result
     with pytest.raises(RunError, match="test split has been opened"):

@@ -200,6 +200,7 @@ def render(result: Mapping[str, Any]) -> str:
 
     from bird_pipelines.reporting.page import page
     from bird_pipelines.reporting.plots import front_plot
+    from bird_pipelines.reporting.results import COLUMNS
 
     on = result["search"]["floor_on"]
     ranked = [
@@ -209,6 +210,7 @@ def render(result: Mapping[str, Any]) -> str:
     plot = front_plot(result["candidates"], result["baseline"]["candidates"], on, FLOORS[on], result["floor"], "front")
     shown = {name: better(each) for name, each in result["less_baseline"].items()}
     marks = {"mark": MARK, "what_trivial_means": WHAT_TRIVIAL_MEANS, "choose": CHOOSE}
-    names = {"metrics": METRICS, "on": on, "on_name": FLOORS[on]}
+    columns = {**COLUMNS, "balanced_accuracy": "balanced accuracy ↑"}
+    names = {"metrics": METRICS, "columns": columns, "on": on, "on_name": FLOORS[on]}
     found = {**result, "candidates": ranked[0], "of_baseline": ranked[1], "plot": Markup(plot), "better": shown}
     return page("tune", {**found, **names, **marks})
