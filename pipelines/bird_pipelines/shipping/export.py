@@ -27,6 +27,7 @@ from bird_pipelines.shipping.check import Checked, check, check_rows, refusals
 from bird_pipelines.shipping.formats import FORMATS, Format, input_name, need_extra
 from bird_pipelines.shipping.halves import not_finite
 from bird_pipelines.shipping.networks import hub_config, network_of, summed_heads
+from bird_pipelines.shipping.openvino import in_openvino
 from bird_pipelines.shipping.quantise import BATCH, Quantiser, calibration_rows, quantised_share, static_int8
 from bird_pipelines.shipping.reference import reference_inputs, reference_of
 from bird_pipelines.shipping.snippets import snippet_of
@@ -42,6 +43,8 @@ def export(
     to: str = "onnx",
     *,
     precision: str = "fp32",
+    runtime: str | None = None,
+    compute: str | None = None,
     batch: int = 64,
     calibrate: int = 512,
     rows: int | None = None,
@@ -55,15 +58,16 @@ def export(
     """Write the student of `run` to the new folder `out`: the file, student.json and README.md. Returns student.json.
 
     `to` is onnx, pt2, torch or hf; `precision` fp32, fp16 or (ONNX) int8, which `quantiser` makes on about `calibrate` meta
-    rows. The file is then run on the test rows (all, or about `rows`) in batches of `batch` and one by one, beside the
-    student: `bird_pipelines.shipping.check` says what is accepted. `data_root` and `cache` say where these are, if moved;
+    rows. The file is then run by its `runtime` (openvino may run ONNX, and computes in `compute`: fp32, bf16, fp16) on the
+    test rows (all, or about `rows`) in batches of `batch` and one by one, beside the student:
+    `bird_pipelines.shipping.check` says what is accepted. `data_root` and `cache` say where these are, if moved;
     `student` is the module of a student of the user's own, `dataset` a data set of theirs.
 
     Raises UsageError for an unknown or impossible format, a missing library or an `out` that is in use; WrongRunError for
     an unfinished run and for one without test rows; RunError for a file that drifts from its student, unless
     `allow_drift`: then nothing is left of it. Raises as `evaluate` does for missing data.
     """
-    kind = _format(to, precision)
+    kind = _format(to, precision, runtime, compute)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(where=str(out), found="files", wanted="a new or an empty folder", fix="choose another OUT")
     info = _finished(run)
@@ -82,6 +86,7 @@ def export(
         about = _about(trained, data, info, to, precision, kind)
         if to == "hf":
             runs.write_json(folder / "config.json", hub_config(trained, about))
+        about |= _runtime(about, kind, path)
         inputs = reference_inputs(trained)
         about["reference"] = reference_of(inputs, kind.open(path, trained), data.class_names)
         about["calibration"] = calibration
@@ -98,14 +103,27 @@ def export(
     return about | {"out": str(out)}
 
 
-def _format(to: str, precision: str) -> Format:
+def _format(to: str, precision: str, runtime: str | None, compute: str | None) -> Format:
     if to not in FORMATS:
         raise unknown_name("--to", to, FORMATS)
     if precision not in FORMATS[to].precisions:
         raise unknown_name(f"--to {to} --precision", precision, FORMATS[to].precisions)
     if to == "onnx":
         need_extra("bird export --to onnx")
-    return FORMATS[to]
+    kind = FORMATS[to]
+    known = (kind.runtime, "openvino") if to == "onnx" else (kind.runtime,)
+    if runtime is not None and runtime not in known:
+        raise unknown_name(f"--to {to} --runtime", runtime, known)
+    if runtime == "openvino":
+        return in_openvino(kind, compute or "fp32")
+    if compute is not None:
+        raise UsageError(
+            where="--compute",
+            found=f"a file that {kind.runtime} runs",
+            wanted="--runtime openvino, the only runtime here that lets you choose",
+            fix="leave --compute out, or add --runtime openvino",
+        )
+    return kind
 
 
 def _finished(run: Path) -> dict[str, Any]:
@@ -228,6 +246,16 @@ def _effective(to: str, precision: str) -> str:
     if to in ("torch", "hf"):
         return "weights kept in float16, computed with in float32"
     return "float16; on a CPU onnxruntime computes in float32 what it has no float16 for" if to == "onnx" else "float16"
+
+
+def _runtime(about: Mapping[str, Any], kind: Format, path: Path) -> dict[str, Any]:
+    """What student.json says of the runtime and of its precision, where the runtime itself tells more."""
+    facts = kind.facts(path)
+    told = {"runtime": about["runtime"] | facts}
+    if "layers" in facts:
+        counts = (f"{count} in {name}" for name, count in facts["layers"].items())
+        told["effective_precision"] = f"layers by what OpenVINO computes them in: {', '.join(counts)}"
+    return told
 
 
 def _annotate(path: Path, about: Mapping[str, Any]) -> None:
