@@ -72,21 +72,13 @@ def export(
         raise UsageError(where=str(out), found="files", wanted="a new or an empty folder", fix="choose another OUT")
     info = _finished(run)
     trained, data, _ = open_run(run, data_root=data_root, cache=cache, student=student, dataset=dataset)
-    tested = check_rows(data, rows)
-    if not len(tested):
-        raise WrongRunError(
-            where=f"run {run}",
-            found="no test rows",
-            wanted="test rows: an exported file is checked on them",
-            fix="export a run whose data set has a test split",
-        )
+    tested = _tested(run, data, rows)
     with _unfinished(out) as folder:
         path = folder / kind.file
         calibration = _write(trained, data, kind, path, precision, calibrate, quantiser)
-        about = _about(trained, data, info, to, precision, kind)
+        about = _about(trained, data, info, to, precision, kind, kind.facts(path))
         if to == "hf":
             runs.write_json(folder / "config.json", hub_config(trained, about))
-        about |= _runtime(about, kind, path)
         inputs = reference_inputs(trained)
         about["reference"] = reference_of(inputs, kind.open(path, trained), data.class_names)
         about["calibration"] = calibration
@@ -133,6 +125,19 @@ def _finished(run: Path) -> dict[str, Any]:
         fix = "run the command that made it again: it resumes" if found.startswith("an") else runs.instead_of(run)
         raise WrongRunError(where=str(run), found=found, wanted="a finished run", fix=fix)
     return runs.read_json(run / "run.json")
+
+
+def _tested(run: Path, data: RunData, rows: int | None) -> NDArray[np.int64]:
+    """The rows of the check. Raises WrongRunError where there is none."""
+    tested = check_rows(data, rows)
+    if not len(tested):
+        raise WrongRunError(
+            where=f"run {run}",
+            found="no test rows",
+            wanted="test rows: an exported file is checked on them",
+            fix="export a run whose data set has a test split",
+        )
+    return tested
 
 
 @contextmanager
@@ -203,7 +208,13 @@ def _cells(data: RunData, rows: NDArray[np.int64]) -> dict[str, int]:
 
 
 def _about(
-    student: Student, data: RunData, info: Mapping[str, Any], to: str, precision: str, kind: Format
+    student: Student,
+    data: RunData,
+    info: Mapping[str, Any],
+    to: str,
+    precision: str,
+    kind: Format,
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """student.json, but for what the file itself answers."""
     config = info["config"]
@@ -219,7 +230,7 @@ def _about(
         "format": "bird-export-1",
         "to": to,
         "precision": precision,
-        "effective_precision": _effective(to, precision),
+        "effective_precision": _effective(to, precision, facts),
         "file": kind.file,
         "architecture": student.architecture,
         "dim": student.dim,
@@ -233,12 +244,14 @@ def _about(
             **({} if state_dict else {"features": ["batch", student.dim]}),
         },
         "run": {name: config.get(name) for name in settings} | {"rows": info["rows"], "cells": info.get("cells")},
-        "runtime": {"name": kind.runtime, "version": version(kind.runtime), "processor": _abilities()},
+        "runtime": {"name": kind.runtime, "version": version(kind.runtime), "processor": _abilities(), **facts},
     }
 
 
-def _effective(to: str, precision: str) -> str:
+def _effective(to: str, precision: str, facts: Mapping[str, Any]) -> str:
     """What is really computed in which precision, on a CPU."""
+    if "layers" in facts:
+        return f"OpenVINO computes {', '.join(f'{count} layers in {name}' for name, count in facts['layers'].items())}"
     if precision == "int8":
         return "weights and activations in 8 bits, sums in 32; what onnxruntime does not quantise in float32"
     if precision == "fp32":
@@ -246,16 +259,6 @@ def _effective(to: str, precision: str) -> str:
     if to in ("torch", "hf"):
         return "weights kept in float16, computed with in float32"
     return "float16; on a CPU onnxruntime computes in float32 what it has no float16 for" if to == "onnx" else "float16"
-
-
-def _runtime(about: Mapping[str, Any], kind: Format, path: Path) -> dict[str, Any]:
-    """What student.json says of the runtime and of its precision, where the runtime itself tells more."""
-    facts = kind.facts(path)
-    told = {"runtime": about["runtime"] | facts}
-    if "layers" in facts:
-        counts = (f"{count} in {name}" for name, count in facts["layers"].items())
-        told["effective_precision"] = f"layers by what OpenVINO computes them in: {', '.join(counts)}"
-    return told
 
 
 def _annotate(path: Path, about: Mapping[str, Any]) -> None:
