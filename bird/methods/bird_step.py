@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, final
@@ -9,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from bird.errors import StudentError
+from bird.errors import StudentError, UsageError
 from bird.losses.terms import bias_loss, cross_entropy
 from bird.methods.base import Batch, Hyperparameters, Losses
 from bird.methods.distances import Distance, feature_distance
@@ -173,6 +174,8 @@ class BirdStep:
     `mixed_bias(..., total=Ranks(reduce).total)` (bird.step.ranks). The returned loss and its parts ce and distance are of
     the process's own rows, bias and meta_bias of all. docs/scaling.md has a whole example.
 
+    Raises UsageError for numbers out of range, and for offsets that do not fit.
+
     Running statistics of batch norm change once a step, as in one forward pass of `batch`. Save `gate.state_dict()` and
     `step.optimizer.state_dict()` with your own checkpoints. Without a `meta_batch` phi stays ("BIRD w/o meta", Table 7).
     """
@@ -199,6 +202,9 @@ class BirdStep:
         check: int = 1000,
     ) -> None:
         refuse_wrapped(student)
+        _require_ranges(alpha=alpha, lambda_=lambda_, mu1=mu1, mu2=mu2, soft_max=soft_max)
+        if isinstance(gate, Offsets):
+            _require_offsets(gate, groups, adds=task is not task_loss)
         self.ranks = Ranks(reduce)
         self._steps, self._owed = 0, False
         self.model, self.gate, self.groups = _Answering(student, adapt), gate, groups
@@ -271,6 +277,39 @@ class BirdStep:
 
     def _move_gate(self, gradients: Sequence[Tensor]) -> None:
         move(self.gate, self.optimizer, gradients)
+
+
+def _require_ranges(**numbers: float) -> None:
+    """Raise UsageError for a number out of its range, which NaN is of none."""
+    for name, value in numbers.items():
+        moves, most = name in ("mu1", "mu2"), 1 if name == "alpha" else math.inf
+        if not (value > 0 if moves else value >= 0) or value > most:
+            least = "a number above 0" if moves else "a number of 0 or more"
+            raise UsageError(
+                where=f"BirdStep({name}=...)",
+                found=f"{value:g}",
+                wanted="a number from 0 to 1" if name == "alpha" else least,
+                fix="correct it",
+            )
+
+
+def _require_offsets(offsets: Offsets, groups: int, adds: bool) -> None:
+    """Raise UsageError for offsets of another number of groups, or that no loss reads."""
+    if (there := offsets.phi.shape[-1]) != groups:
+        raise UsageError(
+            where=f"BirdStep(groups={groups})",
+            found=f"Offsets of {there} groups",
+            wanted="the same number",
+            fix=f"make Offsets(classes, {groups}, d)",
+        )
+    if not adds and offsets.trust is None:
+        raise UsageError(
+            where="BirdStep(gate=Offsets(...))",
+            found="the default task, which does not add the offsets to the logits",
+            wanted="a task that adds them",
+            fix="task=lambda logits, batch: cross_entropy(offsets.adjust(logits, batch.groups), batch.labels), with "
+            "cross_entropy of torch.nn.functional",
+        )
 
 
 class _Answering(nn.Module):

@@ -22,6 +22,7 @@ from bird.step.offsets import Offsets, mixed_bias
 __all__ = ["Bird", "BirdOffsets", "BirdPlus", "bird_at", "bird_mfd"]
 
 L_O_CELLS = "L_o compares the groups of each class, and of an empty cell there is no loss"
+PRIOR = "log p(class | group), which an empty cell does not have"
 
 
 class Bird(Method):
@@ -133,9 +134,10 @@ class BirdOffsets(Bird):
 
     def __init__(self, hyper: Hyperparameters, groups: int, *, learn_gate: bool = True) -> None:
         super().__init__(replace(hyper, lambda_=0.0), groups, learn_gate=learn_gate)
-        if hyper.offsets_from == "prior" or hyper.pool:
-            why = "phi has to do with log p(class | group), which an empty cell does not have"
-            self.cells = {**self.cells, "train": why}
+        if hyper.pool:
+            self.cells = {**self.cells, "train": f"--pool moves phi along {PRIOR}"}
+        elif hyper.offsets_from == "prior":
+            self.cells = {**self.cells, "train": f"phi starts at {PRIOR} (--offsets-from zero needs none)"}
 
     def prepare(self, counts: Int[Tensor, "classes groups"], meta: Int[Tensor, "classes groups"] | None = None) -> None:
         """Where phi starts, and how strongly it is pulled back, from the cells' sizes."""

@@ -66,13 +66,25 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
     Raises WrongRunError, naming the field, if the folder holds another run or something else; RunError.
     """
     folder = config.place.out
-    asked: dict[str, Any] = {"identity": config.identity(), "fingerprint": fingerprint}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _refuse(
             folder, error.strerror or str(error), "a folder that can be written", "choose another --out"
         ) from None
+    if require_own(config, fingerprint):
+        return
+    cache, root = config.source.cache, config.source.data_root
+    cache = cache if cache is None or "://" in cache else str(Path(cache).resolve())
+    where = {"cache": cache, "data_root": str(root.resolve()) if root else None}
+    asked = {"identity": config.identity(), "fingerprint": fingerprint}
+    write_json(folder / "config.json", asked | {"place": where})
+
+
+def require_own(config: RunConfig, fingerprint: str | None) -> bool:
+    """Whether the run has begun in `config.place.out`; if not, the folder is empty, or not there. Raises WrongRunError,
+    naming the field, if it holds another run or something else; RunError."""
+    folder = config.place.out
     if (folder / "config.json").exists():
         found = read_json(folder / "config.json")
         # a folder that is older than an option does not name it
@@ -80,7 +92,7 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
         if "offsets_from" not in identity or "average" not in identity:  # then only some methods heeded `average`
             usual = usual_average(config.method)
             identity = identity | {"average": identity.get("average", usual) if usual else 0.0}
-        there, here = (flatten(_defaults() | each) for each in (identity, asked["identity"]))
+        there, here = (flatten(_defaults() | each) for each in (identity, config.identity()))
         there, here = there | {"fingerprint": found.get("fingerprint")}, here | {"fingerprint": fingerprint}
         own = {field for field in here if field.startswith("own.")}
         for field in sorted(
@@ -95,18 +107,23 @@ def claim(config: RunConfig, fingerprint: str | None) -> None:
                     "choose another --out, or repeat the old settings to resume it"
                     + (f", with {file} as it was" if file else ""),
                 )
-        return
-    if foreign := [entry.name for entry in folder.iterdir() if entry.name not in LOCKS]:
+        return True
+    if foreign := [entry.name for entry in _entries(folder) if entry.name not in LOCKS]:
         raise _wrong(
             folder,
             f"other files ({', '.join(sorted(foreign)[:3])})",
             "an empty folder",
             "choose another --out",
         )
-    cache, root = config.source.cache, config.source.data_root
-    cache = cache if cache is None or "://" in cache else str(Path(cache).resolve())
-    where = {"cache": cache, "data_root": str(root.resolve()) if root else None}
-    write_json(folder / "config.json", asked | {"place": where})
+    return False
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder that may not be there. Raises RunError."""
+    try:
+        return [*folder.iterdir()] if folder.exists() else []
+    except OSError as error:
+        raise _refuse(folder, error.strerror or str(error), "a folder of runs", "choose another --out") from None
 
 
 def _defaults() -> dict[str, Any]:

@@ -142,12 +142,18 @@ def _said(default: object) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
-def share(value: float | None) -> float | None:
-    """A share from 0 to 1, as a callback of an option. Raises BadParameter; for a percentage with the share that it is."""
+def share(param: typer.CallbackParam, value: float | None) -> float | None:
+    """A share from 0 to 1, as a callback of an option. Raises UsageError; for a percentage with the share that it is."""
+    from bird.errors import UsageError
+
     if value is None or 0 <= value <= 1:
         return value
-    meant = f": did you mean {value / 100:g}?" if 1 < value <= 100 else ""
-    raise typer.BadParameter(f"{value:g} is no share from 0 to 1{meant}")
+    raise UsageError(
+        where=max(param.opts, key=len),
+        found=f"{value:g}",
+        wanted="a share, from 0 to 1",
+        fix=f"did you mean {value / 100:g}?" if 1 < value <= 100 else "correct it",
+    )
 
 
 def settings_of(pairs: list[str] | None, where: str = "--setting", see: str = "`bird list datasets`") -> dict[str, Any]:

@@ -128,7 +128,7 @@ class Weights:
     learn_alpha: Annotated[
         bool,
         Option(
-            "bird-offsets: the feedback moves alpha, too. --alpha is where it starts.",
+            "bird-offsets: the feedback moves alpha, too. It starts at --alpha, between .001 and .999.",
             flag="--learn-alpha",
             later=True,
         ),

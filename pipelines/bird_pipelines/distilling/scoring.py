@@ -57,7 +57,8 @@ def _finite(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classe
             where="the student's logits",
             found=f"NaN or infinite numbers in {bad:,} of {len(logits):,} rows: training diverged",
             wanted="finite numbers",
-            fix="lower --lr, or mend a loss of your own; then give another --out, or delete this one",
+            fix="lower --lr (with feedback --mu1 and --mu2, too), or mend a loss of your own; then give another --out, or "
+            "delete this one",
         )
     return logits
 

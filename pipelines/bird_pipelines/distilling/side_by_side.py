@@ -35,7 +35,7 @@ from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.distilling.epoch_losses import Pending
 from bird_pipelines.distilling.profiling import Clock
-from bird_pipelines.distilling.requirements import hyperparameters, tell_empty_cells
+from bird_pipelines.distilling.requirements import hyperparameters, required_method, tell_empty_cells
 from bird_pipelines.distilling.schedule import rate_factor, scale_rate
 from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.distilling.training import LESS, Trainer, distill, outcome, read
@@ -68,21 +68,44 @@ def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
         raise UsageError(
             where="runs", found=f"{repeated[0]} more than once", wanted="a folder a run", fix="choose another --out"
         )
-    held: tuple[str, RunData] | None = None
-    for group in groups_of(configs):
-        if not stackable(group[0]):
-            for config in group:
-                distill(config)
-            continue
-        reads = json.dumps([str(group[0].source), group[0].student])
-        if held is None or held[0] != reads:
-            held = reads, read(group[0])
-        if isinstance(held[1].features, Tensor):
-            train_group(group, held[1])
-        else:  # too large to be held, let alone standardised beside itself
+    groups, held = groups_of(configs), Held()
+    for group in groups if len(groups) > 1 else []:  # a group by itself looks before it trains
+        require_all(group, held)
+    for group in groups:
+        data = held.of(group[0]) if stackable(group[0]) else None
+        if data is not None and isinstance(data.features, Tensor):
+            train_group(group, data)
+        else:  # or too large to be held, let alone standardised beside itself
             for config in group:
                 distill(config)
     return [outcome(config) for config in configs]
+
+
+def require_all(group: Sequence[RunConfig], held: Held) -> None:
+    """Look at what the runs of a group need, and at their folders, before any run is begun: raise what training would
+    raise, and touch nothing."""
+    left = [config for config in group if not (config.place.out / "run.json").exists()]
+    data = held.of(group[0])
+    if left:
+        required_method(left[0], data)
+    for config in group:
+        runs.require_own(config, data.fingerprint)
+
+
+@final
+class Held:
+    """The data that were read last: runs that read the same come after each other."""
+
+    def __init__(self) -> None:
+        self.reads = ""
+        self.data: RunData | None = None
+
+    def of(self, config: RunConfig) -> RunData:
+        """What the run may see. Raises what `read` raises."""
+        reads = json.dumps([str(config.source), config.student])
+        if self.data is None or self.reads != reads:
+            self.reads, self.data = reads, read(config)
+        return self.data
 
 
 def groups_of(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:

@@ -35,13 +35,7 @@ from bird_pipelines.distilling.groups import with_known_groups
 from bird_pipelines.distilling.learners import make_learner
 from bird_pipelines.distilling.profiling import PARTS, Clock, Tracer
 from bird_pipelines.distilling.ranks import ONE, World, joined, refuse_ranks
-from bird_pipelines.distilling.requirements import (
-    make_method,
-    require_meta_to_stop,
-    require_samples,
-    tell_empty_cells,
-    tell_student,
-)
+from bird_pipelines.distilling.requirements import required_method, tell_empty_cells, tell_student
 from bird_pipelines.distilling.schedule import (
     best_epoch,
     rate_factor,
@@ -133,17 +127,7 @@ class Trainer:
         self.training, self.place = config.training, config.place
         self.seed = self.training.seed
         self.device = choose_device(self.place.device)
-        self.method = make_method(
-            config.method,
-            config.weights,
-            data,
-            config.student,
-            head=self.training.head,
-            recompute=self.place.recompute,
-            part=config.part("method"),
-        )
-        require_samples(config.method, self.method, data, config.source.limit)
-        require_meta_to_stop(config.training, data)
+        self.method = required_method(config, data)
         self.moments = data.moments() if self.method.features else None
         channels = data.stages.open(self.method.stages) if self.method.stages and data.stages is not None else []
         self.method.prepare(data.cell_counts("train"), data.cell_counts("meta"))

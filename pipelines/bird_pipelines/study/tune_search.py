@@ -19,7 +19,8 @@ from bird.measuring.seeds import two_level_intervals
 from bird.methods.own import AROUND
 from bird_cache.order import raw
 from bird_pipelines.config import CHOOSE, RunConfig
-from bird_pipelines.distilling.data import load_data
+from bird_pipelines.distilling.requirements import required_method
+from bird_pipelines.distilling.training import read
 from bird_pipelines.marks import ONE_SEED, few, reason_of, trivial_seeds
 from bird_pipelines.study.places import Train
 
@@ -104,6 +105,22 @@ class Search:
     floor: float | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for a number out of its range."""
+        for name in ("trials", "per_round", "seeds", "final_seeds"):
+            if getattr(self, name) < 1:
+                raise _out_of_range(name, getattr(self, name), "1 or more")
+        if not 0 <= self.drop <= 100:  # NaN, too
+            raise _out_of_range("drop", self.drop, "points, from 0 to 100")
+        if self.floor is not None and not 0 <= self.floor <= 100:
+            raise _out_of_range("floor", self.floor, "a score x100, from 0 to 100")
+
+
+def _out_of_range(name: str, value: float, wanted: str) -> UsageError:
+    return UsageError(
+        where=f"--{name.replace('_', '-')}", found=f"{value:g}", wanted=wanted, fix="see `bird tune --help`"
+    )
+
 
 def space_of(config: RunConfig) -> Space:
     """What is chosen for a method; BIRD around a loss of the user's own has BIRD's weights. Raises UsageError for a method
@@ -122,8 +139,17 @@ def space_of(config: RunConfig) -> Space:
 
 
 def require_halves(base: RunConfig, search: Search) -> None:
-    """Before anything is trained: raise UsageError where the choosing half of meta lacks a (class, group) cell."""
-    data = load_data(base.but(choose=search.seed).source, base.student, base.place.workers, base.part("dataset"))
+    """Before anything is trained: raise UsageError where the choosing half of meta lacks a (class, group) cell, and what
+    the method itself raises for lack of something."""
+    halved = base.but(choose=search.seed)
+    data = read(halved)
+    if min(len(data.class_names), len(data.group_names)) < 2:
+        raise UsageError(
+            where=f"study {base.place.out}",
+            found=f"{few(data.class_names)} as classes, {few(data.group_names)} as groups",
+            wanted="two classes and two groups: a setting is chosen by its gap",
+            fix="use a cache with both",
+        )
     empty = data.empty_cells().get(CHOOSE, [])
     if empty or not len(data.rows(CHOOSE)):
         raise UsageError(
@@ -132,6 +158,7 @@ def require_halves(base: RunConfig, search: Search) -> None:
             wanted="at least two meta samples in every (class, group) cell",
             fix="use a larger --limit, or a cache with a larger meta split",
         )
+    required_method(halved, data)
 
 
 def look(
