@@ -1,8 +1,9 @@
 """What half precision and 8 bits do to students, by cells: every file beside its student, on the test rows.
 
-    python bench/exports.py RUN... [--rows 20000] [--over-seeds]
+    python bench/exports.py RUN... [--rows 20000] [--over-seeds] [--openvino]
 
-With --over-seeds the runs of one architecture are one line a file: means over the runs, [lowest, highest].
+With --over-seeds the runs of one architecture are one line a file: means over the runs, [lowest, highest]. With --openvino
+two of the files are run in OpenVINO instead of onnxruntime.
 
 int8 is onnxruntime's: `by channel` is what `bird export --precision int8` writes; the others are beside it to compare.
 """
@@ -18,6 +19,7 @@ import torch
 from bird_pipelines.distilling.evaluate import open_run
 from bird_pipelines.shipping.check import check, check_rows, refusals
 from bird_pipelines.shipping.formats import FORMATS, open_onnx
+from bird_pipelines.shipping.openvino import open_openvino
 from bird_pipelines.shipping.quantise import BATCH, calibration_rows, static_int8
 
 CALIBRATE = 512
@@ -71,6 +73,23 @@ def variants(student, data, folder):
         yield name, target
 
 
+def in_onnxruntime(student, data, folder):
+    """Name, file, and the file in its runtime."""
+    for name, path in variants(student, data, folder):
+        yield name, path, open_onnx(path)
+
+
+def in_openvino(student, data, folder):
+    """The same of what OpenVINO may be asked for."""
+    for name, path in variants(student, data, folder):
+        if name == "fp32":
+            for compute in ("fp32", "bf16"):
+                yield f"{name}, OpenVINO in {compute}", path, open_openvino(path, compute)
+        if name == "int8, static, by channel, balanced":
+            yield f"{name}, OpenVINO", path, open_openvino(path, "fp32")
+            return
+
+
 def line_of(name, size, checked):
     """A file beside its student, in words."""
     found, worst = checked.drift, checked.drift.cells[0]
@@ -110,6 +129,7 @@ def main():
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--over-seeds", action="store_true")
+    parser.add_argument("--openvino", action="store_true")
     given = parser.parse_args()
     print("| student | file | accuracy | worst cell | flips | batch flips | mean-DEO | accepted |\n" + "|---" * 8 + "|")
     together = {}
@@ -117,8 +137,9 @@ def main():
         student, data, _ = open_run(run)
         rows = check_rows(data, given.rows)
         folder = Path(tempfile.mkdtemp())
-        for name, path in variants(student, data, folder):
-            checked = check(student, open_onnx(path), data, rows, 64)
+        files = in_openvino if given.openvino else in_onnxruntime
+        for name, path, runtime in files(student, data, folder):
+            checked = check(student, runtime, data, rows, 64)
             if given.over_seeds:
                 together.setdefault((student.architecture, name), []).append(checked)
             else:

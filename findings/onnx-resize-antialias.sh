@@ -12,8 +12,12 @@ trap 'rm -rf "$folder"' EXIT
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     onnx==1.23.2 onnxruntime==1.32.0 openvino==2026.4.1 pillow==13.0.0 numpy==2.4.6
 "$folder/venv/bin/python" - <<'PY'
+import sys
+
 import numpy as np
 import onnxruntime as ort
+
+sys.modules["openvino_telemetry"] = None  # `import openvino` would write an id and send a message
 import openvino
 from onnx import TensorProto, checker, helper, numpy_helper
 from PIL import Image

@@ -266,8 +266,9 @@ def export(run: str | Path, out: str | Path, to: str = "onnx", **options: Any) -
     """`bird export` from Python: the student of a run as a file for another program, in the new folder `out`, accepted only
     if it answers as the student does. Returns student.json.
 
-    `to` is onnx, pt2, torch or hf; `options` are the command's: precision, batch, calibrate, rows (--check-rows),
-    allow_drift, data_root and cache. Raises the errors that the command reports: RunError for a file that is not accepted.
+    `to` is onnx, pt2, torch or hf; `options` are the command's: precision, runtime, compute, batch, calibrate,
+    rows (--check-rows), allow_drift, data_root and cache. Raises the errors that the command reports: RunError for a file
+    that is not accepted.
 
         bird_pipelines.export("out/run", "out/onnx")["check"]
     """

@@ -22,6 +22,13 @@ def export(
         typer.Option(help="onnx, pt2 (torch.export), torch (plain weights of the network) or hf (a hub folder, timm)."),
     ] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16, or int8 (ONNX; static, by channel).")] = "fp32",
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="What runs the file in the check: its format's own runtime, or openvino for ONNX."),
+    ] = None,
+    compute: Annotated[
+        str | None, typer.Option(help="What OpenVINO computes in: fp32, bf16 or fp16. Default fp32.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="The largest batch that the file is checked with.")] = 64,
     calibrate: Annotated[
         int, typer.Option(min=0, help="Meta rows that int8 is calibrated on, evenly over cells.")
@@ -39,7 +46,14 @@ def export(
     """Export a student, and accept the file only if it answers as the student does, cell by cell."""
     from bird_pipelines.shipping.export import export as run_export
 
-    told = {"precision": precision, "batch": batch, "calibrate": calibrate, "rows": check_rows}
+    told = {
+        "precision": precision,
+        "runtime": runtime,
+        "compute": compute,
+        "batch": batch,
+        "calibrate": calibrate,
+        "rows": check_rows,
+    }
     moved = {"data_root": data_root, "cache": cache, "student": student, "dataset": dataset}
     output(run_export(run, out, to, **told, allow_drift=allow_drift, **moved), json_, exported)  # type: ignore[arg-type]  # the options are checked there
 
@@ -118,6 +132,7 @@ def exported(about: dict[str, Any]) -> None:
         "export": about["out"],
         "file": ", ".join(f"{name} ({each['bytes']:,} bytes)" for name, each in about["files"].items()),
         "checked": f"{flips['rows']:,} test rows, in {about['runtime']['name']} {about['runtime']['version']}",
+        "precision": about["effective_precision"],
         "accuracy": "{:.2f} -> {:.2f}".format(*check["accuracy"]),
         "least recall": "{:.1f} -> {:.1f}".format(*check["least_recall"]),
         "predictions that differ": f"{flips['changed']:,} of {flips['rows']:,}",

@@ -169,10 +169,13 @@ def _check(about: Mapping[str, Any]) -> list[str]:
     before, after = check["accuracy"]
     flips, worst, sizes = check["flips"], check["cells"][0], check["batch_sizes"]
     groups = [f"{name} {each['changed']:,} of {each['rows']:,}" for name, each in check["flips_by_group"].items()]
+    runtime = about["runtime"]
+    device = f", {runtime['device']}," if "device" in runtime else ""
     lines = [
-        f"`{about['file']}` was run by {about['runtime']['name']} {about['runtime']['version']} "
+        f"`{about['file']}` was run by {runtime['name']} {runtime['version']}{device} "
         f"on {flips['rows']:,} test rows beside the student:",
         "",
+        f"- precision: {about['effective_precision']}",
         f"- accuracy {before:.2f} -> {after:.2f}; least recall of a cell "
         f"{check['least_recall'][0]:.1f} -> {check['least_recall'][1]:.1f}",
         f"- predictions that differ: {flips['changed']:,} of {flips['rows']:,} ({'; '.join(groups)})",

@@ -27,6 +27,7 @@ from bird_pipelines.shipping.check import Checked, check, check_rows, refusals
 from bird_pipelines.shipping.formats import FORMATS, Format, input_name, need_extra
 from bird_pipelines.shipping.halves import not_finite
 from bird_pipelines.shipping.networks import hub_config, network_of, summed_heads
+from bird_pipelines.shipping.openvino import in_openvino
 from bird_pipelines.shipping.quantise import BATCH, Quantiser, calibration_rows, quantised_share, static_int8
 from bird_pipelines.shipping.reference import reference_inputs, reference_of
 from bird_pipelines.shipping.snippets import snippet_of
@@ -42,6 +43,8 @@ def export(
     to: str = "onnx",
     *,
     precision: str = "fp32",
+    runtime: str | None = None,
+    compute: str | None = None,
     batch: int = 64,
     calibrate: int = 512,
     rows: int | None = None,
@@ -55,31 +58,25 @@ def export(
     """Write the student of `run` to the new folder `out`: the file, student.json and README.md. Returns student.json.
 
     `to` is onnx, pt2, torch or hf; `precision` fp32, fp16 or (ONNX) int8, which `quantiser` makes on about `calibrate` meta
-    rows. The file is then run on the test rows (all, or about `rows`) in batches of `batch` and one by one, beside the
-    student: `bird_pipelines.shipping.check` says what is accepted. `data_root` and `cache` say where these are, if moved;
+    rows. The file is then run by its `runtime` (openvino may run ONNX, and computes in `compute`: fp32, bf16, fp16) on the
+    test rows (all, or about `rows`) in batches of `batch` and one by one, beside the student:
+    `bird_pipelines.shipping.check` says what is accepted. `data_root` and `cache` say where these are, if moved;
     `student` is the module of a student of the user's own, `dataset` a data set of theirs.
 
     Raises UsageError for an unknown or impossible format, a missing library or an `out` that is in use; WrongRunError for
     an unfinished run and for one without test rows; RunError for a file that drifts from its student, unless
     `allow_drift`: then nothing is left of it. Raises as `evaluate` does for missing data.
     """
-    kind = _format(to, precision)
+    kind = _format(to, precision, runtime, compute)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(where=str(out), found="files", wanted="a new or an empty folder", fix="choose another OUT")
     info = _finished(run)
     trained, data, _ = open_run(run, data_root=data_root, cache=cache, student=student, dataset=dataset)
-    tested = check_rows(data, rows)
-    if not len(tested):
-        raise WrongRunError(
-            where=f"run {run}",
-            found="no test rows",
-            wanted="test rows: an exported file is checked on them",
-            fix="export a run whose data set has a test split",
-        )
+    tested = _tested(run, data, rows)
     with _unfinished(out) as folder:
         path = folder / kind.file
         calibration = _write(trained, data, kind, path, precision, calibrate, quantiser)
-        about = _about(trained, data, info, to, precision, kind)
+        about = _about(trained, data, info, to, precision, kind, kind.facts(path))
         if to == "hf":
             runs.write_json(folder / "config.json", hub_config(trained, about))
         inputs = reference_inputs(trained)
@@ -98,14 +95,27 @@ def export(
     return about | {"out": str(out)}
 
 
-def _format(to: str, precision: str) -> Format:
+def _format(to: str, precision: str, runtime: str | None, compute: str | None) -> Format:
     if to not in FORMATS:
         raise unknown_name("--to", to, FORMATS)
     if precision not in FORMATS[to].precisions:
         raise unknown_name(f"--to {to} --precision", precision, FORMATS[to].precisions)
     if to == "onnx":
         need_extra("bird export --to onnx")
-    return FORMATS[to]
+    kind = FORMATS[to]
+    known = (kind.runtime, "openvino") if to == "onnx" else (kind.runtime,)
+    if runtime is not None and runtime not in known:
+        raise unknown_name(f"--to {to} --runtime", runtime, known)
+    if runtime == "openvino":
+        return in_openvino(kind, compute or "fp32")
+    if compute is not None:
+        raise UsageError(
+            where="--compute",
+            found=f"a file that {kind.runtime} runs",
+            wanted="--runtime openvino, the only runtime here that lets you choose",
+            fix="leave --compute out, or add --runtime openvino",
+        )
+    return kind
 
 
 def _finished(run: Path) -> dict[str, Any]:
@@ -115,6 +125,19 @@ def _finished(run: Path) -> dict[str, Any]:
         fix = "run the command that made it again: it resumes" if found.startswith("an") else runs.instead_of(run)
         raise WrongRunError(where=str(run), found=found, wanted="a finished run", fix=fix)
     return runs.read_json(run / "run.json")
+
+
+def _tested(run: Path, data: RunData, rows: int | None) -> NDArray[np.int64]:
+    """The rows of the check. Raises WrongRunError where there is none."""
+    tested = check_rows(data, rows)
+    if not len(tested):
+        raise WrongRunError(
+            where=f"run {run}",
+            found="no test rows",
+            wanted="test rows: an exported file is checked on them",
+            fix="export a run whose data set has a test split",
+        )
+    return tested
 
 
 @contextmanager
@@ -185,7 +208,13 @@ def _cells(data: RunData, rows: NDArray[np.int64]) -> dict[str, int]:
 
 
 def _about(
-    student: Student, data: RunData, info: Mapping[str, Any], to: str, precision: str, kind: Format
+    student: Student,
+    data: RunData,
+    info: Mapping[str, Any],
+    to: str,
+    precision: str,
+    kind: Format,
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """student.json, but for what the file itself answers."""
     config = info["config"]
@@ -201,7 +230,7 @@ def _about(
         "format": "bird-export-1",
         "to": to,
         "precision": precision,
-        "effective_precision": _effective(to, precision),
+        "effective_precision": _effective(to, precision, facts),
         "file": kind.file,
         "architecture": student.architecture,
         "dim": student.dim,
@@ -215,12 +244,14 @@ def _about(
             **({} if state_dict else {"features": ["batch", student.dim]}),
         },
         "run": {name: config.get(name) for name in settings} | {"rows": info["rows"], "cells": info.get("cells")},
-        "runtime": {"name": kind.runtime, "version": version(kind.runtime), "processor": _abilities()},
+        "runtime": {"name": kind.runtime, "version": version(kind.runtime), "processor": _abilities(), **facts},
     }
 
 
-def _effective(to: str, precision: str) -> str:
+def _effective(to: str, precision: str, facts: Mapping[str, Any]) -> str:
     """What is really computed in which precision, on a CPU."""
+    if "layers" in facts:
+        return f"OpenVINO computes {', '.join(f'{count} layers in {name}' for name, count in facts['layers'].items())}"
     if precision == "int8":
         return "weights and activations in 8 bits, sums in 32; what onnxruntime does not quantise in float32"
     if precision == "fp32":

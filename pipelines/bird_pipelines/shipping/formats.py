@@ -30,6 +30,7 @@ __all__ = [
     "FORMATS",
     "Format",
     "Runtime",
+    "cannot_load",
     "file_of",
     "input_name",
     "need_extra",
@@ -43,13 +44,15 @@ Runtime = Callable[[Float[NDArray[np.float32], "batch ..."]], Float[NDArray[np.f
 
 @final
 class Format(NamedTuple):
-    """One `--to`: its file, the precisions that it can have, how it is written and opened, and what runs it."""
+    """One `--to`: its file, the precisions that it can have, how it is written and opened, what runs it, and what else this
+    runtime says of the file."""
 
     file: str
     precisions: tuple[str, ...]
     write: Callable[[Student, Path, bool], None]
     open: Callable[[Path, Student], Runtime]
     runtime: str
+    facts: Callable[[Path], dict[str, Any]] = lambda _: {}
 
 
 def input_name(student: Student) -> str:
@@ -70,8 +73,18 @@ def file_of(folder: Path, about: Mapping[str, Any], name: str) -> bytes:
     return data
 
 
-def need_extra(command: str, names: Sequence[str] | None = None) -> None:
-    """Raises UsageError, naming what to install, where one of these libraries (default: those of the extra [export]) is
+def cannot_load(path: Path, runtime: str, error: Exception) -> RunError:
+    """The error for a file that its runtime refuses."""
+    return RunError(
+        where=str(path),
+        found=f"a file that {runtime} cannot load ({str(error)[:160]})",
+        wanted="the file as `bird export` wrote it",
+        fix="export the run again",
+    )
+
+
+def need_extra(command: str, names: Sequence[str] | None = None, extra: str = "export") -> None:
+    """Raises UsageError, naming the extra to install, where one of these libraries (default: those of [export]) is
     missing."""
     names = EXTRAS if names is None else names
     if missing := [name for name in names if find_spec(name) is None]:
@@ -79,7 +92,7 @@ def need_extra(command: str, names: Sequence[str] | None = None) -> None:
             where=command,
             found=f"no {', no '.join(missing)} installed",
             wanted=", ".join(names),
-            fix='pip install "bird-distill[export]"',
+            fix=f'pip install "bird-distill[{extra}]"',
         )
 
 
@@ -151,12 +164,7 @@ def open_onnx(path: Path, *, spin: bool = True) -> Runtime:
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class
-        raise RunError(
-            where=str(path),
-            found=f"a file that onnxruntime cannot load ({str(error)[:160]})",
-            wanted="the file as `bird export` wrote it",
-            fix="export the run again",
-        ) from None
+        raise cannot_load(path, "onnxruntime", error) from None
     name = session.get_inputs()[0].name
 
     def run(inputs: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -27,6 +27,7 @@ from bird_pipelines.prefetch import in_order
 from bird_pipelines.progress import progress
 from bird_pipelines.runs import read_json
 from bird_pipelines.shipping.formats import Runtime, file_of, need_extra, open_onnx
+from bird_pipelines.shipping.openvino import open_openvino
 from bird_pipelines.shipping.pictures import Picture, not_taken, pictures
 
 __all__ = ["Model", "answers", "open_model", "predict"]
@@ -130,9 +131,16 @@ def open_model(folder: Path, student: object = None) -> Model:
 
 
 def _exported(folder: Path, about: Mapping[str, Any]) -> tuple[Runtime, Sequence[str], int]:
-    need_extra("bird predict on an ONNX export", ("onnxruntime",))
+    """In the runtime that it was checked in."""
+    path, runtime = folder / about["file"], about["runtime"]
     file_of(folder, about, about["file"])
-    return open_onnx(folder / about["file"], spin=False), about["class_names"], about["input"]["shape"][-1]
+    if runtime["name"] == "openvino":
+        need_extra("bird predict on an export for OpenVINO", ("openvino",), extra="openvino")
+        logits = open_openvino(path, runtime["compute"])
+    else:
+        need_extra("bird predict on an ONNX export", ("onnxruntime",))
+        logits = open_onnx(path, spin=False)
+    return logits, about["class_names"], about["input"]["shape"][-1]
 
 
 def _of_a_run(folder: Path, about: Mapping[str, Any], own: object) -> tuple[Runtime, Sequence[str], int]:

@@ -86,6 +86,26 @@ import numpy as np
 about = json.load(open("student.json", encoding="utf-8"))
 vectors = np.load(sys.argv[1], allow_pickle=False).astype(np.float32)  # the teacher's, (rows, dim)
 """
+OPENVINO = """
+sys.modules["openvino_telemetry"] = None  # `import openvino` would write an id and send a message
+import openvino
+
+settings = {"INFERENCE_PRECISION_HINT": about["runtime"]["inference_precision_hint"]}  # what the file was checked in
+model = openvino.Core().compile_model("student.onnx", "CPU", settings)
+"""
+ON_OPENVINO = (
+    OPENVINO
+    + """for path in sys.argv[1:]:
+    logits = model(pixels(path))["logits"]
+    print(path, about["class_names"][logits[0].argmax()])
+"""
+)
+VECTORS_ON_OPENVINO = (
+    OPENVINO
+    + """logits = model(vectors)["logits"]
+print([about["class_names"][each] for each in logits.argmax(1)])
+"""
+)
 RUN_VECTORS = {
     "onnx": """
 import onnxruntime
@@ -105,7 +125,10 @@ print([about["class_names"][each] for each in logits.argmax(1)])
 
 def snippet_of(about: Mapping[str, Any]) -> str:
     """A whole script, run in the folder of the export; its arguments are image files, or one .npy of vectors."""
-    if about["input"]["kind"] == "features":
+    vectors = about["input"]["kind"] == "features"
+    if about["runtime"]["name"] == "openvino":
+        return VECTORS + VECTORS_ON_OPENVINO if vectors else PIXELS + ON_OPENVINO
+    if vectors:
         return VECTORS + RUN_VECTORS[about["to"]]
     if about["to"] != "torch":
         return PIXELS + RUN[about["to"]]
