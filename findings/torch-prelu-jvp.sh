@@ -62,7 +62,8 @@ def sides(act, black):
     return float((u * tangent).sum()), float(sum((gradient[name] * moves[name]).sum() for name in moves))
 
 
-found = {(name, black): sides(act, black) for name, act in (("prelu", nn.PReLU), ("leaky_relu", lambda: nn.LeakyReLU(SLOPE))) for black in (0.0, 0.5)}
+KINDS = {"prelu": nn.PReLU, "leaky_relu": lambda: nn.LeakyReLU(SLOPE)}
+found = {(name, black): sides(act, black) for name, act in KINDS.items() for black in (0.0, 0.5)}
 for (name, black), (forward, reverse) in found.items():
     print(f"{name}, {100 * black:.0f} % black: <u, Jv> = {forward:.4f}, <J'u, v> = {reverse:.4f}")
 assert at_zero.pop("prelu") == (1.0, SLOPE)
