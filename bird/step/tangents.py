@@ -151,6 +151,7 @@ class FastTangents(_Mode):
         if func in RECURRENT:
             with native_recurrence():
                 return func(*args, **kwargs)
+        func = prelu if func is F.prelu else func
         known = func in KEPT and not kwargs.get("return_indices")
         result = self.by_rule(func, args, kwargs) if known else func(*args, **kwargs)
         if isinstance(result, Tensor):
@@ -231,6 +232,25 @@ def max_pool(func: Callable[..., Tensor], kept: Kept | None, input: Tensor, *how
     if dx is None or kept is None or not kept.intact():  # torch's own rule
         return func(input, *how, **options)
     return dual(kept.value, dx.flatten(-2).gather(-1, kept.more[0].flatten(-2)).view_as(kept.value))
+
+
+def prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """F.prelu with the tangent of its dual arguments. At 0 torch's backward pass takes the slope, its forward mode and its
+    second derivative take 1. Here Jv takes the slope, too."""
+    (x, dx), (a, da) = parts(input), parts(weight)
+    if dx is None and da is None:
+        return F.prelu(input, weight)
+    below = x <= 0
+    dy = torch.zeros_like(x) if dx is None else torch.where(below, dx * _by_channel(a, x), dx)
+    if da is not None:
+        dy = dy + torch.where(below, x, 0) * _by_channel(da, x)
+    y = F.prelu(x, a)
+    return dual(y, dy.to(y.dtype))
+
+
+def _by_channel(slope: Tensor, x: Tensor) -> Tensor:
+    """One slope, or one a channel (dimension 1), as PReLU has them."""
+    return slope.reshape(()) if slope.numel() == 1 else slope.view(-1, *[1] * (x.ndim - 2))
 
 
 RULES: dict[Any, Callable[..., Tensor]] = {

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from helpers.methodkit import CLASSES, DIM, GROUPS, batch_of, ready
-from helpers.strangers import Checkpointed, by_step, conv, made, normed
+from helpers.strangers import WIDTH, Checkpointed, by_step, conv, made, normed
 from helpers.strangers import batch_of as images
 from torch import nn
 from torch.nn import functional as F
@@ -246,6 +246,35 @@ def test_a_forward_rule_that_is_1_percent_off_is_found_and_gone_around(dtype):
     with pytest.warns(UserWarning, match="disagrees with the student's gradient"):
         found = by_step(student, gate, *batches)
     torch.testing.assert_close(found, by_step(plain, own, *batches), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("slopes", [1, WIDTH])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_prelu_at_zero_takes_the_side_of_the_backward_pass(dtype, slopes):
+    """torch's forward mode and its second derivative take the other one (findings/torch-prelu-jvp.sh)."""
+
+    def body():
+        layer = conv()
+        nn.init.zeros_(layer.bias)
+        return nn.Sequential(layer, nn.PReLU(slopes), conv(WIDTH))
+
+    def plain():
+        """The same in operators whose two modes agree."""
+        layers = body()
+        layers[1].forward = lambda x: x.relu() - layers[1].weight.view(-1, 1, 1) * (-x).clamp_min(0)
+        return layers
+
+    batches = images(0, dtype), images(1, dtype)
+    student, gate = made(body, dtype)
+    step = BirdStep(student, gate, groups=GROUPS)
+    for each in batches:
+        each.inputs[:, :, :4] = 0  # black: there the layer gives exactly 0
+    step(*batches)  # warnings are errors
+    assert step.guard.apart < (1e-12 if dtype is torch.float64 else 1e-4)
+    for each in batches:
+        each.inputs[:, :, :4] = 0.1  # away from 0 both are the same
+    found = [by_step(*made(build, dtype), *batches) for build in (body, plain)]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-9)
 
 
 class Kernels(TorchDispatchMode):
