@@ -139,6 +139,46 @@ def test_an_address_that_does_not_answer_is_said_in_seconds(flags, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_auto_is_what_ray_means_by_it(tmp_path, monkeypatch):
+    """RAY_ADDRESS comes first; then the cluster that `ray start` joined last, whose file is where Ray puts it."""
+    import bird_pipelines
+    from bird.errors import UsageError
+
+    asked = {"teacher": "onnx:x", "dataset": "digits-s", "out": tmp_path / "cache", "engine": "ray"}
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(UsageError, match=r"--address auto.*127\.0\.0\.1:9: Connection refused"):
+        bird_pipelines.precompute(**asked, address="auto")
+    with pytest.raises(UsageError, match=r"RAY_ADDRESS=127\.0\.0\.1:9"):
+        bird_pipelines.precompute(**asked)
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)  # the heads of other tests on this machine
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(UsageError, match="no cluster that this machine belongs to"):
+        bird_pipelines.precompute(**asked, address="auto")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9\n")
+    with pytest.raises(UsageError, match=r"--address auto.*127\.0\.0\.1:9: Connection refused"):
+        bird_pipelines.precompute(**asked, address="auto")
+
+
+@pytest.mark.slow
+def test_what_answers_but_is_no_ray_is_said_within_a_minute(tmp_path):
+    """A dashboard's port, for example. `ray.init` alone tries it for a quarter of an hour."""
+    import bird_pipelines
+    from bird.errors import UsageError
+
+    began = time.monotonic()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        asked = {"teacher": "onnx:x", "dataset": "digits-s", "out": tmp_path / "cache", "engine": "ray"}
+        with pytest.raises(UsageError, match="something answers, but not as a Ray does"):
+            bird_pipelines.precompute(**asked, address=address)
+    assert time.monotonic() - began < 100
+    assert not (tmp_path / "cache").exists()
+
+
 def test_without_ray_one_line_says_which_extra(flags, tmp_path, monkeypatch, capsys):
     import bird_pipelines
     from bird.errors import UsageError
