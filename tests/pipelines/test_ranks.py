@@ -239,6 +239,29 @@ def test_torchrun_starts_the_ranks_again(cache, tmp_path):
     same(tmp_path / "run", tmp_path / "whole")
 
 
+AGAIN = """
+import os, signal
+from bird_pipelines.config import resolve
+from bird_pipelines.distilling.ranks import joined
+
+config = resolve({"cache": "none", "out": "none", "dataset": "digits-s", "student": "adapter", "method": "bird"})
+with joined(config.place) as world:
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    print(f"attempt {attempt}: {world.sum(1.0)}", flush=True)
+    if attempt == "0" and world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.wait()
+"""
+
+
+@pytest.mark.slow
+def test_ranks_that_are_started_again_find_each_other(tmp_path):
+    """torchrun keeps one store for all attempts, with the addresses of the ranks that died."""
+    (tmp_path / "again.py").write_text(AGAIN)
+    out, _ = torchrun(2, program=("--max-restarts", "1", str(tmp_path / "again.py")))
+    assert out.count("attempt 1: [2.0]") == 2
+
+
 @pytest.mark.torture
 def test_a_rank_that_hangs_is_not_waited_for(cache, tmp_path):
     (tmp_path / "options.toml").write_text("rank_seconds = 5\n")
