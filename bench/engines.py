@@ -8,6 +8,7 @@ teacher; the rate is that of the rest. The caches of all rounds must be equal to
 """
 
 import argparse
+import pickle
 import shutil
 import tempfile
 import time
@@ -34,7 +35,8 @@ def write(engine, flags, count, table, data, teacher, out):
     plan, samples, _ = planned(teacher, data, table, config.stored, "fp32", config.work.batch_size)
     began = time.perf_counter()
     with open_for(out, plan, samples) as writer:
-        order = Order(config, plan.fingerprint, "", writer.pending(), 0.01, torch.get_num_threads(), str(Path.cwd()))
+        asked, threads = pickle.dumps(config), torch.get_num_threads()
+        order = Order(asked, plan.fingerprint, "", writer.pending(), 0.01, threads, str(Path.cwd()))
         with ENGINES[engine](order) as workers:
             while workers.free() < count:
                 assert not workers.wait(0.1), "a worker could not begin"

@@ -19,7 +19,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +40,23 @@ SHOWN = 8  # names in an error
 
 @final
 @dataclass(frozen=True)
+class Origin:
+    """Where a part that was named was found: the text that named it, its module, the absolute path of its file, its name
+    there, and the digest of its source. Another process imports the code when it unpickles this."""
+
+    kind: Kind
+    given: str
+    module: str
+    path: str
+    attribute: str
+    sha256: str | None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _found_again, (self.kind, self.given, self.module, self.path, self.attribute, self.sha256)
+
+
+@final
+@dataclass(frozen=True)
 class Part:
     """An object of the user's, and what identifies it. `file` is the name of the source file, without its folder; it and
     `sha256` are None where no source can be found (compiled code, a line typed into an interpreter)."""
@@ -51,6 +68,13 @@ class Part:
     sha256: str | None
     weights: str | None = None
     """of a module that was handed over with its weights: a digest of these"""
+    origin: Origin | None = None
+    """of a part that was named, None of an object"""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The origin comes first: another process must have the code before it meets a value that refers to it.
+        state = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "origin"}
+        return _unpickled, (self.origin, state)
 
     @property
     def label(self) -> str:
@@ -110,7 +134,7 @@ def find(kind: Kind, given: object, known: Iterable[str] = ()) -> Part:
         raise unknown_name(
             f"--{kind}", given, names, f"see `bird list {kind}s`", wanted=f"one of {', '.join(names)}; or {FORMS}"
         )
-    module = _file(kind, given, found["file"]) if found["file"] else _module(kind, given, found["module"])
+    module = _file(kind, given, Path(found["file"])) if found["file"] else _module(kind, given, found["module"])
     return _attribute(kind, given, module, found["attribute"])
 
 
@@ -157,14 +181,14 @@ def _module(kind: Kind, given: str, name: str) -> ModuleType:
         return importlib.import_module(name)
 
 
-def _file(kind: Kind, given: str, text: str) -> ModuleType:
-    """The module of a file, executed once for each content."""
-    path = Path(text).expanduser().resolve()
+def _file(kind: Kind, given: str, path: Path, name: str | None = None) -> ModuleType:
+    """The module of a file, executed once for each content. `name` is what another process calls it."""
+    path = path.expanduser().resolve()
     try:
         source = path.read_bytes()
     except OSError as error:
         raise _fault(kind, given, error.strerror or str(error), "a Python file", "check the path") from None
-    name = f"own_{path.stem}_{hashlib.sha256(str(path).encode() + source).hexdigest()[:12]}"
+    name = name or f"own_{path.stem}_{hashlib.sha256(str(path).encode() + source).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -222,7 +246,34 @@ def _attribute(kind: Kind, given: str, module: ModuleType, attribute: str) -> Pa
                 f"did you mean {' or '.join(close)}?" if close else "check the name",
             )
         value = getattr(value, name)
-    return _part(kind, value, attribute, module)
+    part = _part(kind, value, attribute, module)
+    file = str(getattr(module, "__file__", None) or "")
+    return replace(part, origin=Origin(kind, given, module.__name__, file, attribute, part.sha256))
+
+
+def _found_again(kind: Kind, given: str, module: str, path: str, attribute: str, sha256: str | None) -> Origin:
+    """The origin, once its code is imported here. Raises UsageError where the code is not here, does not import, or is
+    other code than the process had that sent it."""
+    named = REFERENCE.fullmatch(given)
+    if module in sys.modules:
+        code = sys.modules[module]
+    elif named and named["file"]:
+        code = _file(kind, given, Path(path) if Path(path).exists() else Path(named["file"]), module)
+    else:
+        file = Path(path)
+        with _importable(file.parents[module.count(".") + (file.name == "__init__.py")]):
+            code = _module(kind, given, module)
+    origin = _attribute(kind, given, code, attribute).origin
+    assert origin is not None
+    if origin.sha256 != sha256:
+        raise _fault(
+            kind, given, "other code", "the code that the command was given", "give every worker the same file"
+        )
+    return origin
+
+
+def _unpickled(origin: Origin | None, state: Mapping[str, Any]) -> Part:
+    return Part(origin=origin, **state)
 
 
 def _part(kind: Kind, value: object, attribute: str, module: ModuleType | None) -> Part:

@@ -187,6 +187,7 @@ class SingleLearner(Learner):
         trained = [] if aide is None else list(aide.parameters())
         self.aide_optimizer = torch.optim.Adam(trained, lr=aide_lr) if trained else None
         self.average = running_mean(self.model.student, average) if average else None
+        self.optimizer.register_step_post_hook(lambda *_: self.update_average())  # whoever calls its step
 
     @property
     def student(self) -> Student:
@@ -201,7 +202,6 @@ class SingleLearner(Learner):
         self.ranks.sum_gradients(self.model.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # not held during the next forward pass
-        self.update_average()
 
     def update_average(self) -> None:
         """The running mean of the weights, if there is one, takes in the present ones."""

@@ -6,7 +6,7 @@ import json
 import pytest
 import safetensors.torch
 import torch
-from helpers.methodkit import DIM, GROUPS, PAIRS, batch_of, for_method, learner_of, ready
+from helpers.methodkit import DIM, GROUPS, PAIRS, STAGED, batch_of, for_method, learner_of, ready
 
 from bird.errors import RunError, UsageError
 from bird.losses.terms import bias_loss, cross_entropy, feature_mse
@@ -24,6 +24,24 @@ def test_steps_lower_their_own_loss(name, student):
         for _ in range(15 if student == "adapter" else 6)
     ]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("name", "student"), [pair for pair in PAIRS if pair[1] == "adapter" or pair[0] in STAGED])
+def test_every_method_moves_the_running_mean_in_each_step(name, student):
+    """At n steps seen, by 1 - min(.5, n / (n + 10)) towards the weights of that moment."""
+    method, learner = ready(name, student, average=0.5)
+    batch, meta = (for_method(method, batch_of(student, seed=seed)) for seed in (0, 1))
+    learner.model.train()
+    expected = None
+    for seen in range(4):
+        method.step(learner, batch, lambda: meta, warm=True)
+        present = [value.detach().clone() for value in learner.model.student.parameters()]
+        keep = min(0.5, seen / (seen + 10))
+        expected = (
+            present if expected is None else [a.lerp(b, 1 - keep) for a, b in zip(expected, present, strict=True)]
+        )
+    for found, wanted in zip(learner.student.parameters(), expected, strict=True):
+        torch.testing.assert_close(found.detach(), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["at", "bird+at"])

@@ -1,12 +1,15 @@
 """References to code: what they resolve to, what identifies it, and the errors."""
 
 import hashlib
+import pickle
+import subprocess
 import sys
 from functools import partial
 
 import pytest
 
 from bird.errors import UsageError, nearest
+from bird.methods.own import own_method
 from bird.own import find, is_reference, registered, wrong_part
 
 SOURCE = "class Net:\n    class Small: ...\n\nnet = Net()\nbuild = Net\n"
@@ -140,3 +143,44 @@ def test_what_a_file_defines_is_shown_before_what_it_imports(net):
 
 def test_two_letters_in_the_wrong_order_are_the_nearest_name():
     assert nearest("lable", ["table", "label", "group"]) == ["label"]
+
+
+LOSS = """
+def loss(student, teacher):
+    return (student - teacher).abs().mean()
+"""
+IN_ANOTHER_PROCESS = """
+import pickle, sys
+from bird.errors import BirdError
+try:
+    print([part.label for part in pickle.loads(sys.stdin.buffer.read())])
+except BirdError as error:
+    print(error.found)
+"""
+
+
+def in_another_process(parts, folder):
+    command = [sys.executable, "-c", IN_ANOTHER_PROCESS]
+    done = subprocess.run(command, input=pickle.dumps(parts), cwd=folder, capture_output=True, check=True)
+    return done.stdout.decode().strip()
+
+
+def test_another_process_imports_the_code_before_it_meets_the_part(net, tmp_path, monkeypatch):
+    """Of a file, of a module in the current folder, and around a loss."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "losses_in_cwd.py").write_text(LOSS)
+    parts = [
+        find("student", "net.py:Net.Small"),
+        find("student", f"{net}:net"),
+        own_method("bird+losses_in_cwd:loss", ()),
+        own_method("losses_in_cwd.py:loss", ()),
+    ]
+    assert in_another_process(parts, "/") == str([part.label for part in parts])
+
+
+def test_another_process_refuses_other_code(net):
+    part = find("student", f"{net}:Net")
+    net.write_text(SOURCE + "late = 1\n")
+    assert in_another_process([part], "/") == "other code"
+    net.unlink()
+    assert in_another_process([part], "/") == "No such file or directory"

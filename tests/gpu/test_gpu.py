@@ -144,8 +144,8 @@ STUDENTS = ["shufflenetv2", "dropout"] if SMALL else ["resnet18", "shufflenetv2"
 def test_the_gradient_is_that_of_double_backward(name, dtype, bound, layout, record_property):
     """Dropout's masks in Jv are those of the forward pass: other masks are another gradient.
 
-    In float32 four more batches are recorded, and how far double backward is from itself in float64: on an H200 (torch
-    2.11) one batch of two students was 1e-3 to 4e-3 away, and why is not known yet.
+    In float32 four more batches are recorded, and how far either way is from float64: on an H200 (torch 2.11) the two ways
+    were 4e-3 apart at most for two students with batch norm, whose double backward is .2 and 1.4 from float64.
     """
     if SMALL and layout is torch.channels_last:
         pytest.skip("small: one layout")
@@ -154,17 +154,21 @@ def test_the_gradient_is_that_of_double_backward(name, dtype, bound, layout, rec
     ):  # the fused kernels have no double backward
         student = student_of(name).to(dtype=dtype, memory_format=layout)
         gate = Gate(DIM, 0).to(DEVICE, dtype)
-        errors, rounding = [], []
+        errors, rounding, ours = [], [], []
         for seed in range(1, 2 if dtype == torch.float64 else 6):
             exact = by_double_backward(student, gate, dtype, seed)
-            errors.append(apart(by_one_jvp(student, gate, dtype, seed), exact))
+            found = by_one_jvp(student, gate, dtype, seed)
+            errors.append(apart(found, exact))
             if dtype == torch.float32:
                 finer = copy.deepcopy(student).double(), copy.deepcopy(gate).double()
-                rounding.append(apart(exact.double(), by_double_backward(*finer, torch.float64, seed)))
+                truth = by_double_backward(*finer, torch.float64, seed)
+                rounding.append(apart(exact.double(), truth))
+                ours.append(apart(found.double(), truth))
     record_property("error", errors[0])
     record_property("median of all batches", statistics.median(errors))
     if rounding:
-        record_property("double backward's from float64, largest", max(rounding))
+        record_property("double backward's from float64, median", statistics.median(rounding))
+        record_property("ours from float64, median", statistics.median(ours))
     assert errors[0] < bound
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import time
@@ -82,7 +83,7 @@ def order_for(where, teacher, **config):
     asked = {"teacher": f"run:{teacher}", "dataset": "digits-s", "out": where, "batch_size": 16, "workers": 1, **config}
     plan = open_cache(where).manifest.plan
     return Order(
-        config=resolve_precompute(asked),
+        packed=pickle.dumps(resolve_precompute(asked)),
         fingerprint=plan.fingerprint,
         part="",
         shards=[*range(plan.shards)],

@@ -1,6 +1,7 @@
 """Actors and nodes of a real Ray of two nodes are killed, or stopped, while they write a cache."""
 
 import contextlib
+import pickle
 import random
 import threading
 import time
@@ -72,7 +73,8 @@ def write(where, disturb, count=4):
         disturb(len(done))
 
     with open_writer(where, PLAN, cachekit.samples(ROWS)) as writer:
-        order = Order(resolve_precompute(flags), PLAN.fingerprint, "", writer.pending(), 1.0, 1, str(where.parent))
+        asked = pickle.dumps(resolve_precompute(flags))
+        order = Order(asked, PLAN.fingerprint, "", writer.pending(), 1.0, 1, str(where.parent))
         with RayActors(order) as workers:
             Coordinator(writer, workers, advance, 1.0).run(lambda: False)
         writer.finish()

@@ -8,8 +8,10 @@ from helpers import cachekit
 from helpers.shell import bird, bird_json, panel
 
 from bird.errors import RunError, UsageError
+from bird.methods import METHODS
 from bird_cache.store import open_cache
 from bird_pipelines.config import resolve
+from bird_pipelines.config.run import options_of_a_run
 from bird_pipelines.distilling.data import hold_out
 from bird_pipelines.distilling.training import read
 from bird_pipelines.study import tune_search as searching
@@ -182,6 +184,12 @@ def test_the_front_has_no_candidate_that_another_beats():
     found = candidates_of(Study(Told(0, 10, 90), Told(1, 20, 95), Told(2, 15, 89), Told(3, 20, 94)), "auroc", 50.0)
     assert [each["front"] for each in found] == [True, True, False, False]
     assert [each["chosen"] for each in found] == [True, False, False, False]
+
+
+def test_every_method_but_the_baseline_has_something_to_choose():
+    options = {each.name for each in options_of_a_run()}
+    assert SPACES.keys() == METHODS.keys() - {"baseline"}
+    assert all(name in options for space in SPACES.values() for name in space)
 
 
 def test_the_command_prints_what_was_chosen(cache, tmp_path):

@@ -57,20 +57,32 @@ class Range:
 
 Space = Mapping[str, Range]
 LAMBDA, ALPHA, MU2 = Range(1e-3, 1.0, log=True), Range(0.3, 0.99), Range(1e-4, 1e-1, log=True)
-MMD = Range(0.1, 30.0, log=True)
+MMD, AVERAGE = Range(0.1, 30.0, log=True), Range(0.0, 0.999)
+BASELINE: Space = {"lr": Range(1e-4, 1e-2, log=True), "average": AVERAGE}
+"""What is chosen for the baseline, with as many trials, and for a method without a weight."""
+
+FEEDBACK: Space = {"lambda": LAMBDA, "alpha": ALPHA, "mu2": MU2}
+ADJUSTED = Range(0.0, 0.99)  # a teacher as biased as the data is best heard little
 SPACES: Mapping[str, Space] = {
     "bkd": {"alpha": Range(0.0, 1.0)},
     "fitnet": {"fitnet_weight": Range(1e-2, 10.0, log=True)},
-    "bird": {"lambda": LAMBDA, "alpha": ALPHA, "mu2": MU2},
-    "bird-no-meta": {"lambda": LAMBDA, "alpha": ALPHA},
-    "bird-offsets": {"alpha": Range(0.0, 0.99), "mu2": MU2, "balance": Range(0.0, 1.0)},
-    "bird-plus": {"alpha": Range(0.0, 0.99), "mu2": MU2},  # a teacher as biased as the data is best heard little
+    "at": {"at_beta": Range(1e1, 1e4, log=True)},
+    "ad": {"ad_weight": Range(1e-2, 10.0, log=True), "ad_lr": Range(1e-4, 1e-2, log=True), "average": AVERAGE},
     "mfd": {"mfd_weight": MMD},
-    "bird+mfd": {"lambda": LAMBDA, "alpha": ALPHA, "mu2": MU2, "mfd_weight": MMD},
+    "bird": FEEDBACK,
+    "bird+fitnet": FEEDBACK,
+    "bird-no-meta": {"lambda": LAMBDA, "alpha": ALPHA},
+    "bird+at": {**FEEDBACK, "at_beta": Range(1e1, 1e4, log=True)},
+    "bird+mfd": {**FEEDBACK, "mfd_weight": MMD},
+    "bird-plus": {"alpha": ADJUSTED, "mu2": MU2},
+    "bird-plus-no-meta": {"alpha": ADJUSTED},
+    "bird-offsets": {"alpha": ADJUSTED, "mu2": MU2, "balance": Range(0.0, 1.0)},
+    "bird-offsets-no-meta": {"alpha": ADJUSTED},
+    "group-dro": {"dro_step": Range(1e-3, 1e-1, log=True)},
+    "reweight": BASELINE,
+    "domain-independent": BASELINE,
 }
 """What is chosen, by method."""
-BASELINE: Space = {"lr": Range(1e-4, 1e-2, log=True), "average": Range(0.0, 0.999)}
-"""What is chosen for the baseline, with as many trials."""
 
 FIELDS = {"lambda": "lambda_"}
 METRICS = ("auroc", "f1_macro", "accuracy", "balanced_accuracy", "mean_deo", "max_deo")

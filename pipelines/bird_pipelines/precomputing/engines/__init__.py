@@ -10,6 +10,7 @@ processes.py, ray_actors.py, slurm_jobs.py   the engines
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def precompute_by_workers(
         waiting = rows_of(writer.plan, writer.pending())
         need_room(writer.folder, writer.plan, waiting)
         order = Order(
-            config=_absolute(config),
+            packed=pickle.dumps(_absolute(config)),
             fingerprint=writer.plan.fingerprint,
             part=writer.part,
             shards=writer.pending(),

@@ -6,6 +6,7 @@ import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -18,7 +19,8 @@ __all__ = ["Ended", "Order", "Silence", "Workers", "portable"]
 class Order:
     """What a worker is told. All of it can be pickled; the teacher is the text that the command names."""
 
-    config: PrecomputeConfig
+    packed: bytes
+    """the configuration, pickled: it may refer to code of the user's own, and a worker that cannot import it says so"""
     fingerprint: str
     """of the plan (or of the layers that are added) to which the worker's teacher must belong"""
     part: str
@@ -29,6 +31,12 @@ class Order:
     """torch's threads in the coordinator"""
     folder: str
     """the coordinator's working folder, which relative paths start from"""
+
+    @cached_property
+    def config(self) -> PrecomputeConfig:
+        """What the command asks for. Raises UsageError for code of the user's own that is not here."""
+        config: PrecomputeConfig = pickle.loads(self.packed)  # noqa: S301 - the coordinator's own words, never a file
+        return config
 
 
 class Ended(NamedTuple):

@@ -51,8 +51,9 @@ class Worker:
             os.chdir(order.folder)
         torch.set_num_threads(threads)  # OMP_NUM_THREADS is not heeded in every place where a worker runs
         warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated", category=FutureWarning)
-        self.order, config = order, on_gpu(order.config, number)
+        self.order = order
         try:
+            config = on_gpu(order.config, number)
             with contextlib.redirect_stderr(io.StringIO()):  # the coordinator has told it all
                 self.writer = open_worker(config.out, order.fingerprint, order.part)
                 data, teacher = open_data(config), open_teacher(config)
