@@ -1,7 +1,6 @@
 """`--engine ray` on a real Ray of two nodes on this machine."""
 
 import contextlib
-import dataclasses
 import signal
 import socket
 import sys
@@ -11,7 +10,7 @@ import psutil
 import pytest
 from helpers.ray_nodes import two_nodes
 from helpers.shell import bird, panel
-from helpers.workers import begun, bytes_of, ended, full_disk, kill, order_for, receipts, start, until
+from helpers.workers import begun, bytes_of, ended, full_disk, kill, moved, order_for, receipts, start, until
 
 from bird_cache.errors import StaleCacheError, StorageError
 from bird_cache.store import open_cache
@@ -112,9 +111,8 @@ def test_an_error_of_an_actor_arrives_as_itself(flags, teacher, inside, tmp_path
     with pytest.raises(StaleCacheError, match=r"worker on .*teacher\.weights"):
         coordinate(where, order_for(where, other, **asked))
     order = order_for(where, teacher, **asked)
-    unseen = dataclasses.replace(order, config=dataclasses.replace(order.config, out=str(tmp_path / "elsewhere")))
     with pytest.raises(StorageError, match=r"worker on .*all hosts share"):
-        coordinate(where, unseen)
+        coordinate(where, moved(order, tmp_path / "elsewhere"))
     assert bytes_of(where) == before
     assert coordinate(where, order) > 0, "no sign of a batch"
     assert receipts(where) == 7

@@ -2,7 +2,6 @@
 (ProctrackType=proctrack/linuxproc, TaskPlugin=task/none, SlurmdParameters=config_overrides), and needs no accounting."""
 
 import contextlib
-import dataclasses
 import os
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ import subprocess
 import psutil
 import pytest
 from helpers.shell import bird, panel
-from helpers.workers import begun, bytes_of, ended, kill, order_for, receipts, start, until
+from helpers.workers import begun, bytes_of, ended, kill, moved, order_for, receipts, start, until
 
 from bird_pipelines.precomputing.engines import slurm_jobs
 from bird_pipelines.precomputing.engines.slurm_jobs import SlurmJobs
@@ -88,8 +87,7 @@ def programs(tmp_path, monkeypatch):
 
 
 def jobs_for(cache, teacher, where):
-    order = order_for(cache, teacher, engine="slurm", tasks=1)
-    return SlurmJobs(dataclasses.replace(order, config=dataclasses.replace(order.config, out=str(where))))
+    return SlurmJobs(moved(order_for(cache, teacher, engine="slurm", tasks=1), where))
 
 
 def test_a_job_that_is_requeued_waits_and_is_not_silent(teacher, cache, programs, tmp_path):
