@@ -14,7 +14,6 @@ from bird.errors import RunError, UsageError, unknown_name
 from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.side_by_side import distill_many, stacks_of
 from bird_pipelines.distilling.training import outcome
-from bird_pipelines.precomputing.engines.base import portable
 from bird_pipelines.progress import Interrupted, stop_requests
 from bird_pipelines.ray_cluster import ray_cluster, require_ray
 
@@ -162,7 +161,7 @@ def trained(configs: Sequence[RunConfig]) -> Exception | None:
     try:
         distill_many(configs)
     except Exception as error:
-        return portable(error)
+        return error
     return None
 
 
