@@ -61,7 +61,7 @@ def require_ray(address: str | None) -> Any:
             fix='pip install "bird-distill[ray]"',
         ) from None
     if not ray.is_initialized() and (place := _place(address)) != "local":
-        _require_answer(address, place)
+        _require_answer(ray, address, place)
     return ray
 
 
@@ -79,7 +79,7 @@ def _place(address: str | None) -> str:
         raise _unusable(address, "no cluster that this machine belongs to") from None
 
 
-def _require_answer(address: str | None, place: str) -> None:
+def _require_answer(ray: Any, address: str | None, place: str) -> None:
     host, _, port = place.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
@@ -88,10 +88,8 @@ def _require_answer(address: str | None, place: str) -> None:
         raise _unusable(address, f"{place}: {said}") from None
     if place.startswith("ray://"):
         return
-    from ray._raylet import GcsClient
-
     try:
-        GcsClient(address=place)  # it gives up within a minute; ray.init repeats this 20 times
+        ray._raylet.GcsClient(address=place)  # it gives up within a minute; ray.init repeats this 20 times
     except Exception as error:
         said = " ".join(str(error).split())[:200]
         raise _unusable(address, f"{place}: something answers, but not as a Ray does ({said})") from None
