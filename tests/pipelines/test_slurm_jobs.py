@@ -65,7 +65,7 @@ def workers():
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             line = process.cmdline()
-            if "python" in line[0] and "submitit.core._submit" in line and "SLURM_JOB_ID" in process.environ():
+            if line and "python" in line[0] and "submitit.core._submit" in line and "SLURM_JOB_ID" in process.environ():
                 found.append(process.pid)
     return found
 
