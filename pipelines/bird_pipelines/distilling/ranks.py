@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from bird.devices import choose_device
@@ -133,12 +134,12 @@ def joined(place: Place) -> Iterator[World]:
         distributed.destroy_process_group()
 
 
-def store_of_this_attempt(patience: timedelta) -> distributed.Store:
+def store_of_this_attempt(patience: timedelta) -> Store:
     """torchrun's store, as `env://` finds it. All attempts of torchrun have one store (seen in torch 2.14): without names of
     their own, ranks that are started again would look for those that are dead."""
     store, _, _ = next(rendezvous("env://", timeout=patience))
     store.set_timeout(patience)
-    return distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def refuse_ranks(world: World, name: str, why: str, batch_size: int, meta_rows: int | None) -> None:
