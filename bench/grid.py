@@ -91,7 +91,10 @@ class Bench:
         else:
             trainers = [self.single]
             given = list(batches(shuffled(self.single.train_rows, 0, epoch), BATCH))[:steps]
-            step = lambda rows: self.single.one_step(self.single.material(self.single.step, rows))  # noqa: E731
+
+            def step(rows):
+                return self.single.one_step(self.single.material(self.single.step, rows))
+
         for trainer in trainers:
             trainer.epoch = epoch
         began = self.clock()

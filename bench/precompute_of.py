@@ -22,12 +22,12 @@ options = parser.parse_args()
 tree = options.tree.resolve()
 sys.path[:0] = [str(tree / part) for part in ("bench", "", "cache", "pipelines")]
 
-import numpy as np  # noqa: E402
-import precompute as its  # noqa: E402
-import torch  # noqa: E402
+import numpy as np  # noqa: E402  # after the path is set
+import precompute as its  # noqa: E402  # after the path is set
+import torch  # noqa: E402  # after the path is set
 
-from bird.datasets import open_dataset  # noqa: E402
-from bird.datasets.base import prepare  # noqa: E402
+from bird.datasets import open_dataset  # noqa: E402  # after the path is set
+from bird.datasets.base import prepare  # noqa: E402  # after the path is set
 
 torch.set_num_threads(2)
 found = {}

@@ -17,11 +17,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from helpers.family_libraries import compare  # noqa: E402
-from helpers.family_table import FAMILIES, REFUSED  # noqa: E402
+from helpers.family_libraries import compare  # noqa: E402  # after the path is set
+from helpers.family_table import FAMILIES, REFUSED  # noqa: E402  # after the path is set
 
-from bird.errors import TeacherError  # noqa: E402
-from bird.teachers import load_teacher  # noqa: E402
+from bird.errors import TeacherError  # noqa: E402  # after the path is set
+from bird.teachers import load_teacher  # noqa: E402  # after the path is set
 
 PAGE = ROOT / "docs" / "which-vector.md"
 LIBRARIES = ("transformers", "timm", "open_clip_torch", "torchvision", "torch", "pillow")

@@ -23,7 +23,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, final
 
 __all__ = [
     "BirdError",
@@ -66,6 +66,7 @@ class UsageError(BirdError):
     exit_code = 2
 
 
+@final
 class StudentError(UsageError):
     """A student that BIRD's step cannot be put around: its answer, its derivatives or its wrapping."""
 
@@ -76,10 +77,12 @@ class DataError(BirdError):
     exit_code = 2
 
 
+@final
 class ImageError(DataError):
     """One image that cannot be decoded."""
 
 
+@final
 class EmptyCellError(DataError):
     """A (class, group) cell without samples where a metric needs at least one."""
 
@@ -90,6 +93,7 @@ class TeacherError(BirdError):
     exit_code = 4
 
 
+@final
 class MissingWeightsError(TeacherError):
     """Weights that are neither on this machine nor to be had from where they are published."""
 
@@ -98,24 +102,29 @@ class RunError(BirdError):
     """A run that is damaged, or that failed."""
 
 
+@final
 class WrongRunError(RunError):
     """A folder that is no run, or not the run that is asked for: unfinished, of another configuration or kind."""
 
     exit_code = 2
 
 
+@final
 class DivergedError(BirdError):
     """A student that training made answer with NaN or infinite numbers."""
 
 
+@final
 class HubError(BirdError):
     """A hub of models that does not answer, or that refuses what was sent."""
 
 
+@final
 class LostRankError(BirdError):
     """Another process of the same training run that ended, or does not answer. Its own error says why."""
 
 
+@final
 class OutOfMemoryError(BirdError):
     """A device, or the machine itself, whose memory does not hold the work."""
 

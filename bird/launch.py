@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 __all__ = ["Launch", "launched"]
 
 
+@final
 class Launch(NamedTuple):
     """This process among all of one torchrun, and among those on its machine. Without torchrun: one of one."""
 

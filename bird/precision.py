@@ -42,7 +42,7 @@ def in_bf16(model: nn.Module) -> None:
     model.to(memory_format=torch.channels_last)
     model.forward = MethodType(_forward, model)
     if isinstance(student := getattr(model, "student", None), Student):
-        student.by_head = MethodType(_by_head, student)  # type: ignore[method-assign]
+        student.by_head = MethodType(_by_head, student)  # type: ignore[method-assign]  # this one student's
 
 
 def _forward(model: nn.Module, inputs: Tensor) -> Any:

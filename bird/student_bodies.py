@@ -17,7 +17,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ STAGES = {
 Three = tuple[float, ...]
 
 
+@final
 class Body(NamedTuple):
     """A network, the width of its features, its last layer (None: it answers with features and logits by itself) and what
     that layer is called in the network's own weights; its stages, if they are known; the normalisation of its pixels; and

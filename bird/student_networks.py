@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ __all__ = [
 SMALL_IMAGE = 64  # below this many pixels a side: 3x3 stem of stride 1 and no max-pool, as is usual for CIFAR
 
 
+@final
 class StudentOutput(NamedTuple):
     """The output of a student: penultimate features h_S (what is distilled) and class logits z."""
 
@@ -34,6 +35,7 @@ class StudentOutput(NamedTuple):
     logits: Float[Tensor, "*models batch classes"]
 
 
+@final
 class StagedOutput(tuple[Tensor, ...]):
     """A student's answer with the maps of its residual stages, a flat tuple (features, logits, map, map, ...), so that
     whatever goes through an answer's tensors one by one (bird.step.feedback) goes through the maps, too."""
@@ -60,6 +62,7 @@ class StagedOutput(tuple[Tensor, ...]):
         return self[2:]
 
 
+@final
 class Student(nn.Module):
     """A backbone and a linear head, with the input's normalisation inside.
 
@@ -143,6 +146,7 @@ class Student(nn.Module):
         }
 
 
+@final
 class StudentKind(NamedTuple):
     """An entry of STUDENTS: what it reads ("image" or "features"), a line of text, how to build its backbone, and where
     in it the residual stages end."""

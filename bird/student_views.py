@@ -42,7 +42,7 @@ def draw_views(rng: np.random.Generator, count: int, size: int, flip: bool) -> N
 def apply_views(
     pixels: UInt8[Tensor, "batch 3 size size"], views: NDArray[np.int64]
 ) -> UInt8[Tensor, "batch 3 size size"]:
-    """The views `draw_views` described: zero padding, crop at (top, left), mirror; where the pixels are."""
+    """The views (batch, 3) that `draw_views` described: zero padding, crop at (top, left), mirror; where the pixels are."""
     padded = pad(pixels, [_padding(pixels.shape[-1])] * 4)
     return (_crop_one_by_one if pixels.is_cpu else crop_at_once)(padded, views, pixels.shape[-1])
 
@@ -70,8 +70,8 @@ def crop_at_once(padded: Tensor, views: NDArray[np.int64], size: int) -> Tensor:
 
 
 def mirror_as(maps: Float[Tensor, "batch *channels height width"], views: NDArray[np.int64]) -> Tensor:
-    """Spatial maps of the deterministic view, mirrored where the random view is. Its shift, an eighth of the side at most,
-    is left as it is: less than a place of the deeper stages."""
+    """Spatial maps of the deterministic view, mirrored where the random view, one of (batch, 3), is. Its shift, an eighth of
+    the side at most, is left as it is: less than a place of the deeper stages."""
     mirrored = torch.from_numpy(views[:, 2] > 0).to(maps.device).view(-1, *[1] * (maps.ndim - 1))
     return torch.where(mirrored, maps.flip(-1), maps)
 

@@ -79,7 +79,8 @@ def build_student(
     deviation, both of shape (d,). `seed` fixes the initial weights without touching the global random state. `heads` > 1
     gives one head a group, whose logits are summed. With `part` the student is the user's own, and `architecture` its label.
 
-    Raises UsageError for an unknown architecture, and for a part that is no student (`bird.student_bodies`).
+    Raises UsageError for an unknown architecture, and for a part that is no student (`bird.student_bodies`); ValueError
+    for an adapter without a mean and a standard deviation.
     """
     if architecture not in STUDENTS and part is None and not architecture.startswith(TIMM):
         raise unknown_name("--student", architecture, STUDENTS, "see `bird list students`")

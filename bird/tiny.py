@@ -6,6 +6,7 @@ They are no models of the paper; what carries their name is marked as a demo.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,7 @@ TINY_STAGES: Mapping[str, tuple[str, ...]] = {
 Maps = Float[Tensor, "batch channels height width"]
 
 
+@final
 class TransformerBlock(nn.Module):
     """Pre-norm self-attention and a perceptron, both around shortcuts (Dosovitskiy et al. 2021). torch's own layer takes
     another path, with other rounding, where no gradient is wanted."""
@@ -45,9 +47,10 @@ class TransformerBlock(nn.Module):
         q, k, v = self.qkv(self.norm1(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         weights = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1)
         tokens = tokens + self.out((weights @ v).transpose(1, 2).flatten(2))
-        return tokens + self.perceptron(self.norm2(tokens))  # type: ignore[no-any-return]
+        return tokens + self.perceptron(self.norm2(tokens))  # type: ignore[no-any-return]  # a module's answer is Any
 
 
+@final
 class TinyViT(nn.Module):
     """64 patches -> 2 pre-norm transformer layers -> the mean token, normed (width 64)."""
 
@@ -67,6 +70,7 @@ class TinyViT(nn.Module):
         return features
 
 
+@final
 class Block(nn.Module):
     """Two 3x3 convolutions with batch norm around a shortcut (He et al. 2016)."""
 
@@ -88,6 +92,7 @@ class Block(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
+@final
 class TinyResNet(nn.Module):
     """A stem of stride 2, then 3 stages of 16, 32 and 64 channels of `depth` blocks, pooled."""
 
@@ -105,9 +110,10 @@ class TinyResNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
         """Features of a batch."""
-        return self.layer3(self.layer2(self.layer1(self.stem(x)))).mean((2, 3))  # type: ignore[no-any-return]
+        return self.layer3(self.layer2(self.layer1(self.stem(x)))).mean((2, 3))  # type: ignore[no-any-return]  # a module's answer is Any
 
 
+@final
 class TinyConvNet(nn.Module):
     """3 stages, each a strided 3x3 convolution and a depthwise-separable one, pooled (24, 48, 96 channels)."""
 
@@ -129,7 +135,7 @@ class TinyConvNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
         """Features of a batch."""
-        return self.stage3(self.stage2(self.stage1(x))).mean((2, 3))  # type: ignore[no-any-return]
+        return self.stage3(self.stage2(self.stage1(x))).mean((2, 3))  # type: ignore[no-any-return]  # a module's answer is Any
 
 
 def build_tiny(name: str, image_size: int, feature_dim: int) -> tuple[nn.Module, int]:

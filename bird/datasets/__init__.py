@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import final
 
 from bird.datasets.base import Dataset
 from bird.datasets.celeba import CelebA
@@ -23,6 +24,7 @@ Scalar = str | int | float | bool
 WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number, such as 0.2"}
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class DatasetKind:
     """One kind of data set: what it is, what its folder has to hold, and how it is opened."""

@@ -29,6 +29,7 @@ _TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 _PIXEL_BYTES = 3 * 32 * 32
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class _Source:
     """One split as stored: a key, a label and the source bytes of each image, encoded or as 3072 planar values."""
@@ -106,7 +107,8 @@ class Cifar10S(Dataset):
 
 
 def skewed_domains(labels: NDArray[np.int64], hashes: Sequence[str], skew: float) -> NDArray[np.int64]:
-    """Domain of each training sample: `skew` of each odd class in colour (0), `skew` of each even class gray (1)."""
+    """Domain (N,) of each training sample with these labels (N,): `skew` of each odd class in colour (0),
+    `skew` of each even class gray (1). Raises UsageError for a share that is none."""
     if not 0.0 <= skew <= 1.0:
         raise UsageError(
             where="setting skew",
@@ -128,7 +130,8 @@ def domain_digest(domain: int, data: bytes) -> str:
 
 
 def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Gray version of RGB pixels: 0.299 R + 0.587 G + 0.114 B in 16-bit fixed point, as pillow rounds it."""
+    """Gray version of RGB pixels (..., 3), of the same shape: 0.299 R + 0.587 G + 0.114 B in 16-bit fixed
+    point, as pillow rounds it."""
     weights = np.array([19595, 38470, 7471], np.int64)
     gray = ((pixels.astype(np.int64) @ weights + 0x8000) >> 16).astype(np.uint8)
     return np.repeat(gray[..., None], 3, axis=2)

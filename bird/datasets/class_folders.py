@@ -24,6 +24,7 @@ CLASS = "class folder"
 SHOWN = 5
 
 
+@final
 class _Place(NamedTuple):
     """Where an image lies: the folder of its split and of its class, None where there is none."""
 

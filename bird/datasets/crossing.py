@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import final
 
 from bird.errors import UsageError
 
@@ -12,6 +13,7 @@ __all__ = ["Factor", "cross", "groups_named"]
 SIGN = " × "
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Factor:
     """One of several group columns that were crossed: its values by name, and which of them each crossed group has, (M,)."""

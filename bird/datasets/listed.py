@@ -12,7 +12,7 @@ import stat
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import xxhash
@@ -49,6 +49,7 @@ _UNKNOWN_ITEMS = (
 )
 
 
+@final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """The settings that all of these have.
@@ -93,6 +94,7 @@ def unlike(settings: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
     return {name: value for name, (value, default) in settings.items() if value != default}
 
 
+@final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows:
     """N rows. `source` is where they were read (labels: `label_source`, if elsewhere); `label_name` and the keys of `groups`

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ Lost = tuple[str, int, int, str]
 """reason, label and group (-1: unknown), split ("": none yet)"""
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """One sample that was left out: which, why, and, where known, of which class, group (-1: unknown) and split. `kind` is
@@ -32,6 +34,7 @@ class Problem:
     kind: str = "unusable"
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Listing:
     """What a data set finds on disk before a single image is read. `splits` holds "" where the data set draws them later."""
@@ -68,6 +71,7 @@ class Listing:
         return Listing(strings(ids), *numbers, strings(splits), tuple(problems), tuple(left_out), tuple(compared))
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class SampleTable:
     """The samples in their final order: row i is sample i, for the cache, the stream and the report alike.

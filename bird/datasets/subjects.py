@@ -17,7 +17,7 @@ __all__ = ["whole_subjects"]
 def whole_subjects(
     table: SampleTable, splits: NDArray[np.object_], subjects: Mapping[str, str], split: str
 ) -> NDArray[np.object_]:
-    """The splits with `split` drawn from train once more, so that all samples of a subject are on one side.
+    """The splits (N,) with `split` drawn from train once more, so that all samples of a subject are on one side.
 
     Its size in each (class, group) cell stays about the same: subjects are taken in the order of their hashes, each if at
     least half of its samples fill a need. A cell that gets none this way gets the smallest subject that leaves some for

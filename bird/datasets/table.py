@@ -29,6 +29,7 @@ __all__ = ["IMAGE_COLUMNS", "Names", "TableDataset", "need_inside", "refuse_leav
 IMAGE_COLUMNS = ("image", "img")  # of encoded bytes, or of {bytes, path}, as hubs write them
 
 
+@final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Names:
     """What the columns are called. "" is the usual name (path, split, subject, id; image or img), read where it is there."""

@@ -25,7 +25,8 @@ def attention_loss(
     normalised, a sum over the channels in place of their mean gives the same value. Differs from eq. 2 of the paper as
     the authors' own code does: the mean of squared differences, not a norm of the difference.
     Ours: networks with different numbers of stages are paired from the deepest, and where a stage's maps differ in size both
-    are averaged down to the smaller height and the smaller width (enlarging would invent detail).
+    are averaged down to the smaller height and the smaller width (enlarging would invent detail). Raises ValueError for a
+    network without a stage.
     """
     pairs = list(zip(reversed(student), reversed(teacher), strict=False))
     if not pairs:

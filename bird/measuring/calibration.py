@@ -9,7 +9,7 @@ at least 1 % of samples. bench/coverage_calibration.py measures how often that h
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -24,6 +24,7 @@ POINTS = 60
 TAIL = 0.01  # on each side; with 2.5 % too many intervals miss (docs/decisions/0023)
 
 
+@final
 class CalibrationError(NamedTuple):
     """The error, the ends of its 95 % interval and its floor: what calibrated probabilities would show, all x100."""
 

@@ -44,7 +44,7 @@ def undefined(confusion: Ints, class_names: Sequence[object] | None = None) -> d
 
 
 def does_not_exist(score: str, confusion: Ints) -> DataError:
-    """The error for who asks for a score that is `undefined`."""
+    """The error for who asks for a score that is `undefined` for this confusion (C, M, C)."""
     found, wanted = undefined(confusion)[score], "two classes and two groups, or more"
     return DataError(where=score, found=found, wanted=wanted, fix="measure on a sample that holds them")
 
@@ -75,7 +75,8 @@ def largest_class(confusion: Ints) -> float:
 
 
 def trivial(confusion: Ints, class_names: Sequence[object] | None = None) -> str | None:
-    """Why the gap of this classifier says nothing, in words; None where it is not known to be trivial.
+    """Why the gap of a classifier with this confusion (C, M, C) says nothing, in words; None where it is not known to be
+    trivial.
 
     It is called trivial if it names one class for every row, if it never or hardly ever (for fewer rows than 5 % of those
     that the class has) names some class, or if its accuracy is not above that of always naming the largest class (the

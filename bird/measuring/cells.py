@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from statistics import NormalDist
+from typing import final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,6 +25,7 @@ NUMBERS = 100_000  # of each test, over its cells: 500 to 10,000 draws of each
 KNOTS = 512
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Cells:
     """Rows and recalls of one run, in 0..1: groups sorted by recall within a class, classes in an order of their own.

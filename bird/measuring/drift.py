@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from jaxtyping import Int
@@ -25,6 +25,7 @@ Z = NormalDist().inv_cdf(0.975)
 Ints = NDArray[np.int64]
 
 
+@final
 class Share(NamedTuple):
     """How many of how many."""
 
@@ -37,6 +38,7 @@ class Share(NamedTuple):
         return 100 * self.changed / self.rows
 
 
+@final
 @dataclass(frozen=True)
 class CellChange:
     """The recall of one (class, group) cell before and after, and its change with the 95 % interval, all x100."""
@@ -49,6 +51,7 @@ class CellChange:
     interval: tuple[float, float]
 
 
+@final
 @dataclass(frozen=True)
 class Drift:
     """A copy beside its original on the same rows. `accuracy`, `least_recall` and `mean_deo` are (before, after), x100;
@@ -101,8 +104,8 @@ def drift(
 
 
 def change_interval(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[float, float]:
-    """95 % interval of the change, in -1..1, of a share of the same rows: `before` and `after` say of each row whether it
-    counts. Newcombe (1998), Statistics in Medicine 17, method 10: Wilson's intervals of both shares, joined with the
+    """95 % interval of the change, in -1..1, of a share of the same rows: `before` and `after` (N,) say of each row whether
+    it counts. Newcombe (1998), Statistics in Medicine 17, method 10: Wilson's intervals of both shares, joined with the
     correlation of the pairs."""
     rows = len(before)
     both, neither = int((before & after).sum()), int((~before & ~after).sum())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,6 +31,7 @@ NO_ROWS = "no rows"
 NO_SCORES = "no scores are given"
 
 
+@final
 class Number(NamedTuple):
     """A number and its 95 % interval, x100, and the `rows` behind it. Where it does not exist, `value` is None and
     `reason` says why. `floor` is what chance alone would show on average, where that is not 0."""
@@ -48,6 +49,7 @@ class Number(NamedTuple):
         return cls(None, None, None, rows, reason)
 
 
+@final
 @dataclass(frozen=True)
 class GroupNumbers:
     """Of one classifier, by group. Tables are (C, M): [class][group]; lists are (M,).

@@ -70,6 +70,7 @@ STEPS = 14  # halvings of 0..100: to .006 points
 ROUNDING = 1e-6
 
 
+@final
 class Gap(NamedTuple):
     """Interval and bias-corrected estimate ("beyond chance") of a DEO, all x100; low <= beyond_chance <= high.
 
@@ -81,6 +82,7 @@ class Gap(NamedTuple):
     beyond_chance: float
 
 
+@final
 class Families(NamedTuple):
     """Recalls by gap: least favourable to the lower end, nearest to the observed ones, least favourable to the upper."""
 
@@ -194,6 +196,7 @@ def families_of(cells: Cells, statistic: GapStatistic, moved: float = 1.0) -> Fa
     )
 
 
+@final
 class Curve(NamedTuple):
     """Along true gaps (K,), x100: what samples of this size show on average, and the standard deviation of that."""
 
@@ -207,6 +210,7 @@ class Curve(NamedTuple):
         return np.array([np.interp(observed, each, self.gaps) for each in shown])
 
 
+@final
 class Curves(NamedTuple):
     """One run's curves by family of recalls; `recalls` (C, M), in 0..1: those nearest that show what it shows, on average.
 

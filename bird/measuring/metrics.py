@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,6 +55,7 @@ Z = NormalDist().inv_cdf(0.975)
 CHUNK = 2_000_000
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Metrics:
     """One classifier on one sample. Scalars, `intervals`, `deo_floor`, `beyond_chance` are x100; `recalls` in 0..1.
@@ -91,6 +92,7 @@ class Metrics:
         return {**vars(self), **arrays, "intervals": intervals, **plain}
 
 
+@final
 class EqualizedOdds(NamedTuple):
     """mean-DEO and max-DEO (x100), and the recalls (C, M) in 0..1 that they come from, classes and groups sorted."""
 
@@ -227,7 +229,8 @@ def assess(
 
 
 def deo_floor(confusion: Ints, *, replicates: int = 10_000, seed: int = 0) -> dict[str, float]:
-    """The mean-DEO and max-DEO (x100) expected by chance alone: {"mean": ..., "max": ...}.
+    """The mean-DEO and max-DEO (x100) expected by chance alone, {"mean": ..., "max": ...}, of a
+    confusion (C, M, C).
 
     What a classifier would show on average whose recall in each class is the same in all groups (the observed one,
     pooled over the groups) with as many rows a cell as here: with few rows, equal recalls do not look equal.
@@ -251,6 +254,7 @@ def _chance_gaps(confusion: Ints, replicates: int, seed: int) -> Floats:
     return gaps
 
 
+@final
 class Auroc(NamedTuple):
     """AUROC and the ends of its 95 % interval, x100."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 from jaxtyping import Float
@@ -44,6 +45,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+@final
 @dataclass(frozen=True)
 class Comparison:
     """A method minus its reference in one metric, x100: mean over seeds, 95 % interval, the seeds' differences.

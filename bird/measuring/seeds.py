@@ -7,7 +7,7 @@ all of the rows' error counts as common, and the interval is wider than it need 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+@final
 class OverSeeds(NamedTuple):
     """A statistic over runs, x100: the mean of what they show, its 95 % interval, and of a DEO the mean beyond chance."""
 
@@ -46,7 +47,8 @@ class OverSeeds(NamedTuple):
 def two_level_interval(
     confusions: Sequence[Ints], statistic: Statistic = "mean_deo", replicates: int = 10_000, seed: int = 0
 ) -> OverSeeds:
-    """A statistic over runs of several seeds; see `two_level_intervals`. Raises DataError for one that does not exist."""
+    """A statistic over runs of several seeds, from the confusion (C, M, C) of each; see `two_level_intervals`.
+    Raises DataError for one that does not exist."""
     found = two_level_intervals(confusions, replicates, seed)
     if statistic not in found:
         raise does_not_exist(statistic, confusions[0])
@@ -64,6 +66,7 @@ def two_level_intervals(
     The interval speaks of the mean over training seeds, on rows such as these. Two errors add in squares: that of the
     seeds, by Student's t, and that of the rows. Of the latter only what is common to the seeds counts where `predicted`
     holds every run's predictions for the same rows; all of it where not. One run has the interval of its rows.
+    Raises DataError where there is no run.
     """
     if not confusions:
         raise DataError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -38,6 +39,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Predicted:
     """One run on a test set: (N,) ids, labels, groups and predicted classes."""
@@ -48,6 +50,7 @@ class Predicted:
     predictions: Int[Ints, rows]
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Errors:
     """Covariances (K, K), x100 squared, of the means of K methods over seeds: of the rows that all share, and of seeds."""

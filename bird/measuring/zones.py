@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from jaxtyping import Bool
@@ -26,6 +26,7 @@ Zone = Literal["better", "worse", "within the interval"]
 Bools = NDArray[np.bool_]
 
 
+@final
 class Change(NamedTuple):
     """A share less the baseline's, x100, its 95 % interval, the rows behind it, and its zone; None without rows."""
 
@@ -36,6 +37,7 @@ class Change(NamedTuple):
     zone: Zone | None
 
 
+@final
 @dataclass(frozen=True)
 class Zones:
     """`accuracy` of each group, (M,), and `recall` of each cell, [class][group], against a baseline. `paired`: on the same

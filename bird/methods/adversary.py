@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -27,6 +28,7 @@ def without(gradient: Float[Tensor, ...], adversary: Float[Tensor, ...]) -> Floa
     return orthogonal
 
 
+@final
 class AD(Method):
     """An adversary reads the group off the class logits; the student learns the class without helping it.
 

@@ -26,6 +26,7 @@ Losses = dict[str, Tensor]
 """Named losses of one step, detached: a scalar, or one value a model."""
 
 
+@final
 @dataclass(frozen=True)
 class Batch:
     """One batch: the student's inputs, class labels, protected groups, and what the teacher said (None if not needed).
@@ -47,6 +48,7 @@ class Batch:
     posterior: Float[Tensor, "*models batch groups"] | None = None
 
 
+@final
 @dataclass(frozen=True)
 class Hyperparameters:
     """What the losses are weighed with. Defaults: Java et al. 2023 where it gives them (alpha, tau), else ours.
@@ -97,6 +99,7 @@ class Hyperparameters:
     feedback_through: Literal["all", "last"] = "all"
 
 
+@final
 class Regressed(nn.Module):
     """A student whose features are mapped to the teacher's width by a linear regressor (Romero et al. 2015).
 
@@ -293,7 +296,7 @@ class Method(ABC):
     ) -> None:
         """Told once, before the first step: how many training samples each cell has, and how many meta samples."""
 
-    def begin_epoch(self, epoch: int) -> None:  # noqa: B027
+    def begin_epoch(self, epoch: int) -> None:  # noqa: B027  # most methods need not know
         """Told at the start of each epoch, also of one that is resumed; epochs count from 0."""
 
     @abstractmethod

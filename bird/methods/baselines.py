@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import final
 
 from bird.losses.attention import attention, attention_loss
 from bird.losses.mmd import class_mmd
@@ -19,6 +20,7 @@ MMD_CELLS = {
 ALL_PAIRS = "MMD compares all pairs of the batch's rows, and is no mean over rows"
 
 
+@final
 class Baseline(Method):
     """CE alone, no teacher."""
 
@@ -29,6 +31,7 @@ class Baseline(Method):
         return {"loss": ce.detach(), "ce": ce.detach()}
 
 
+@final
 class BKD(Method):
     """alpha tau^2 KL(teacher_tau || student_tau) + (1 - alpha) CE (Hinton et al. 2015)."""
 
@@ -45,6 +48,7 @@ class BKD(Method):
         return {"loss": loss.detach(), "ce": ce.detach(), "distance": distance.detach()}
 
 
+@final
 class FitNet(Method):
     """CE + 0.1 MSE(h_S, h_T), in one stage (Romero et al. 2015; the one-stage form is usual)."""
 
@@ -60,6 +64,7 @@ class FitNet(Method):
         return {"loss": loss.detach(), "ce": ce.detach(), "distance": distance.detach()}
 
 
+@final
 class AT(Method):
     """CE + beta sum over the residual stages of the attention loss (Zagoruyko and Komodakis 2017).
 
@@ -81,6 +86,7 @@ class AT(Method):
         return {"loss": loss.detach(), "ce": ce.detach(), "distance": distance.detach()}
 
 
+@final
 class MFD(Method):
     """CE + lambda / 2 sum over classes and groups of MMD^2 (Jung et al. 2021): each group's features of a class shall be
     distributed as the teacher's of that class. Penultimate features, the teacher's standardised as for every method."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, final
+from contextlib import contextmanager
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
-from bird.errors import StudentError
+from bird.errors import StudentError, UsageError
 from bird.losses.terms import bias_loss, cross_entropy
 from bird.methods.base import Batch, Hyperparameters, Losses
 from bird.methods.distances import Distance, feature_distance
-from bird.step.feedback import Objective, Sensitive, Through, feedback
+from bird.step.feedback import Objective, Sensitive, Through, Weight, feedback
 from bird.step.gate import Gate, StageGates, Weighs, move
 from bird.step.guard import HALF, Guard, refuse_wrapped
 from bird.step.offsets import Offsets
@@ -37,7 +38,15 @@ def task_loss(logits: Tensor, batch: Batch) -> Tensor:
     return cross_entropy(logits, batch.labels)
 
 
-# Over 60 lines, since the order of what a step does is the method: it is read in one piece.
+@final
+class InnerLoss(NamedTuple):
+    """L_in = alpha D + (1 - alpha) CE of a student's answer, and its two parts: one value a model each."""
+
+    distance: Tensor
+    ce: Tensor
+    mixed: Tensor
+
+
 def bird_loss(
     model: nn.Module,
     gate: nn.Module,
@@ -65,55 +74,83 @@ def bird_loss(
     the gradient of the loss is this rank's part of a sum; ce and distance are of its own rows, bias and meta_bias of all.
     Raises StudentError where the feedback is not exact.
     """
-    given = distance.given(batch)
-    recompute = recompute and not isinstance(model, Sensitive)  # which keeps no graph of a meta batch
+    inner = inner_loss(gate, distance, batch, hyper, task)
     losses: Losses = {}
-
-    def between(h: Any, gated: Any) -> Tensor:
-        return distance.loss(h, gated, batch)
-
-    def mixed(gap: Tensor, ce: Tensor) -> Tensor:
-        alpha = gate.weigh(hyper.alpha) if isinstance(gate, Weighs) else hyper.alpha
-        return alpha * gap + (1 - alpha) * ce
-
-    def equality(logits: Tensor, batch: Batch) -> Tensor:
-        total = None if ranks.alone else ranks.total if batch is meta else ranks.total_of_rows
-        return bias_loss(logits, batch.labels, batch.groups, groups, hyper.soft_max, total)
-
-    meta = meta_batch() if warm and meta_batch is not None else None
-    tape = None if meta is None else Tape(model, keep=not recompute)
-    with tape or nullcontext():
-        output = model(batch.inputs)
-    if meta is not None and tape is not None:
-        bias, gradients = feedback(
-            model,
-            gate,
-            Objective(batch.inputs, lambda h: mixed(between(h, gate(given)), task(h.logits, batch))),
-            Objective(meta.inputs, lambda h: (outer or equality)(h.logits, meta)),
-            output=output,
-            mu1=hyper.mu1,
-            tape=tape,
-            keep=not recompute,
-            guard=guard,
-            through=through,
-            ranks=ranks,
+    if warm and meta_batch is not None:
+        meta, outer = meta_batch(), outer or equality(groups, hyper, None if ranks.alone else ranks.total)
+        inside = Objective(batch.inputs, lambda h: inner(h).mixed)
+        outside = Objective(meta.inputs, lambda h: outer(h.logits, meta))
+        output, losses["meta_bias"], gradients = answer_and_feedback(
+            model, gate, inside, outside, hyper.mu1, recompute=recompute, guard=guard, through=through, ranks=ranks
         )
         move_gate(gradients)
-        losses["meta_bias"] = bias
-        if recompute:
-            with tape.again(model):
-                output = model(batch.inputs)
+    else:
+        output = model(batch.inputs)
     with held(gate):  # phi is detached from L_j
-        ce = task(output.logits, batch)
-        gap = between(output, gate(given))
-        told = mixed(gap, ce)
+        gap, ce, told = inner(output)
     loss = ranks.part(told)
     if warm:
-        bias = equality(output.logits, batch)
+        bias = equality(groups, hyper, None if ranks.alone else ranks.total_of_rows)(output.logits, batch)
         loss = loss + hyper.lambda_ * bias
         told = loss if ranks.alone else told + hyper.lambda_ * bias
         losses["bias"] = bias.detach()
     return loss, losses | {"ce": ce.detach(), "loss": told.detach(), "distance": gap.detach()}
+
+
+def inner_loss(
+    gate: nn.Module, distance: Distance, batch: Batch, hyper: Hyperparameters, task: Task
+) -> Callable[[Any], InnerLoss]:
+    """The inner loss as a function of the student's answer on `batch`, at the gate's phi of the moment."""
+    given = distance.given(batch)
+
+    def of(output: Any) -> InnerLoss:
+        gap, ce = distance.loss(output, gate(given), batch), task(output.logits, batch)
+        alpha = gate.weigh(hyper.alpha) if isinstance(gate, Weighs) else hyper.alpha
+        return InnerLoss(gap, ce, alpha * gap + (1 - alpha) * ce)
+
+    return of
+
+
+def equality(groups: int, hyper: Hyperparameters, total: Callable[[Tensor], Tensor] | None) -> Outer:
+    """L_o; `total` sums the cells over ranks."""
+    return lambda logits, batch: bias_loss(logits, batch.labels, batch.groups, groups, hyper.soft_max, total)
+
+
+def answer_and_feedback(
+    model: nn.Module,
+    gate: nn.Module,
+    inner: Objective,
+    outer: Objective,
+    mu1: Weight,
+    *,
+    recompute: bool,
+    guard: Guard | None,
+    through: Through | None,
+    ranks: Ranks,
+) -> tuple[Any, Tensor, tuple[Tensor, ...]]:
+    """The student's answer on `inner.inputs`, with its graph, and what `feedback` gives: L_o(theta') and its gradient by
+    phi. With `recompute` it is computed a second time: the first graph went before the meta batch had one."""
+    keep = not recompute or isinstance(model, Sensitive)  # which keeps no graph of a meta batch
+    tape = Tape(model, keep=keep)
+    with tape:
+        output = model(inner.inputs)
+    bias, gradients = feedback(
+        model,
+        gate,
+        inner,
+        outer,
+        output=output,
+        mu1=mu1,
+        tape=tape,
+        keep=keep,
+        guard=guard,
+        through=through,
+        ranks=ranks,
+    )
+    if not keep:
+        with tape.again(model):
+            output = model(inner.inputs)
+    return output, bias, gradients
 
 
 @contextmanager
@@ -173,6 +210,8 @@ class BirdStep:
     `mixed_bias(..., total=Ranks(reduce).total)` (bird.step.ranks). The returned loss and its parts ce and distance are of
     the process's own rows, bias and meta_bias of all. docs/scaling.md has a whole example.
 
+    Raises UsageError for numbers out of range, and for offsets that do not fit.
+
     Running statistics of batch norm change once a step, as in one forward pass of `batch`. Save `gate.state_dict()` and
     `step.optimizer.state_dict()` with your own checkpoints. Without a `meta_batch` phi stays ("BIRD w/o meta", Table 7).
     """
@@ -199,6 +238,9 @@ class BirdStep:
         check: int = 1000,
     ) -> None:
         refuse_wrapped(student)
+        _require_ranges(alpha=alpha, lambda_=lambda_, mu1=mu1, mu2=mu2, soft_max=soft_max)
+        if isinstance(gate, Offsets):
+            _require_offsets(gate, groups, adds=task is not task_loss)
         self.ranks = Ranks(reduce)
         self._steps, self._owed = 0, False
         self.model, self.gate, self.groups = _Answering(student, adapt), gate, groups
@@ -273,6 +315,40 @@ class BirdStep:
         move(self.gate, self.optimizer, gradients)
 
 
+def _require_ranges(**numbers: float) -> None:
+    """Raise UsageError for a number out of its range, which NaN is of none."""
+    for name, value in numbers.items():
+        moves, most = name in ("mu1", "mu2"), 1 if name == "alpha" else math.inf
+        if not (value > 0 if moves else value >= 0) or value > most:
+            least = "a number above 0" if moves else "a number of 0 or more"
+            raise UsageError(
+                where=f"BirdStep({name}=...)",
+                found=f"{value:g}",
+                wanted="a number from 0 to 1" if name == "alpha" else least,
+                fix="correct it",
+            )
+
+
+def _require_offsets(offsets: Offsets, groups: int, adds: bool) -> None:
+    """Raise UsageError for offsets of another number of groups, or that no loss reads."""
+    if (there := offsets.phi.shape[-1]) != groups:
+        raise UsageError(
+            where=f"BirdStep(groups={groups})",
+            found=f"Offsets of {there} groups",
+            wanted="the same number",
+            fix=f"make Offsets(classes, {groups}, d)",
+        )
+    if not adds and offsets.trust is None:
+        raise UsageError(
+            where="BirdStep(gate=Offsets(...))",
+            found="the default task, which does not add the offsets to the logits",
+            wanted="a task that adds them",
+            fix="task=lambda logits, batch: cross_entropy(offsets.adjust(logits, batch.groups), batch.labels), with "
+            "cross_entropy of torch.nn.functional",
+        )
+
+
+@final
 class _Answering(nn.Module):
     """A student whose answer has names, and float32 where it was computed in less."""
 

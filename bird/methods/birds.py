@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -22,16 +24,12 @@ from bird.step.offsets import Offsets, mixed_bias
 __all__ = ["Bird", "BirdOffsets", "BirdPlus", "bird_at", "bird_mfd"]
 
 L_O_CELLS = "L_o compares the groups of each class, and of an empty cell there is no loss"
+PRIOR = "log p(class | group), which an empty cell does not have"
 
 
-class Bird(Method):
-    """BIRD (Java et al. 2023, section 3) around any distance; by default FitNet's, as in most of the paper.
-
-    During warmup lambda is 0 and phi stays as it was drawn. Afterwards each step looks ahead, moves phi against
-    dL_o/dphi, and distils through the new gate: L_j = alpha D + (1 - alpha) CE + lambda L_o(train batch). The look-ahead
-    and the distillation share one forward pass: same theta, same batch.
-    With `learn_gate=False` phi is never updated ("BIRD w/o meta", Table 7).
-    """
+class WithFeedback(Method):
+    """What BIRD and its kin share: a step that moves phi by the student's feedback, and then distils. They differ in the
+    loss of the task, in what the feedback is of, and in what phi is. With `learn_gate=False` phi is never updated."""
 
     gated = True
 
@@ -76,17 +74,33 @@ class Bird(Method):
         assert isinstance(learner.model, Regressed)
         return learner.model.last_part().__contains__
 
+    @abstractmethod
     def task(self, learner: Learner, logits: Tensor, batch: Batch) -> Tensor:
-        """CE."""
-        return task_loss(logits, batch)
+        """The loss of the task: CE, or what stands in its place."""
 
     def outer(self, learner: Learner, logits: Tensor, batch: Batch) -> Tensor:
-        """L_o."""
+        """What the feedback is of: L_o."""
         total = None if learner.ranks.alone else learner.ranks.total
         return bias_loss(logits, batch.labels, batch.groups, self.groups, self.hyper.soft_max, total)
 
 
-class BirdPlus(Bird):
+@final
+class Bird(WithFeedback):
+    """BIRD (Java et al. 2023, section 3) around any distance; by default FitNet's, as in most of the paper.
+
+    During warmup lambda is 0 and phi stays as it was drawn. Afterwards each step looks ahead, moves phi against
+    dL_o/dphi, and distils through the new gate: L_j = alpha D + (1 - alpha) CE + lambda L_o(train batch). The look-ahead
+    and the distillation share one forward pass: same theta, same batch.
+    With `learn_gate=False` it is "BIRD w/o meta" (Table 7).
+    """
+
+    def task(self, learner: Learner, logits: Tensor, batch: Batch) -> Tensor:
+        """CE."""
+        return task_loss(logits, batch)
+
+
+@final
+class BirdPlus(WithFeedback):
     """BIRD with three changes, ours, found on validation images (docs/decisions/0010):
 
     - CE is adjusted by log p(class | group) of the training split: L_j = alpha D + (1 - alpha) CE(z + log p(. | group), y).
@@ -114,7 +128,8 @@ class BirdPlus(Bird):
         return adjusted_cross_entropy(logits, batch.labels, batch.groups, self.prior)
 
 
-class BirdOffsets(Bird):
+@final
+class BirdOffsets(WithFeedback):
     """BIRD whose phi are offsets of the logits by class and group (bird.step.offsets; docs/decisions/0018), ours:
 
     - L_j = alpha D + (1 - alpha) CE(z + phi[:, a], y), with the gate as it was drawn and without lambda L_o.
@@ -133,9 +148,10 @@ class BirdOffsets(Bird):
 
     def __init__(self, hyper: Hyperparameters, groups: int, *, learn_gate: bool = True) -> None:
         super().__init__(replace(hyper, lambda_=0.0), groups, learn_gate=learn_gate)
-        if hyper.offsets_from == "prior" or hyper.pool:
-            why = "phi has to do with log p(class | group), which an empty cell does not have"
-            self.cells = {**self.cells, "train": why}
+        if hyper.pool:
+            self.cells = {**self.cells, "train": f"--pool moves phi along {PRIOR}"}
+        elif hyper.offsets_from == "prior":
+            self.cells = {**self.cells, "train": f"phi starts at {PRIOR} (--offsets-from zero needs none)"}
 
     def prepare(self, counts: Int[Tensor, "classes groups"], meta: Int[Tensor, "classes groups"] | None = None) -> None:
         """Where phi starts, and how strongly it is pulled back, from the cells' sizes."""

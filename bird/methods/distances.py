@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ from bird.step.gate import Gate, StageGates
 __all__ = ["Distance", "attention_distance", "feature_distance", "mmd_distance", "reheaded_distance"]
 
 
+@final
 @dataclass(frozen=True)
 class Distance:
     """D(h, gated, batch), and which teacher tensors are gated: "features", the penultimate vectors (batch, d), by a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +23,7 @@ from bird.students import Student
 __all__ = ["DomainIndependent", "GroupDRO", "Reweight", "WorstCase"]
 
 
+@final
 class Reweight(Method):
     """CE with each sample weighed by the inverse frequency of its (class, group) cell in the training split; weights have
     mean 1 over the training samples. In expectation, CE on a resample in which every cell is equally likely."""
@@ -44,6 +46,7 @@ class Reweight(Method):
         return {"loss": loss.detach(), "ce": cross_entropy(logits.detach(), batch.labels)}
 
 
+@final
 class WorstCase(nn.Module):
     """The weights q of group-DRO over the cells, (classes, groups), uniform at first."""
 
@@ -54,6 +57,7 @@ class WorstCase(nn.Module):
         self.register_buffer("q", torch.full((classes, groups), 1 / (classes * groups)))
 
 
+@final
 class GroupDRO(Method):
     """Group distributionally robust optimisation (Sagawa et al. 2020, algorithm 1): the loss is sum q CE over the (class,
     group) cells, and q <- q exp(dro_step CE(cell)), scaled to sum 1, before each step of the student.
@@ -82,6 +86,7 @@ class GroupDRO(Method):
         return {"loss": loss.detach(), "ce": cross_entropy(logits.detach(), batch.labels)}
 
 
+@final
 class DomainIndependent(Method):
     """Domain-independent training (Wang et al. 2020): one head a group on a shared backbone, each with CE on the samples of
     its own group; afterwards the heads' logits are summed (their best rule), and no group is asked for."""

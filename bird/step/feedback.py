@@ -31,7 +31,7 @@ leading dimension of S models, what is differentiated is the sum over the models
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
 from torch.autograd import grad
@@ -51,6 +51,7 @@ Through = Callable[[str], bool]
 """Which of the student's parameters the look-ahead moves, by name."""
 
 
+@final
 class Objective(NamedTuple):
     """A batch's inputs, and a loss of the student's answer on them."""
 
@@ -72,7 +73,7 @@ def feedback(
     through: Through | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """L_o(theta') and its gradient with respect to the gate's parameters phi, in their order.
+    """L_o(theta'), one value a model, and its gradient with respect to the gate's parameters phi, in their order and shapes.
 
     `inner` is L_in on a train batch, through the gate; `outer` is L_o on a meta batch; `output` is `student(inner.inputs)`.
     With `keep` the graph of `output` stays, so that the caller's own backward pass can follow; otherwise it is freed before
@@ -109,6 +110,7 @@ def feedback(
     return bias, tuple(weigh(-mu1, g) for g in ranks.sum(slope))
 
 
+@final
 class Ahead(NamedTuple):
     """What a step ahead tells, all detached: L_o(theta'), v = dL_o/dtheta' by names, and J^T u = dL_in/dtheta if it was
     asked for."""

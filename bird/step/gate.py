@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 __all__ = ["Gate", "HoldsBack", "StageGates", "Weighs", "move"]
 
 
+@final
 class Gate(nn.Module):
     """FairDistill(h_T) = sigmoid(phi) * h_T, one phi per teacher feature, shared by all samples.
 
@@ -32,6 +33,7 @@ class Gate(nn.Module):
         return torch.sigmoid(self.phi).unsqueeze(-2) * teacher
 
 
+@final
 class StageGates(nn.Module):
     """One gate a stage, on the channels of the teacher's maps: sigmoid(phi_k) * T_k, before attention sums over the channels
     ("BIRD + AT", Table 5 of the paper, which does not say how; ours).

@@ -38,6 +38,7 @@ HALF = {torch.bfloat16, torch.float16}
 WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
 
 
+@final
 class Sides(NamedTuple):
     """What the two sides are made of, but for Jv: u, J^T u and v; and how many dimensions of models lead."""
 
@@ -220,7 +221,7 @@ def refuse_wrapped(student: nn.Module) -> None:
     if found := sorted(kinds & (WRAPPERS | {"DTensor"})):
         raise StudentError(
             where=name_of(student),
-            found=f"{found[0]}",
+            found=found[0],
             wanted="a student in one process, on one device",
             fix="pass the module inside it, and say how ranks sum up: BirdStep(..., reduce=...), as the page Scaling "
             "shows; or use torchrun with `bird distill`",

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bird.errors import UsageError
 from bird.losses.terms import Total, bias_loss, cell_sums
 from bird.step.feedback import Weight
 from bird.step.gate import Gate
@@ -36,7 +37,8 @@ class Offsets(nn.Module):
     """phi (classes, groups), in nats, beside a gate that stays as it was drawn. It learns the offsets, and with `weighs`
     alpha, which starts there (in 0..1; None: alpha is the step's own and stays).
 
-    The gate is the one that `Gate(dim, seed)` draws. phi starts at 0, until `start` is told otherwise.
+    The gate is the one that `Gate(dim, seed)` draws. phi starts at 0, until `start` is told otherwise. Raises UsageError
+    for an alpha out of 0..1.
     """
 
     phi: Float[Tensor, "*models classes groups"]
@@ -48,6 +50,10 @@ class Offsets(nn.Module):
 
     def __init__(self, classes: int, groups: int, dim: int, seed: int = 0, weighs: float | None = None) -> None:
         super().__init__()
+        if weighs is not None and not 0 <= weighs <= 1:
+            raise UsageError(
+                where="Offsets(weighs=...)", found=f"{weighs:g}", wanted="an alpha from 0 to 1", fix="correct it"
+            )
         self.phi = nn.Parameter(torch.zeros(classes, groups))
         start = None if weighs is None else torch.tensor(weighs).logit(eps=LEAST)
         self.trust = None if start is None else nn.Parameter(start)

@@ -29,6 +29,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from bird.step.passes import dense
+
 __all__ = ["ALONE", "Ranks", "Reduce"]
 
 Reduce = Callable[[Tensor], Tensor]
@@ -108,7 +110,7 @@ class Ranks:
         if self.reduce is None:
             return
         learned = [each for each in parameters if each.requires_grad]
-        own = [_dense(each.grad) if each.grad is not None else torch.zeros_like(each) for each in learned]
+        own = [dense(each.grad) if each.grad is not None else torch.zeros_like(each) for each in learned]
         there = torch.tensor([float(each.grad is not None) for each in learned], device=own[0].device)
         *sums, there = self.sum([*own, there])
         for parameter, gradient, some in zip(learned, sums, there.tolist(), strict=True):
@@ -130,8 +132,3 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0], None
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    """That of an embedding may be sparse."""
-    return gradient if gradient.layout == torch.strided else gradient.to_dense()

@@ -20,6 +20,7 @@ mode does not know (no tangent goes through it, as no gradient does).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast, final
@@ -44,6 +45,7 @@ ATTENTION = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 
 """Attention, and which argument says how much of it is dropped."""
 
 
+@final
 class Chances(NamedTuple):
     """The states of torch's random numbers, of all devices that are in use."""
 
@@ -56,6 +58,7 @@ class Chances(NamedTuple):
         return cls(torch.get_rng_state(), [torch.cuda.get_rng_state(each) for each in _gpus()])
 
 
+@final
 class Kept(NamedTuple):
     """What one call gave: its value, which later calls may overwrite, and what else its rule can use."""
 
@@ -85,9 +88,9 @@ class _Mode(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         return self.call(func, args, kwargs or {})
 
+    @abstractmethod
     def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What stands in the place of a call in eager code."""
-        raise NotImplementedError
 
 
 @final
@@ -279,18 +282,18 @@ def same_chances(chances: Chances | None) -> Iterator[None]:
 
 def _gpus() -> range:
     """The CUDA devices, if the process uses any."""
-    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch is untyped there
     return range(torch.cuda.device_count() if in_use else 0)
 
 
 def dual(value: Tensor, tangent: Tensor) -> Tensor:
     """Both as one tensor of forward mode."""
-    return forward_ad.make_dual(value, tangent)  # type: ignore[no-any-return,no-untyped-call]
+    return forward_ad.make_dual(value, tangent)  # type: ignore[no-any-return,no-untyped-call]  # torch is untyped there
 
 
 def parts(value: Tensor | None) -> tuple[Any, Any]:
     """Value and tangent, None where there is none."""
-    return (None, None) if value is None else tuple(forward_ad.unpack_dual(value))  # type: ignore[no-untyped-call]
+    return (None, None) if value is None else tuple(forward_ad.unpack_dual(value))  # type: ignore[no-untyped-call]  # torch is untyped there
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import final
 
 import numpy as np
 
@@ -52,6 +53,7 @@ def _onnx(name: str, spec: str, options: Options) -> Teacher:
     )
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class TeacherKind:
     """One kind of teacher: what it is, where its weights come from, how it is loaded, what `load` is told (None: the

@@ -88,6 +88,7 @@ class Teacher(ABC):
         return self.answer(views, (PENULTIMATE,))[PENULTIMATE]
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What the person asked for beside the teacher's name."""
@@ -184,7 +185,7 @@ class TorchTeacher(Teacher):
             heard = self._hear(self.normalise(send(views, self._device)), layers, self._dtype)
             self._check(heard, len(views), layers)
             answers = {layer: fetch(heard[layer].float().contiguous()) for layer in layers}
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch is untyped there
             done.record()
         done.synchronize()
         return answers
@@ -208,7 +209,7 @@ class TorchTeacher(Teacher):
         with torch.inference_mode(), cast:
             self._module(pixels)
         heard, self._asked.layers, self._asked.heard = self._asked.heard, (), {}
-        return heard  # type: ignore[no-any-return]
+        return heard  # type: ignore[no-any-return]  # torch is untyped there
 
     def _exact(self, pixels: Tensor) -> dict[str, Tensor]:
         """All that can be asked, in full precision: every layer, and the vectors alone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Float, UInt8
@@ -15,6 +15,7 @@ NOISE = 0.01  # what kernels of half precision, or for another batch size, may a
 EXACT = 1e-5  # what stays between two batches of one size: the same kernels over the same numbers
 
 
+@final
 class Company(NamedTuple):
     """The vectors of some pictures, and how far answers about the same pictures lie apart, as a share of their
     length, at worst: asked twice (`again`), among other pictures at the same places of a batch as large (`mates`), and

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ UNIT = 1e-3  # of a length, or of a sum, that is 1
 Refuse = Callable[[str, str, str], BirdError]
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class PixelScale:
     """What a network takes of 8-bit pixels: x / 255 stretched to low ... high, less `mean`, by `std`; the last two are in

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, final
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ POOLER, CLASS_TOKEN, SUMMARY = "pooler_output", "last_hidden_state[:, 0]", "summ
 MEAN, MEAN_OF_MAPS = "mean of last_hidden_state", "mean of last_hidden_state over height and width"
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """Of a model's output, which field, and what is made of it."""
@@ -46,6 +47,7 @@ READINGS: Mapping[str, Reading] = {
 }
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Family:
     """How a model type is read: the vector's reading, and the one of weights that came without a pooler; for a model of

@@ -21,7 +21,8 @@ __all__ = ["own_run"]
 
 
 def own_run(name: str, spec: str, options: Options) -> Teacher:
-    """`DIR` of `bird train`: that student's penultimate features."""
+    """`DIR` of `bird train`: that student's penultimate features. Raises TeacherError for a student of the user's
+    own, for an unfinished run, and for a student that reads no images."""
     about = _described(Path(spec))
     if about.get("own"):
         raise TeacherError(
@@ -82,8 +83,8 @@ def _described(folder: Path) -> dict[str, Any]:
 
 
 def _features(output: Any) -> Tensor:
-    return output.features  # type: ignore[no-any-return]
+    return output.features  # type: ignore[no-any-return]  # a module's answer is Any
 
 
 def _logits(output: Any) -> Tensor:
-    return output.logits  # type: ignore[no-any-return]
+    return output.logits  # type: ignore[no-any-return]  # a module's answer is Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import final
 
 from bird.errors import MissingWeightsError
 
@@ -14,6 +15,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 ASK_SECONDS = 10.0
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A repository of the hub at a revision (branch, tag or commit), and the files that are wanted of it: of each group,

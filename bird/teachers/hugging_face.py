@@ -29,6 +29,7 @@ UNREAD |= {"torch_dtype", "transformers_version", "text_config", "text_config_di
 EXPORT = "export the vector that you want as an ONNX file (onnx:FILE)"
 
 
+@final
 class Read(NamedTuple):
     """How a loaded model is read: the part that runs, its layers, what the library documents of a batch, in which words."""
 
@@ -41,6 +42,7 @@ class Read(NamedTuple):
     """what else the layers follow from, beside the part's own weights"""
 
 
+@final
 class Source(NamedTuple):
     """Where a model is: a folder, or a repository of the hub."""
 
@@ -204,7 +206,7 @@ def _classifier(source: Source, architecture: str, inputs: Inputs) -> Read:
 
         def mean_of_both(vector: Tensor) -> Tensor:
             one, other = vector[:, :width], vector[:, width:]
-            return (model.cls_classifier(one) + model.distillation_classifier(other)) / 2  # type: ignore[no-any-return]
+            return (model.cls_classifier(one) + model.distillation_classifier(other)) / 2  # type: ignore[no-any-return]  # transformers is untyped
 
         return Read(model, {PENULTIMATE: both, "logits": logits}, say, "inputs of both classifiers", mean_of_both)
 

@@ -120,6 +120,7 @@ def _has_norm(module: nn.Module) -> bool:
     return any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
 
 
+@final
 class _Tracer(fx.Tracer):
     """Looks into what holds batch norms, and takes everything else as one step."""
 
@@ -173,7 +174,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """See nn.MultiheadAttention."""
         if need_weights or key is not value or any(other is not None for other in others.values()):
-            return self.plain(query, key, value, need_weights=need_weights, **others)  # type: ignore[no-any-return]
+            return self.plain(query, key, value, need_weights=need_weights, **others)  # type: ignore[no-any-return]  # a module's answer is Any
         weight, bias, width = self.plain.in_proj_weight, self.plain.in_proj_bias, query.shape[-1]
         if query is key:
             q, k, v = F.linear(query, weight, bias).chunk(3, -1)
@@ -204,10 +205,10 @@ class LastBlock(nn.Module):
     def forward(self, tokens: Tensor, **others: Any) -> Tensor:
         """(batch, tokens, width) -> the same, or (batch, 1, width)."""
         if self.whole() or any(other is not None for other in others.values()):
-            return self.block(tokens, **others)  # type: ignore[no-any-return]
+            return self.block(tokens, **others)  # type: ignore[no-any-return]  # a module's answer is Any
         block, normed = self.block, self.block.ln_1(tokens)
         token = tokens[:, :1] + block.ls_1(block.attn(normed[:, :1], normed, normed, need_weights=False)[0])
-        return token + block.ls_2(block.mlp(block.ln_2(token)))  # type: ignore[no-any-return]
+        return token + block.ls_2(block.mlp(block.ln_2(token)))  # type: ignore[no-any-return]  # a module's answer is Any
 
 
 @final
@@ -224,4 +225,4 @@ class AttentionPool(nn.Module):
         tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
         tokens = tokens + pool.positional_embedding.to(tokens.dtype)
         query, key, value = pool.q_proj(tokens[:, :1].contiguous()), pool.k_proj(tokens), pool.v_proj(tokens)
-        return pool.c_proj(_attention(query, key, value, pool.num_heads))[:, 0]  # type: ignore[no-any-return]
+        return pool.c_proj(_attention(query, key, value, pool.num_heads))[:, 0]  # type: ignore[no-any-return]  # a module's answer is Any

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 from torch import Tensor, nn
 
@@ -33,6 +33,7 @@ STAGES: Mapping[str, Mapping[str, str]] = {  # class -> stage -> submodule
 }
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class LayerSpec:
     """What a layer holds: its shape an image, and its kind."""
@@ -41,6 +42,7 @@ class LayerSpec:
     kind: FeatureKind
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Tap:
     """Where a layer is read: the submodule at `path` ("" is the whole module), its output or its input, and how."""

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 from torch import Tensor
 
@@ -29,6 +29,7 @@ NO_TEXT = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "layer
 NO_DECODER = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "layers": 1}
 
 
+@final
 class Described(NamedTuple):
     """A model as open_clip describes it: its configuration, how it sees, where its weights are, what was assumed."""
 

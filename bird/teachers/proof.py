@@ -12,7 +12,7 @@ import io
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ SIZES = {  # width, height: odd differences of sides, so that crops and rounding
 }
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Reference:
     """A teacher's own library.
@@ -61,6 +62,7 @@ class Reference:
     finish: Callable[[Tensor], Tensor] | None = None
 
 
+@final
 class Seen(NamedTuple):
     """A canary as both see it, and how far apart at most, in levels of 255; `ours` is what the network would take of our
     view, None where we have none."""

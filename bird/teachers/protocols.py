@@ -34,6 +34,7 @@ class Unusable(Exception):
         self.after = after
 
 
+@final
 class Refused(Unusable):
     """What was sent is refused: the same again would be, a part of it perhaps not."""
 

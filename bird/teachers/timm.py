@@ -81,7 +81,7 @@ class _Features(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) -> the features of `forward_features`."""
-        return self.model.forward_features(pixels)  # type: ignore[no-any-return]
+        return self.model.forward_features(pixels)  # type: ignore[no-any-return]  # timm is untyped
 
 
 def _say(name: str, model: Any, pixels: Tensor) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ CacheError                    3   the cache is damaged or does not match
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, final
 
 __all__ = [
     "BusyCacheError",
@@ -48,54 +48,64 @@ class CacheError(Exception):
         return partial(type(self), **fields), (), self.__dict__
 
 
+@final
 class NotACacheError(CacheError):
     """The path holds no cache, or something else."""
 
     exit_code = 2
 
 
+@final
 class StaleCacheError(CacheError):
     """The cache was made from other causes than the caller asks for."""
 
 
+@final
 class IncompleteCacheError(CacheError):
     """The cache's manifest was never finished."""
 
 
+@final
 class DamagedCacheError(CacheError):
     """A file is missing, cut, altered, or in the wrong place."""
 
 
+@final
 class BusyCacheError(CacheError):
     """Another process is writing the cache."""
 
     exit_code = 1
 
 
+@final
 class RequestError(CacheError):
     """The cache does not hold what is asked of it, or the place for the answer is taken."""
 
     exit_code = 2
 
 
+@final
 class ImportedVectorsError(CacheError):
     """Files of vectors that cannot be taken in."""
 
     exit_code = 2
 
 
+@final
 class MissingCodecError(CacheError):
     """What compresses the cache is not installed."""
 
     exit_code = 2
 
 
+@final
 class FeatureError(CacheError):
     """Vectors that must not be stored: NaN, infinite, or too large for the dtype."""
 
     exit_code = 4
 
 
+@final
 class StorageError(CacheError):
     """The disk refuses."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -34,6 +34,7 @@ OF_THE_ROWS = ("dataset.rows", "dataset.identity", "generation", "vectors", "fai
 OF_THE_TEACHER = ("imported.kind", "imported.provenance")
 
 
+@final
 class Generation(NamedTuple):
     """What was made: where, its fingerprint and that of the cache it comes from, rows before and now; `changed` counts the
     rows that went or came, and `emptied` lists the cells of a split that have lost their last row. Layers that were added to

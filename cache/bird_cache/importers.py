@@ -21,7 +21,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ ID_BATCH_ROWS = 1 << 14
 NAME_IT = "name it with --id-column"
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Imported:
     """`blocks` joined hold one row for each of `ids`; they are mapped, not read. `absent` marks the rows that the files
@@ -169,6 +170,7 @@ def _parquet(path: Path, id_column: str | None, vector_column: str | None) -> Im
     return _imported(ids, [block], [file_digest(path), *names], source)
 
 
+@final
 class _Table:
     """A Parquet file that is read a batch at a time; every failure is an ImportedVectorsError."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar, final
 
 from pydantic import (
     BaseModel,
@@ -68,6 +68,7 @@ class Record(BaseModel):
         }
 
 
+@final
 class LeftOut(Record):
     """Samples that were listed and got no row: why, of which class and group (-1: unknown) and split ("": none yet)."""
 
@@ -86,6 +87,7 @@ class LeftOut(Record):
         )
 
 
+@final
 class Factor(Record):
     """One of several group columns that were crossed: its name, those of its values, and which of them each group has, in
     the order of `Plan.group_names`."""
@@ -95,6 +97,7 @@ class Factor(Record):
     codes: tuple[int, ...]
 
 
+@final
 class Layer(Record):
     """One array of the cache: the shape of a row, how it is stored, and what kind of vector it is."""
 
@@ -103,6 +106,7 @@ class Layer(Record):
     kind: Kind
 
 
+@final
 class Plan(Record):
     """Everything that is fixed before the first vector is computed.
 
@@ -168,6 +172,7 @@ class Plan(Record):
                 )
 
 
+@final
 class FileRecord(Record):
     """A file of the cache, by its path inside it: size and xxh3-128 of its bytes."""
 
@@ -176,6 +181,7 @@ class FileRecord(Record):
     xxh3: str
 
 
+@final
 class CellAudit(Record):
     """What one (class, group) cell got: rows, failures, L2 norms of its vectors, and the worst relative rounding error
     |x - stored(x)| / |x| of a row. Sums and extremes, so that shards add up."""
@@ -202,6 +208,7 @@ class CellAudit(Record):
         )
 
 
+@final
 class Receipt(Record):
     """The commit record of one shard: it counts from the moment this file exists and its checksum holds."""
 
@@ -217,6 +224,7 @@ class Receipt(Record):
     NEWER: ClassVar[frozenset[str]] = frozenset({"doubtful"})
 
 
+@final
 class Summary(Record):
     """The receipts of one part, added up. Cells are keyed "class,group"."""
 
@@ -225,6 +233,7 @@ class Summary(Record):
     cells: dict[str, CellAudit]
 
 
+@final
 class Part(Record):
     """Layers that were added to a finished cache, with their own causes (which name the fingerprint of the cache they
     were added to), fingerprint and receipts. What was there before stays as it was."""
@@ -237,6 +246,7 @@ class Part(Record):
     summary: Summary | None = None
 
 
+@final
 class Manifest(Record):
     """The cache's last word: written when the plan is fixed (complete = false) and once more when every row is there."""
 

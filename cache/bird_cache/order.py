@@ -28,13 +28,13 @@ Rows = NDArray[np.int64]
 
 
 def raw(seed: int, *words: int, count: int) -> NDArray[np.uint64]:
-    """`count` random 64-bit words that depend on nothing but the arguments."""
+    """Random 64-bit words (count,) that depend on nothing but the arguments."""
     return np.random.Philox(np.random.SeedSequence([seed, *words])).random_raw(count)
 
 
 def ranked(words: NDArray[np.uint64]) -> Rows:
-    """Where the words stand in ascending order, equal ones as they come. numpy's usual sort is five times faster than its
-    stable one, and the same where no two words are equal: random ones of 64 bits hardly ever are."""
+    """Where the words (n,) stand in ascending order, equal ones as they come. numpy's usual sort is five times faster
+    than its stable one, and the same where no two words are equal: random ones of 64 bits hardly ever are."""
     order = np.argsort(words)
     ordered = words[order]
     return np.argsort(words, kind="stable") if (ordered[1:] == ordered[:-1]).any() else order

@@ -86,8 +86,8 @@ def write(
     parts: Mapping[str, Part],
     advance: Advance,
 ) -> Manifest:
-    """Write (or finish writing) the picked rows to `target`, with the layers that were added as `parts`. Raises what
-    `open_writer` raises."""
+    """Write (or finish writing) the picked rows to `target`, with the layers that were added as `parts`. Raises
+    StaleCacheError where another cache is in the way, and what `open_writer` raises."""
     samples = picked.samples()
     plan = _plan(picked, samples, by, left_out)
     try:

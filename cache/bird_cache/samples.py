@@ -104,11 +104,11 @@ class Samples:
     def text(self, name: str, start: int, stop: int) -> list[str]:
         """The rows start..stop of a column of text ("id", "split", "digest", "status")."""
         if name in self._whole:
-            return self._whole[name][start:stop].tolist()  # type: ignore[no-any-return]
+            return self._whole[name][start:stop].tolist()  # type: ignore[no-any-return]  # pyarrow is untyped
         if name in self._few:
             few = self._few[name]
             return [few.values[place] for place in few.places[start:stop].tolist()]
-        return self.arrow(name, start, stop).to_pylist()  # type: ignore[no-any-return]
+        return self.arrow(name, start, stop).to_pylist()  # type: ignore[no-any-return]  # pyarrow is untyped
 
     def arrow(self, name: str, start: int, stop: int) -> Any:
         """`text` as an Arrow array: of a table that was read from Parquet without a Python object a row."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ QUANTILES = (0.5, 0.9, 0.99, 0.999)
 ROUNDING = 2.0**-23  # twice that of float32, a feature
 
 
+@final
 class Found(NamedTuple):
     """The nearest rows of each query, nearest first: `rows` and `similarity` (queries, k); -1 and NaN where there are
     fewer."""
@@ -193,7 +194,8 @@ def near_duplicates(
 def similarity(
     queries: NDArray[Any], base: NDArray[Any], one: Ints, other: Ints, *, memory_bytes: int = MEMORY_BYTES
 ) -> Floats:
-    """The cosine of queries[one] and base[other], pair by pair, as it is defined above: the same bits on every machine."""
+    """The cosine, (pairs,) in -1..1, of queries[one] and base[other], rows of (n, d), as it is defined above: the same bits
+    on every machine."""
     out = np.empty(len(one))
     step = max(1, memory_bytes // (8 * 8 * queries.shape[1]))
     for start in range(0, len(one), step):

@@ -32,7 +32,6 @@ __all__ = [
     "damaged",
     "descriptions",
     "find_layout",
-    "ids_digest",
     "layout_of",
     "open_cache",
     "read_manifest",
@@ -179,7 +178,7 @@ class FeatureStore:
             if record.path not in self._touched or self.folder.local is None:
                 if len(held) != record.bytes or digest(held) != record.xxh3:
                     raise damaged(self.folder, f"{record.path}, {what}, with other bytes than were committed")
-                if receipt.ids != ids_digest(self.samples, start, stop):
+                if receipt.ids != self.samples.ids_digest(start, stop):
                     raise damaged(self.folder, f"{what} committed for other ids, or in another order")
             with self._guard:
                 self._touched.add(record.path)
@@ -363,11 +362,6 @@ def read_receipt(folder: Folder, layout: Layout, plan: Plan, part: str, shard: i
     if {key: record.path for key, record in receipt.files.items()} != layout.paths(plan, part, shard):
         raise ValueError("a receipt for other files")
     return receipt
-
-
-def ids_digest(samples: Samples, start: int, stop: int) -> str:
-    """Digest of the ids of rows start..stop, in order."""
-    return samples.ids_digest(start, stop)
 
 
 def damaged(folder: Folder, found: str) -> DamagedCacheError:

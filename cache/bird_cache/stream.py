@@ -39,6 +39,7 @@ ImageSource = Callable[[Sequence[str]], tuple[Sequence[str], Sequence[str], Any]
 """ids asked -> the ids and content digests of what is given, and the images"""
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class StreamBatch:
     """One batch, or one rank's share of it. `features` maps each layer to (batch, *shape) of each sample's view, float32
@@ -109,7 +110,7 @@ class Held:
 
     def text(self, name: str, positions: NDArray[np.int32]) -> list[str]:
         """The ids or digests at some positions."""
-        return self._text[name].take(of_integers(positions)).to_pylist()  # type: ignore[no-any-return]
+        return self._text[name].take(of_integers(positions)).to_pylist()  # type: ignore[no-any-return]  # pyarrow is untyped
 
     def _at(self, rows: Ints) -> Ints:
         return self._slot[rows // self._shard_rows] * self._shard_rows + rows % self._shard_rows

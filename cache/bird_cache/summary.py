@@ -179,7 +179,8 @@ def audit_cells(
     rounding: NDArray[np.float64],
     skip: NDArray[np.bool_],
 ) -> dict[str, CellAudit]:
-    """Rows, failures, norms and relative rounding error of each (class, group) cell in one shard, from those of its rows."""
+    """Rows, failures, norms and relative rounding error of each (class, group) cell in one shard, from those of its rows
+    (n,), of which `skip` (n,) failed."""
     rows = slice(start, start + len(norms))
     pairs = np.stack([samples.numbers("label", rows), samples.numbers("group", rows)], axis=1)
     lowest = pairs.min(axis=0, initial=0)

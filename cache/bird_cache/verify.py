@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import numpy as np
 
@@ -25,6 +25,7 @@ __all__ = ["Verification", "repair", "verify"]
 NORM_TOLERANCE = 1e-3  # sums in another order on another processor
 
 
+@final
 class Verification(NamedTuple):
     """What was checked and what was found; `findings` is empty for a sound, complete cache."""
 

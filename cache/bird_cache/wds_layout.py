@@ -50,7 +50,7 @@ class WebDatasetLayout(Layout):
 
     def parse(self, data: bytes) -> Mapping[str, Any] | None:
         """See Layout.parse."""
-        return json.loads(data).get("bird_cache")  # type: ignore[no-any-return]
+        return json.loads(data).get("bird_cache")  # type: ignore[no-any-return]  # JSON is Any
 
     def check_manifest(self, data: bytes, manifest: Manifest, described: Mapping[str, bytes]) -> str | None:
         """See Layout.check_manifest."""

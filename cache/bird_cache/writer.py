@@ -27,7 +27,6 @@ from bird_cache.store import (
     FeatureStore,
     damaged,
     find_layout,
-    ids_digest,
     read_manifest,
     read_receipt,
     read_receipts,
@@ -44,6 +43,7 @@ GRACE_BYTES_A_SECOND = 1 << 24
 VECTORS = ("penultimate", "projection", "projection_l2")  # a zero logit or map may be meant, a zero embedding is not
 
 
+@final
 class Work(NamedTuple):
     """A shard to be written: what `FeatureWriter.write_stored` was given, and where its files go."""
 
@@ -137,7 +137,7 @@ class FeatureWriter:
             shard=shard,
             start=start,
             stop=stop,
-            ids=ids_digest(self.samples, start, stop),
+            ids=self.samples.ids_digest(start, stop),
             files=files,
             failed=dict(failed),
             audit=self._audit_of(work, kept, audit),

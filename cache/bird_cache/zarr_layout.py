@@ -70,7 +70,7 @@ class ZarrLayout(Layout):
     def parse(self, data: bytes) -> Mapping[str, Any] | None:
         """See Layout.parse."""
         attributes = json.loads(data).get("attributes", {})
-        return attributes.get(ATTRIBUTE)  # type: ignore[no-any-return]
+        return attributes.get(ATTRIBUTE)  # type: ignore[no-any-return]  # JSON is Any
 
     def describe(self, plan: Plan) -> dict[str, bytes]:
         """Each layer's zarr.json."""

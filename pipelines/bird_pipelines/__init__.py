@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bird_pipelines.runs import Run
 
-__all__ = ["audit", "distill", "evaluate", "export", "open_run", "precompute", "predict", "push", "report", "tune"]
+__all__ = [
+    "audit",
+    "compare",
+    "dial",
+    "distill",
+    "evaluate",
+    "export",
+    "open_run",
+    "precompute",
+    "predict",
+    "push",
+    "report",
+    "tune",
+]
 
 
 def precompute(
@@ -61,10 +74,15 @@ def distill(
     from bird_pipelines.config import resolve
     from bird_pipelines.distilling.data import cache_dataset
     from bird_pipelines.distilling.training import distill as train
+    from bird_pipelines.progress import tell
+    from bird_pipelines.reporting.settings import unread
 
     defaults = {"student": "adapter", "method": "bird", "dataset": cache_dataset(str(cache))}
     flags = {"cache": str(cache), "out": Path(out), **options}
     told = resolve(flags, None if config is None else Path(config), defaults)
+    given = [name.removesuffix("_") for name, value in options.items() if value is not None]
+    if idle := unread(told.method, given):
+        tell(f"note: {told.method} does not read {', '.join('--' + name.replace('_', '-') for name in idle)}")
     if seeds is None:
         return train(told)
     from bird_pipelines.study.seeds import distill_seeds, seeds_of
@@ -137,6 +155,57 @@ def audit(
     groups = [group] if isinstance(group, str) else [*group]
     columns: dict[str, Any] = {"label": label, "group": groups, "prediction": prediction, "scores": [*scores]}
     return write_audit(Path(file), Path(out), baseline=None if baseline is None else Path(baseline), **columns)
+
+
+def compare(
+    *,
+    cache: str | Path,
+    methods: Sequence[str],
+    out: str | Path,
+    seeds: int = 8,
+    against: str | None = None,
+    config: str | Path | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """`bird compare` from Python: train `methods` with the seeds 0..seeds-1 on `cache`, into `out`/METHOD-SEED, and write
+    `out`/report.html. Resumes.
+
+    Returns the scores of each method on the test split, x100, and under `differences` each method minus `against` (default:
+    the first), paired by seed and row. `options` are those of `distill`, the same for all methods. Raises the errors that
+    the command reports, before the first run begins if a method cannot be trained on this cache.
+
+        found = bird_pipelines.compare(cache="out/cache", methods=["fitnet", "bird"], out="out/compared", alpha=0.5)
+        found["differences"]["bird"]["mean_deo"]  # {"effect": ..., "interval": ..., "p": ..., "p_holm": ...}
+    """
+    from bird_pipelines.study.compare import compare_methods
+
+    file = None if config is None else Path(config)
+    return compare_methods(str(cache), Path(out), methods, seeds=seeds, against=against, flags=options, file=file)
+
+
+def dial(
+    *,
+    cache: str | Path,
+    out: str | Path,
+    balances: Sequence[float] = (1.0, 0.75, 0.5, 0.25, 0.0),
+    seeds: int = 8,
+    epochs_each: int = 3,
+    config: str | Path | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """`bird dial` from Python: train bird-offsets along a path from the balanced CE (balance 1) to L_o (balance 0), into
+    `out`/BALANCE-SEED, and write `out`/report.html, which draws accuracy against gap. Resumes.
+
+    Returns the scores of each point on the test split, x100. `options` are those of `distill`. Raises the errors that the
+    command reports.
+
+        found = bird_pipelines.dial(cache="out/cache", out="out/dial", balances=[1, 0.5, 0], alpha=0.5)
+        [point["mean_deo"]["mean"] for point in found["points"]]
+    """
+    from bird_pipelines.study.dial import turn
+
+    file = None if config is None else Path(config)
+    return turn(str(cache), Path(out), balances, seeds=seeds, epochs_each=epochs_each, flags=options, file=file)
 
 
 def tune(

@@ -15,6 +15,7 @@ __all__ = [
     "MARK",
     "ONE_SEED",
     "WHAT_TRIVIAL_MEANS",
+    "difference",
     "few",
     "lost_of_cells",
     "p_value",
@@ -58,6 +59,11 @@ def with_caveats(metrics: Mapping[str, Any], class_names: Sequence[object] | Non
 def p_value(p: float | None) -> str:
     """A p value as a reader sees it: none is 0."""
     return "n/a" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def difference(value: float) -> str:
+    """A difference as a reader sees it: one decimal, or two where one would hide on which side of 0 it lies."""
+    return f"{value:+.1f}" if value == 0 or abs(value) >= 0.05 else f"{value:+.2f}"
 
 
 def few(names: Sequence[str], most: int = 10) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import final
 
 from bird.launch import launched
 
@@ -19,6 +20,7 @@ Advance = Callable[..., None]
 """advance(count, note=""): so many more units are done."""
 
 
+@final
 class Interrupted(Exception):
     """The work was stopped by Ctrl-C or SIGTERM at a point from which the same command resumes."""
 

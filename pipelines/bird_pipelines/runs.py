@@ -18,7 +18,8 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -29,7 +30,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from bird.errors import RunError, UsageError, WrongRunError
-from bird_cache.files import LOCKS, replace
+from bird_cache.files import LOCKS, replace, write_lock
 from bird_cache.manifest import flatten
 from bird_pipelines.config import RunConfig
 from bird_pipelines.config.option import as_json
@@ -44,12 +45,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Run",
-    "claim",
     "finish",
+    "held",
     "instead_of",
     "load_checkpoint",
     "open_run",
     "read_json",
+    "refuse_another",
     "save_checkpoint",
     "table",
     "write_json",
@@ -60,53 +62,81 @@ SCORES = ("accuracy", "f1_macro", "auroc", "mean_deo", "max_deo")
 NAMES = {"accuracy": "accuracy", "f1_macro": "F1", "auroc": "AUROC", "mean_deo": "mean-DEO", "max_deo": "max-DEO"}
 
 
-def claim(config: RunConfig, fingerprint: str | None) -> None:
-    """Start a run in `config.place.out`, or check that the one there is this one.
+@contextmanager
+def held(config: RunConfig, fingerprint: str | None) -> Iterator[None]:
+    """Hold `config.place.out` for one process: start the run in it, or go on with it. A run that kept nothing, since it
+    failed or was killed before its first checkpoint, gives way to another one.
 
-    Raises WrongRunError, naming the field, if the folder holds another run or something else; RunError.
+    Raises WrongRunError, naming the field, if the folder holds another run or something else; RunError, BusyCacheError.
     """
     folder = config.place.out
-    asked: dict[str, Any] = {"identity": config.identity(), "fingerprint": fingerprint}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _refuse(
             folder, error.strerror or str(error), "a folder that can be written", "choose another --out"
         ) from None
-    if (folder / "config.json").exists():
-        found = read_json(folder / "config.json")
-        # a folder that is older than an option does not name it
-        identity = found.get("identity", {})
-        if "offsets_from" not in identity or "average" not in identity:  # then only some methods heeded `average`
-            usual = usual_average(config.method)
-            identity = identity | {"average": identity.get("average", usual) if usual else 0.0}
-        there, here = (flatten(_defaults() | each) for each in (identity, asked["identity"]))
-        there, here = there | {"fingerprint": found.get("fingerprint")}, here | {"fingerprint": fingerprint}
-        own = {field for field in here if field.startswith("own.")}
-        for field in sorted(
-            {*there, *here}, key=lambda name: (name not in own, name)
-        ):  # the file is said, not its label
-            if there.get(field) != here.get(field):
-                file = config.own[field.split(".")[1]].file if field in own else None
-                raise _wrong(
-                    folder,
-                    f"a run with {field} = {there.get(field)}",
-                    f"{field} = {here.get(field)}" + (f", that of {file}" if file else ""),
-                    "choose another --out, or repeat the old settings to resume it"
-                    + (f", with {file} as it was" if file else ""),
-                )
+    refuse_another(config, fingerprint)  # before a lock is left in a folder that is not ours
+    with write_lock(folder):
+        refuse_another(config, fingerprint)  # another process may have begun it since
+        if not _kept(folder):
+            cache, root = config.source.cache, config.source.data_root
+            cache = cache if cache is None or "://" in cache else str(Path(cache).resolve())
+            where = {"cache": cache, "data_root": str(root.resolve()) if root else None}
+            write_json(
+                folder / "config.json", {"identity": config.identity(), "fingerprint": fingerprint, "place": where}
+            )
+        yield
+
+
+def refuse_another(config: RunConfig, fingerprint: str | None) -> None:
+    """Raise WrongRunError if the run's folder holds something else than this run, or than one that kept nothing; RunError
+    if it cannot be read. It need not be there."""
+    folder = config.place.out
+    try:
+        foreign = [entry.name for entry in folder.iterdir() if entry.name not in LOCKS] if folder.exists() else []
+    except OSError as error:
+        raise _refuse(folder, error.strerror or str(error), "a folder of runs", "choose another --out") from None
+    if not foreign or _only_begun(folder, foreign):
         return
-    if foreign := [entry.name for entry in folder.iterdir() if entry.name not in LOCKS]:
-        raise _wrong(
-            folder,
-            f"other files ({', '.join(sorted(foreign)[:3])})",
-            "an empty folder",
-            "choose another --out",
-        )
-    cache, root = config.source.cache, config.source.data_root
-    cache = cache if cache is None or "://" in cache else str(Path(cache).resolve())
-    where = {"cache": cache, "data_root": str(root.resolve()) if root else None}
-    write_json(folder / "config.json", asked | {"place": where})
+    if "config.json" not in foreign:
+        found = f"other files ({', '.join(sorted(foreign)[:3])})"
+        raise _wrong(folder, found, "an empty folder", "choose another --out")
+    said = read_json(folder / "config.json")
+    # a folder that is older than an option does not name it
+    identity = said.get("identity", {})
+    if "offsets_from" not in identity or "average" not in identity:  # then only some methods heeded `average`
+        usual = usual_average(config.method)
+        identity = identity | {"average": identity.get("average", usual) if usual else 0.0}
+    there, here = (flatten(_defaults() | each) for each in (identity, config.identity()))
+    there, here = there | {"fingerprint": said.get("fingerprint")}, here | {"fingerprint": fingerprint}
+    own = {field for field in here if field.startswith("own.")}
+    for field in sorted({*there, *here}, key=lambda name: (name not in own, name)):  # the file is said, not its label
+        if there.get(field) != here.get(field):
+            file = config.own[field.split(".")[1]].file if field in own else None
+            kept = _kept(folder) or "nothing of it is kept; there are other files"
+            raise _wrong(
+                folder,
+                f"a run with {field} = {there.get(field)} ({kept})",
+                f"{field} = {here.get(field)}" + (f", that of {file}" if file else ""),
+                "choose another --out, or repeat the old settings to resume it"
+                + (f", with {file} as it was" if file else "")
+                + "; or delete the folder",
+            )
+
+
+def _kept(folder: Path) -> str:
+    """What a run has kept, in words; nothing before its first checkpoint."""
+    if (folder / "run.json").exists():
+        return "finished"
+    path = folder / "checkpoint.json"
+    return f"{read_json(path).get('step', 0):,} steps of it are kept" if path.exists() else ""
+
+
+def _only_begun(folder: Path, names: Iterable[str]) -> bool:
+    """Whether the folder holds a run of ours that kept nothing: none of these files is worth anything by itself."""
+    ours = all(name in ("config.json", "curve.jsonl", "trace.json") or name.startswith("checkpoint-") for name in names)
+    return ours and (folder / "config.json").exists() and "identity" in read_json(folder / "config.json")
 
 
 def _defaults() -> dict[str, Any]:

@@ -37,7 +37,7 @@ __all__ = ["BirdClassifier"]
 
 
 @final
-class BirdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class BirdClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
     """Linear(d, d) that starts as the identity, ReLU, Linear(d, classes), trained by `method` on standardised vectors.
 
     - `method`: a name of `bird list methods` that needs no images (not at, bird+at).

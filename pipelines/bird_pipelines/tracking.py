@@ -37,6 +37,7 @@ PROJECT = "bird"
 SCORES = ("accuracy", "f1_macro", "auroc", "mean_deo", "max_deo")
 
 
+@final
 @dataclass(frozen=True)
 class Told:
     """What a tracker is told of a run: its folder, a name for people, its settings."""

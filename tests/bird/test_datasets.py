@@ -106,7 +106,7 @@ def test_a_subset_keeps_proportions_and_ignores_order(table: SampleTable, limit:
     else:  # strata raised to one sample are paid for by the others, which then get less than their share, never more
         assert all(after[key] < quota[key] + 1 for key in before)
     shuffled = np.arange(len(table))
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     again = table.take(shuffled)
     assert sorted(pairs(again.take(subset(again, limit)))) == sorted(pairs(chosen))
 
@@ -335,7 +335,7 @@ class Hostile:
         self.call = function, arguments
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return self.call  # type: ignore[return-value]
+        return self.call
 
 
 def hostile_pickles(mark: Path) -> dict[str, bytes]:
@@ -845,7 +845,7 @@ def test_no_content_is_on_two_sides(tmp_path: Path, limit: int, meta_fraction: f
     ],
 )
 def test_a_column_of_one_value_is_refused_by_its_name_and_value(tmp_path: Path, column: str, rows: object) -> None:
-    table = [rows(row) for row in table_of_images(tmp_path, 40)]  # type: ignore[operator]
+    table = [rows(row) for row in table_of_images(tmp_path, 40)]
     write_table(tmp_path, table)
     value = table[0][1 if column == "label" else 2]
     with pytest.raises(DataError, match=rf"column {column}: found one value, '{value}', in all 40 rows; wanted two"):

@@ -9,6 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from bird import BirdStep
+from bird.errors import UsageError
 from bird.losses.terms import bias_loss, cross_entropy, feature_mse, sample_cross_entropy
 from bird.losses.weighting import log_prior
 from bird.methods import Batch, Hyperparameters, Regressed, build_method
@@ -365,3 +366,30 @@ def test_a_step_of_ones_own_does_what_the_method_does():
         twin.descend(loss)
     assert torch.equal(learner.gate.phi, twin.gate.phi)
     assert all(torch.equal(*pair) for pair in zip(learner.model.parameters(), twin.model.parameters(), strict=True))
+
+
+def test_a_step_of_ones_own_refuses_what_would_do_nothing_or_harm():
+    def step(gate=None, groups=GROUPS, **numbers):
+        return BirdStep(student(), gate or Offsets(CLASSES, GROUPS, DIM, weighs=0.5), groups=groups, **numbers)
+
+    assert step()
+    assert step(lambda_=0.0, alpha=1.0, soft_max=0.0)
+    nan = float("nan")
+    wrong = {
+        "alpha": (-0.1, 1.1, nan),
+        "lambda_": (-1.0, nan),
+        "mu1": (0.0, nan),
+        "mu2": (0.0, nan),
+        "soft_max": (-1.0, nan),
+    }
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(UsageError, match=name):
+                step(**{name: value})
+    with pytest.raises(UsageError, match="Offsets of 2 groups; wanted the same number"):
+        step(groups=GROUPS + 1)
+    with pytest.raises(UsageError, match="does not add the offsets"):
+        step(Offsets(CLASSES, GROUPS, DIM))
+    for weighs in (-0.1, 1.1, nan):
+        with pytest.raises(UsageError, match="weighs"):
+            Offsets(CLASSES, GROUPS, DIM, weighs=weighs)

@@ -228,7 +228,10 @@ def test_company_of_torch_networks():
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Flatten(), torch.nn.Linear(8 * 22 * 22, 4)]
     net = torch.nn.Sequential(*layers)
-    ask = lambda views: net(views.float() / 255).detach()  # noqa: E731
+
+    def ask(views):
+        return net(views.float() / 255).detach()
+
     net.train()
     assert company(ask, 24, 24).matters
     net.eval()

@@ -1,4 +1,7 @@
-"""What real data sets bring with them: faces in several folders, links, other names, images in tables."""
+"""What real data sets bring with them: faces in several folders, links, other names, images in tables.
+
+One long file: the layouts share the writers of small real files.
+"""
 
 from __future__ import annotations
 
@@ -357,7 +360,7 @@ def test_celeba_as_mirrors_have_it(tmp_path: Path, layout: dict[str, str], recor
     record_property("29 remedies", 1)
     usual, mirror = tmp_path / "usual", tmp_path / "mirror"
     write_celeba(usual, ".", ".", "img_align_celeba")
-    write_celeba(mirror, **layout)  # type: ignore[arg-type]
+    write_celeba(mirror, **layout)
     expected, dataset = prepare(open_dataset("celeba", usual)), open_dataset("celeba", mirror)
     found = prepare(dataset)
     assert sorted(found.ids) == sorted(expected.ids)
@@ -528,7 +531,7 @@ def test_no_white_level_for_colours_of_16_bits(record_property: Any) -> None:
 
 
 def everything_is_accounted_for(root: Path, name: str, listed: int, **how: object) -> dict[str, int]:
-    found = prepare(open_dataset(name, root), max_problem_share=0.5, meta_at_least=1, **how)  # type: ignore[arg-type]
+    found = prepare(open_dataset(name, root), max_problem_share=0.5, meta_at_least=1, **how)
     assert len(found) + sum(found.left_out.values()) == listed
     reasons: dict[str, int] = {}
     for (reason, *_), rows in found.left_out.items():

@@ -1,4 +1,7 @@
-"""Teachers: small real architectures with random weights, saved in the real formats, loaded through the real code."""
+"""Teachers: small real architectures with random weights, saved in the real formats, loaded through the real code.
+
+One long file: all teachers are held to the same laws, with the same few helpers.
+"""
 
 import json
 import pickle

@@ -40,7 +40,7 @@ def needs(compress: Compress) -> None:
 @pytest.fixture(params=["zstd", "pcodec"])
 def compress(request: pytest.FixtureRequest) -> Compress:
     needs(request.param)
-    return request.param  # type: ignore[no-any-return]
+    return request.param
 
 
 def compressed(compress: Compress, dtype: Dtype = "float16") -> Plan:

@@ -116,7 +116,7 @@ def test_other_failed_samples_are_another_cache(tmp_path):
 
 def test_other_vectors_or_another_origin_are_another_cache(tmp_path):
     first = write_cache(tmp_path / "c", VECTORS, **given())
-    with pytest.raises(StaleCacheError, match="made_by.weights = sha256:1.*sha256:2"):  # noqa: RUF043
+    with pytest.raises(StaleCacheError, match="made_by.weights = sha256:1.*sha256:2"):  # noqa: RUF043  # one pattern over two lines
         write_cache(tmp_path / "c", VECTORS, **given(made_by={"model": "mine", "weights": "sha256:2"}))
     with pytest.raises(StaleCacheError, match="vectors = "):
         write_cache(tmp_path / "c", VECTORS * 2, **given())

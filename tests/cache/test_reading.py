@@ -151,7 +151,7 @@ def test_one_row_is_as_in_a_batch(cache):
     one, (other,) = data[10], data.__getitems__([10])
     np.testing.assert_array_equal(one.pop("features"), other.pop("features"))
     assert one == other
-    assert pickle.loads(pickle.dumps(data))[10]["id"] == one["id"]  # noqa: S301
+    assert pickle.loads(pickle.dumps(data))[10]["id"] == one["id"]  # noqa: S301  # our own bytes
     with pytest.raises(IndexError):
         data[len(data)]
 

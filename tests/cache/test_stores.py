@@ -50,7 +50,7 @@ class TestZarrInObjectStorage(FeatureStoreContract):
     store = "zarr"
 
     @pytest.fixture
-    def where(self, bucket):  # noqa: F811
+    def where(self, bucket):  # noqa: F811  # a fixture
         return f"{bucket}/cache"
 
 
@@ -58,7 +58,7 @@ class TestWebDatasetInObjectStorage(FeatureStoreContract):
     store = "webdataset"
 
     @pytest.fixture
-    def where(self, bucket):  # noqa: F811
+    def where(self, bucket):  # noqa: F811  # a fixture
         return f"{bucket}/cache"
 
 
@@ -231,7 +231,7 @@ def test_urls_of_no_known_kind_are_refused(tmp_path):
         open_folder("ftp://host/cache")
 
 
-def test_a_second_writer_in_object_storage_shares_the_work(bucket):  # noqa: F811
+def test_a_second_writer_in_object_storage_shares_the_work(bucket):  # noqa: F811  # a fixture
     plan, where = example_plan("webdataset"), f"{bucket}/shared"
     with open_writer(where, plan, example_samples()) as first:
         lost = {row: reason for row, reason in FAILED.items() if row < 64}

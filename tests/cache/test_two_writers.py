@@ -160,7 +160,7 @@ def test_a_writer_that_comes_late_to_an_end_adopts_it(places):
 # ---- stores that ignore put-if-absent ------------------------------------------------------------------------------
 
 
-def test_a_store_that_ignores_put_if_absent_has_one_writer(careless_bucket, caplog, monkeypatch, record_property):  # noqa: F811
+def test_a_store_that_ignores_put_if_absent_has_one_writer(careless_bucket, caplog, monkeypatch, record_property):  # noqa: F811  # a fixture
     record_property("22 a store without put-if-absent", 1)
     monkeypatch.setattr(object_folder, "OWNER_SECONDS", 0.1)
     files.told.clear()
@@ -180,7 +180,7 @@ def test_a_store_that_ignores_put_if_absent_has_one_writer(careless_bucket, capl
     assert open_cache(where).manifest.complete
 
 
-def test_the_name_of_a_dead_writer_is_taken_over_there(careless_bucket, monkeypatch):  # noqa: F811
+def test_the_name_of_a_dead_writer_is_taken_over_there(careless_bucket, monkeypatch):  # noqa: F811  # a fixture
     import socket
     import subprocess
     import sys
@@ -196,7 +196,7 @@ def test_the_name_of_a_dead_writer_is_taken_over_there(careless_bucket, monkeypa
         write_as(where, "zarr", "first")
 
 
-def test_put_if_absent_is_looked_at_and_leaves_nothing(bucket):  # noqa: F811
+def test_put_if_absent_is_looked_at_and_leaves_nothing(bucket):  # noqa: F811  # a fixture
     where = f"{bucket}/cache"
     with (
         open_writer(where, example_plan("zarr"), example_samples()),
@@ -206,7 +206,7 @@ def test_put_if_absent_is_looked_at_and_leaves_nothing(bucket):  # noqa: F811
     assert not [path for path in raw_names(bucket) if "probe" in path or "lock" in path]
 
 
-def raw_names(bucket):  # noqa: F811
+def raw_names(bucket):  # noqa: F811  # a fixture
     """Every object in a bucket."""
     import os
 

@@ -83,7 +83,10 @@ class Refused(NamedTuple):
 def fill(module, seed=0):
     """Random weights of an order that every layer feels, and statistics that are not those of a new norm."""
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda like: torch.randn(like.shape, generator=generator)  # noqa: E731
+
+    def draw(like):
+        return torch.randn(like.shape, generator=generator)
+
     with torch.no_grad():
         for name, value in module.named_parameters():
             if value.dim() >= 2:

@@ -8,23 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+from helpers.warm import run
+
 import bird_pipelines
 
 BIRD = [sys.executable, "-c", "from bird_pipelines.cli import main; main()"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 
-def bird(*args, code=0, **kwargs):
+def bird(*args, code=0):
     """Run `bird ARGS`, expect the exit code, return the finished process."""
-    done = subprocess.run(
-        [*BIRD, *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=300,
-        check=False,
-        **kwargs,
-    )
+    done = run([*map(str, args)], ENVIRONMENT)
     assert done.returncode == code, f"exit {done.returncode} instead of {code}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done

@@ -116,7 +116,10 @@ def killed_and_resumed(proxy, teacher, out, names):
     were asked for more than once."""
     command = ("precompute", "--teacher", teacher, *DATA, "--out", out)
     proxy.reset()
-    counted = lambda: sum(proxy.asked[name] for name in names)  # noqa: E731
+
+    def counted():
+        return sum(proxy.asked[name] for name in names)
+
     code, _ = stopped(*command, "--requests-per-minute", 120, when=lambda: counted() > LIMIT // 2)
     assert code == -9
     assert LIMIT // 2 < counted() < LIMIT

@@ -2,12 +2,14 @@
 
 import inspect
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from helpers.reports import text_of
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -134,6 +136,27 @@ def test_what_does_not_fit_is_one_clear_message_and_nothing_is_written(tmp_path,
         audit(file, tmp_path / "r.html", **COLUMNS)
     assert said in str(caught.value)
     assert [each.name for each in tmp_path.iterdir()] == ["p.parquet"]
+
+
+@pytest.mark.parametrize("classes", [2, 12])
+def test_many_groups_make_long_tables_and_no_wide_ones(tmp_path, classes):
+    """Paper cuts more than eight columns of numbers. Of classes and groups, the fewer are columns."""
+    rng = np.random.default_rng(0)
+    codes = {name: rng.integers(size, size=6000) for name, size in (("truth", classes), ("sex", 2), ("age", 4))}
+    names = {name: np.array([f"{name}{each}" for each in range(12)])[code] for name, code in codes.items()}
+    region = np.array(["east", "north", "west"])[rng.integers(3, size=6000)]
+    file = written(tmp_path / "p.csv", names | {"region": region, "told": names["truth"]})
+    found = audit(file, tmp_path / "r.html", label="truth", group=["sex", "age", "region"], prediction="told")
+    heads = re.findall("<thead>.*?</thead>", (tmp_path / "r.html").read_text(), re.S)
+    assert max(each.count("<th ") for each in heads) <= 9
+    assert len(found["groups"]["sex x age x region"]["group_names"]) == 24
+    text = text_of(tmp_path / "r.html")
+    for name in found["groups"]["sex x age x region"]["group_names"]:
+        assert name in text
+    for at in range(classes):
+        assert f"recall of truth{at} " in text
+        counted = found["groups"]["sex x age x region"]["confusion"][at]
+        assert f"{sum(counted[23]):,} rows" in text
 
 
 def test_the_command_prints_the_worst_cell(tmp_path):

@@ -108,10 +108,13 @@ def test_logits_of_a_fitted_head_are_a_layer_that_bkd_uses(tars, tmp_path):
 
 
 @pytest.mark.parametrize("store", ["zarr", "webdataset"])
-def test_object_storage_survives_a_kill(cache, flags, bucket, tmp_path, store):  # noqa: F811
+def test_object_storage_survives_a_kill(cache, flags, bucket, tmp_path, store):  # noqa: F811  # a fixture
     where = f"{bucket}/{store}"
     shell.ENVIRONMENT.update({name: value for name, value in os.environ.items() if name.startswith("AWS_")})
-    committed = lambda: any(path.startswith("commits/") for path in open_folder(where).files())  # noqa: E731
+
+    def committed():
+        return any(path.startswith("commits/") for path in open_folder(where).files())
+
     code, _ = stopped("precompute", *flags, "--store", store, "--out", where, when=committed)
     assert code in (-9, 0)
     bird("precompute", *flags, "--store", store, "--out", where)

@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+import bird_pipelines
 from bird.errors import UsageError
 from bird.measuring.paired import compare
 from bird_pipelines.cli import app
@@ -66,10 +67,21 @@ def test_what_cannot_be_compared(cache, tmp_path, methods, against, where):
 
 def test_a_wrong_option_is_told_before_anything_is_trained(cache, tmp_path):
     command = ["compare", str(cache), "--methods", "baseline,fitnet", "--out", str(tmp_path / "out"), "--set"]
-    for option, said in (("alhpa=0.5", "alpha"), ("alpha", "NAME=VALUE"), ("alpha=7", "less than or equal to 1")):
+    for option, said in (("alhpa=0.5", "alpha"), ("alpha", "NAME=VALUE"), ("alpha=7", "at most 1")):
         done = CliRunner().invoke(app, [*command, option])
         assert isinstance(done.exception, UsageError)
         assert said in str(done.exception)
+    for option, said in (
+        ("seed=5", "--seeds"),
+        ("method=bird", "--methods"),
+        ("out=x", "--out"),
+        ("cache=x", "argument"),
+    ):
+        done = CliRunner().invoke(app, [*command, option])
+        assert isinstance(done.exception, UsageError), "it would have no effect"
+        assert said in done.exception.fix
+    with pytest.raises(UsageError, match="1 or more"):
+        bird_pipelines.compare(cache=cache, methods=["baseline", "fitnet"], out=tmp_path / "out", seeds=0)
     assert not (tmp_path / "out").exists()
 
 

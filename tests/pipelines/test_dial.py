@@ -68,7 +68,7 @@ def test_what_a_run_cannot_begin_from(cache, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("path", ["", "1,1", "1,2", "1,x"])
+@pytest.mark.parametrize("path", ["", "1,1", "1,2", "1,x", "1,nan", "0.5000001,0.50000012"])
 def test_balances_are_numbers_from_0_to_1(cache, tmp_path, path):
     done = CliRunner().invoke(app, ["dial", str(cache), "--out", str(tmp_path / "out"), "--balances", path])
     assert isinstance(done.exception, UsageError)
@@ -79,3 +79,12 @@ def test_balances_are_numbers_from_0_to_1(cache, tmp_path, path):
 def test_only_bird_offsets_has_a_dial(cache, tmp_path):
     with pytest.raises(UsageError, match="bird-offsets"):
         turn(str(cache), tmp_path / "out", seeds=1, flags={"method": "bird"})
+
+
+@pytest.mark.parametrize("taken", ["balance", "seed", "out", "cache", "start_from"])
+def test_what_the_path_sets_itself_is_refused(cache, tmp_path, taken):
+    with pytest.raises(UsageError, match=f"--set {taken}=0.3"):
+        turn(str(cache), tmp_path / "out", seeds=1, flags={taken: "0.3"})
+    with pytest.raises(UsageError, match="1 or more"):
+        bird_pipelines.dial(cache=cache, out=tmp_path / "out", seeds=0)
+    assert not (tmp_path / "out").exists()

@@ -40,7 +40,7 @@ def test_every_error_of_ours_survives_pickling(record_property: Any) -> None:
     for kind in classes:
         error = kind(**SAID) if issubclass(kind, (BirdError, CacheError)) else kind("a reason")
         error.add_note("and a note")
-        for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301
+        for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301  # our own bytes
             assert type(other) is kind
             assert str(other) == str(error)
             assert other.__dict__ == error.__dict__

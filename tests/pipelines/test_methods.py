@@ -110,8 +110,8 @@ def killed_and_resumed(config, steps):
     from bird_pipelines import runs
 
     data = read(config)
-    runs.claim(config, data.fingerprint)
-    trainer = Trainer(config, data)
+    with runs.held(config, data.fingerprint):
+        trainer = Trainer(config, data)
     one_step = trainer.one_step
 
     def step(rows):

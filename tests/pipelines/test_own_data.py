@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.own_parts import SQUARES
 from helpers.shell import bird, bird_json, panel
 from PIL import Image
 
@@ -17,24 +18,6 @@ from bird_cache.store import open_cache
 from bird_pipelines.config import resolve
 from bird_pipelines.distilling.training import distill
 
-SOURCE = '''
-import numpy as np
-
-class Squares:
-    """Bright and dark squares, of two groups."""
-
-    classes, group_names, image_size, flip = ("dark", "bright"), ("left", "right"), 16, False
-
-    def __init__(self, count=64):
-        self.count = count
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, n):
-        noise = np.random.default_rng(n).integers(0, 100, (16, 16, 3), dtype=np.uint8)
-        return {"image": noise + np.uint8(120 * (n % 2)), "label": n % 2, "group": n // 2 % 2}
-'''
 SHORT = {"epochs": 1, "batch_size": 16, "method": "fitnet"}
 
 
@@ -50,7 +33,7 @@ def teacher(tmp_path_factory):
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory):
     file = tmp_path_factory.mktemp("code") / "squares.py"
-    file.write_text(SOURCE)
+    file.write_text(SQUARES)
     return file
 
 
@@ -87,11 +70,11 @@ def test_an_adapter_needs_no_code_and_an_image_student_is_given_it_again(own, sq
 
 def test_a_changed_file_is_another_data_set_and_is_named(own, squares, teacher, tmp_path):
     changed = tmp_path / "squares.py"
-    changed.write_text(SOURCE.replace("120", "110"))
+    changed.write_text(SQUARES.replace("120", "110"))
     flags = {"teacher": f"run:{teacher}", "dataset": f"{changed}:Squares", "settings": {"count": 80}, "workers": 1}
     with pytest.raises(StaleCacheError, match=r"dataset\.(identity|name|own)"):
         bird_pipelines.precompute(**flags, out=own)
-    changed.write_text(SOURCE + "# a remark\n")
+    changed.write_text(SQUARES + "# a remark\n")
     with pytest.raises(StaleCacheError, match=r"found dataset.name = Squares@.*wanted dataset.name = Squares@"):
         bird_pipelines.precompute(**flags, out=own)
     image = {"student": "tiny-convnet", "out": tmp_path / "run", **SHORT}
@@ -106,7 +89,7 @@ def test_a_changed_file_is_another_data_set_and_is_named(own, squares, teacher, 
 
 def test_an_object_is_handed_over_in_python(teacher, tmp_path):
     names = {}
-    exec(SOURCE, names)
+    exec(SQUARES, names)
     items = names["Squares"](64)
     made = bird_pipelines.precompute(teacher=f"run:{teacher}", dataset=items, out=tmp_path / "cache", workers=1)
     assert made["causes"]["dataset"]["name"].startswith("Squares@")

@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from helpers.own_parts import NET, SQUARES
 
 import bird_pipelines
 from bird.errors import TeacherError, UsageError
@@ -17,11 +18,7 @@ from bird_cache.store import open_cache
 from bird_pipelines.cli import app
 from bird_pipelines.precomputing.caches import compare_with_teacher
 
-PARTS = '''
-import numpy as np
-import torch
-from torch import nn
-
+TEACHERS = '''
 from bird.teachers.base import Teacher
 from bird.teachers.layers import LayerSpec
 
@@ -52,37 +49,10 @@ class Restless(Corners):
         return {name: value + torch.rand(()) for name, value in super().answer(views, layers).items()}
 
 
-class Squares:
-    """Bright and dark squares, of two groups."""
-
-    classes, group_names, image_size, flip = ("dark", "bright"), ("left", "right"), 16, False
-
-    def __init__(self, count=96):
-        self.count = count
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, n):
-        noise = np.random.default_rng(n).integers(0, 100, (16, 16, 3), dtype=np.uint8)
-        return {"image": noise + np.uint8(120 * (n % 2)), "label": n % 2, "group": n // 2 % 2}
-
-
-class Net(nn.Module):
-    def __init__(self, classes):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc = nn.Linear(8, classes)
-
-    def forward(self, pixels):
-        return self.fc(self.body(pixels))
-
-
 def distant(student, teacher):
     return (student - teacher).square().mean(1)
 '''
 METHOD = """
-
 from bird.methods import Method
 
 
@@ -94,13 +64,14 @@ class Plain(Method):
         learner.descend(loss)
         return {"loss": loss.detach()}
 """
+PARTS = SQUARES + NET + TEACHERS + METHOD
 SHORT = {"epochs": 2, "warmup": 1, "batch_size": 16, "meta_per_cell": 2}
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     file = tmp_path_factory.mktemp("code") / "mine.py"
-    file.write_text(PARTS + METHOD)
+    file.write_text(PARTS)
     return file
 
 
@@ -257,7 +228,7 @@ def installed(tmp_path, monkeypatch):
     kinds = {"student": "Net", "teacher": "Corners", "method": "Plain", "dataset": "Squares"}
     lines = [f"[bird.{kind}s]\nmy-{kind} = birdparts_of_test:{name}\n" for kind, name in kinds.items()]
     (info / "entry_points.txt").write_text("\n".join(lines))
-    (site / "birdparts_of_test.py").write_text(PARTS + METHOD)
+    (site / "birdparts_of_test.py").write_text(PARTS)
     monkeypatch.syspath_prepend(site)
     yield site
     sys.modules.pop("birdparts_of_test", None)

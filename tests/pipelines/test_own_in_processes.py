@@ -1,49 +1,32 @@
 """Parts of one's own where other processes work with them: `--processes`, `--jobs`, Ray."""
 
 import pytest
+from helpers.own_parts import NET, SQUARES
 from helpers.shell import bird
 from helpers.workers import bytes_of
 
 from bird_pipelines.config import resolve
 from bird_pipelines.study.places import trainer
 
-PARTS = '''
-import numpy as np
-import torch
-from torch import nn
+PARTS = (
+    SQUARES
+    + NET
+    + '''
 
-
-class Squares:
-    """Bright and dark squares, of two groups."""
-
-    classes, group_names, image_size, flip = ("dark", "bright"), ("left", "right"), 16, False
-
-    def __len__(self):
-        return 96
-
-    def __getitem__(self, n):
-        noise = np.random.default_rng(n).integers(0, 100, (16, 16, 3), dtype=np.uint8)
-        return {"image": noise + np.uint8(120 * (n % 2)), "label": n % 2, "group": n // 2 % 2}
-
-
-class Net(nn.Module):
-    """A teacher."""
+class Fixed(Net):
+    """A teacher that has the same weights in every process."""
 
     def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc = nn.Linear(8, 2)
+        super().__init__(2)
         with torch.no_grad():
             for weight in self.parameters():
                 weight.copy_((0.1 * torch.arange(weight.numel()) % 1 - 0.4).reshape(weight.shape))
-
-    def forward(self, pixels):
-        return self.fc(self.body(pixels))
 
 
 def distant(student, teacher):
     return (student - teacher).square().mean(1)
 '''
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +39,7 @@ def file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def words(file):
     sizes = ("--shard-rows", 16, "--batch-size", 16, "--workers", 1, "--image-size", 16)
-    return ("precompute", "--teacher", f"{file}:Net", "--dataset", f"{file}:Squares", *sizes)
+    return ("precompute", "--teacher", f"{file}:Fixed", "--dataset", f"{file}:Squares", *sizes)
 
 
 @pytest.fixture(scope="module")

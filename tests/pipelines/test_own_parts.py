@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers.own_parts import NET
 from helpers.shell import bird, panel
 from PIL import Image
 from safetensors.torch import save_file
@@ -25,25 +26,9 @@ from bird_pipelines.progress import Interrupted
 from bird_pipelines.shipping.export import export
 from bird_pipelines.shipping.predict import predict
 
-PARTS = '''
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    """Logits alone."""
-
-    stages = ("body.0",)
-    pixel_mean, pixel_std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-
-    def __init__(self, classes):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc = nn.Linear(8, classes)
-
-    def forward(self, pixels):
-        return self.fc(self.body(pixels))
-
+PARTS = (
+    NET
+    + '''
 
 class Both(Net):
     """Features and logits, by name."""
@@ -111,6 +96,7 @@ def no_number(student, teacher):
 def blind(student, teacher):
     return student.square().mean()
 '''
+)
 SHORT = {"epochs": 2, "warmup": 1, "batch_size": 16, "meta_per_cell": 2}
 
 

@@ -1,4 +1,7 @@
-"""Phase one: what is cached is what the teacher says, whatever happens on the way."""
+"""Phase one: what is cached is what the teacher says, whatever happens on the way.
+
+One file over 400 lines: each fault of phase one is a short test, and they are read as a list.
+"""
 
 import random
 import shutil

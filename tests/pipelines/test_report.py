@@ -25,7 +25,7 @@ def test_is_well_formed_and_loads_nothing(page):
     reader = read(page)
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in reader.links)
     assert not reader.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
-    html = page.read_text()
+    html = re.sub(r'"data:image/png;base64,[\w+/=]*"', '""', page.read_text())  # base64 has // by chance
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", html)
     assert len(reader.ids) == len({*reader.ids})
     references = {link[1:] for link in reader.links if link.startswith("#")} | {*re.findall(r"url\(#([^)]+)\)", html)}

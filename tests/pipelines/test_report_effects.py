@@ -1,16 +1,20 @@
 """The report: effects against a baseline, numbers by group, every seed, and how it looks on dark pages and in print."""
 
+import base64
+import io
 import json
 import re
 
-import matplotlib
 import numpy as np
 import pytest
 from helpers.reports import browse, make_run, text_of
+from PIL import Image
 
 from bird.errors import UsageError
 from bird.measuring.metrics import assess
-from bird_pipelines.reporting import look, plots
+from bird_pipelines.marks import difference
+from bird_pipelines.reporting import curves, look, plots
+from bird_pipelines.reporting.recall_chart import shade
 from bird_pipelines.reporting.report import write_report
 from bird_pipelines.reporting.settings import settings_that_matter
 
@@ -43,9 +47,15 @@ def paired(tmp_path_factory):
     return root
 
 
-def test_effects_stand_on_the_page_with_intervals_and_p(paired, tmp_path):
+@pytest.fixture(scope="module")
+def paired_page(paired, tmp_path_factory):
+    """The report on them."""
+    return write_report([paired], tmp_path_factory.mktemp("page") / "report.html")
+
+
+def test_effects_stand_on_the_page_with_intervals_and_p(paired_page):
     """And a folder of run folders stands for its runs."""
-    text = text_of(write_report([paired], tmp_path / "report.html"))
+    text = text_of(paired_page)
     assert "16 finished runs of 2 configurations" in text
     assert "Minus baseline, cifar10s" in text
     row = re.search(
@@ -70,9 +80,8 @@ def test_runs_without_predictions_are_not_compared_and_it_says_why(page):
     assert "n/a: no predictions-test.npz" in text_of(page)
 
 
-def test_every_seed_has_its_part_with_recalls_and_numbers_by_group(paired, tmp_path):
-    page = write_report([paired], tmp_path / "report.html")
-    text = text_of(page)
+def test_every_seed_has_its_part_with_recalls_and_numbers_by_group(paired_page):
+    page, text = paired_page, text_of(paired_page)
     assert page.read_text().count('<details class="seed"') == 16
     charts = re.findall(r'<svg[^>]*aria-label="recall per class and group.*?</svg>', page.read_text())
     assert len(charts) == 16
@@ -82,6 +91,61 @@ def test_every_seed_has_its_part_with_recalls_and_numbers_by_group(paired, tmp_p
         assert f"Seed {seed}" in text
     for wanted in ("worst cell: b", "selected as yes", "is yes", "calibration error", "demographic-parity gap"):
         assert wanted in text
+
+
+def test_every_seed_of_a_gated_method_has_its_chart_of_the_gate(tmp_path):
+    made = [make_run(tmp_path / str(seed), method="bird", seed=seed) for seed in range(3)]
+    html = write_report([*made, make_run(tmp_path / "b", method="baseline")], tmp_path / "report.html").read_text()
+    gates = re.findall(r'aria-label="share of teacher features.*?base64,([^"]*)"', html)
+    assert len({*gates}) == 3, "each is that of its seed"
+    assert max(map(len, gates)) < 2500, "many fit into one page"
+    assert html.count('aria-label="Meta split') == 4
+
+
+def test_the_image_of_the_gate_has_the_shares_of_each_epoch():
+    counts = [[90, 10, 0, 0], [0, 0, 50, 50]]
+    curve = [{"epoch": at + 1, "gate": {"counts": each}} for at, each in enumerate(counts)]
+    png = re.search(r'base64,([^"]*)"', str(curves.gate_chart(curve)))
+    with Image.open(io.BytesIO(base64.b64decode(png[1]))) as image:
+        levels = np.asarray(image)
+    assert levels.shape == (4, 2), "a row a value, 1 at the top; a column an epoch"
+    assert (levels[::-1, 0] == [63, 7, 0, 0]).all()
+    assert (levels[::-1, 1] == [0, 0, 35, 35]).all()
+    assert "90 % of features" in curves.gate_chart(curve)
+    assert curves.gate_chart([{"epoch": 1, "gate": None}]) is None
+
+
+def test_a_curve_stands_where_its_values_are():
+    """Accuracy 0, 50, 100 in three epochs: the line goes from the bottom of the axes to their top; a None breaks it."""
+    meta = [{"epoch": at + 1, "meta": {"accuracy": value}} for at, value in enumerate((0, 50, 100, None, 100))]
+    path = re.search(r'd="(M[^"]*)" fill="none"', curves.meta_chart(meta, None, None))[1]
+    points = [[float(each) for each in point.split()] for point in re.split("[ML]", path)[1:]]
+    assert path.count("M") == 2
+    x, y = zip(*points, strict=True)
+    assert np.allclose(np.diff(x), [59.6, 59.6, 119.2], atol=0.2)
+    assert y[0] == curves.BOTTOM
+    assert y[1] == pytest.approx((y[0] + y[2]) / 2)
+    losses = curves.loss_chart([{"epoch": at + 1, "loss": 10.0**-at} for at in range(3)], None)
+    path = re.search(r'd="(M[^"]*)" fill="none"', losses)[1]
+    y = [float(point.split()[1]) for point in re.split("[ML]", path)[1:]]
+    assert y[1] - y[0] == pytest.approx(y[2] - y[1], abs=0.2), "a log scale"
+
+
+def test_seeds_stand_in_one_table_with_intervals_and_floors(paired, paired_page):
+    text = text_of(paired_page)
+    found = json.loads((paired / "baseline-3" / "metrics-test.json").read_text())
+    ends = " – ".join(f"{each:.1f}" for each in found["intervals"]["mean_deo"])
+    assert f"{found['mean_deo']:.1f} {ends} floor {found['deo_floor']['mean']:.1f}" in text
+
+
+def test_a_small_difference_keeps_its_side_of_0():
+    told = {-0.04: "-0.04", 0.03: "+0.03", 1.04: "+1.0", -12.26: "-12.3", 0.0: "+0.0"}
+    assert {value: difference(value) for value in told} == told
+
+
+def test_a_single_run_has_no_plot_of_one_mark(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert "AUROC against mean-DEO" not in text_of(write_report([run], tmp_path / "report.html"))
 
 
 def test_a_setting_stands_only_where_the_method_reads_it():
@@ -130,16 +194,25 @@ def test_text_has_a_contrast_of_4_5_to_1_light_dark_and_printed(page):
         for text in ("ink", "muted", "mark", "up", "down"):
             for ground in ("bg", "sheet"):
                 assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground, colours)
-    for share in np.linspace(0, 1, 101):
-        ground = matplotlib.colormaps["Blues"](share / 1.15)
-        code = matplotlib.colors.to_hex(ground)
-        assert contrast({"white": "#fff", "black": "#000"}[look.readable_on(ground)], code) >= 4.5
+    sheet = dict(re.findall(r"--(\w+): (#\w+)", palettes[1]))["sheet"]
+    for ink in (look.INK, look.MUTED):
+        assert contrast(ink, "#fff") >= 4.5
+        assert contrast(turned_over(ink), sheet) >= 4.5
+    for share in np.linspace(0, 100, 101):
+        ground = shade(share)
+        assert contrast("#000", ground) >= 4.5
+        assert contrast(turned_over("#000"), turned_over(ground)) >= 4.5, "as a dark page shows it"
+
+
+def turned_over(colour):
+    """What `filter: invert(1) hue-rotate(180deg)` makes of it (Filter Effects 1, matrices of feColorMatrix)."""
+    red, green, blue = 1 - np.array(hex_of(colour)) / 255
+    grey = 2 * (0.213 * red + 0.715 * green + 0.072 * blue)
+    return "#" + "".join(f"{round(255 * min(max(grey - each, 0), 1)):02x}" for each in (red, green, blue))
 
 
 @pytest.mark.slow
 def test_a_dark_page_has_no_white_sheet(page, tmp_path):
-    from PIL import Image
-
     shot, unfolded = tmp_path / "dark.png", tmp_path / "unfolded.html"
     unfolded.write_text(page.read_text().replace("<details", "<details open"))
     browse(
@@ -155,13 +228,14 @@ def test_a_dark_page_has_no_white_sheet(page, tmp_path):
 
 
 @pytest.mark.slow
-def test_print_opens_what_is_closed_and_is_not_wider_than_the_sheet(paired, tmp_path):
+def test_print_opens_what_is_closed_and_is_not_wider_than_the_sheet(paired_page, tmp_path):
     """The rules of print, at the width of a printed sheet: a closed part takes its whole height, no table is cut."""
-    page = write_report([paired], tmp_path / "report.html")
+    page = paired_page
     printed = tmp_path / "printed.html"
     probe = (
         "<script>document.title = [document.documentElement.scrollWidth, "
-        "[...document.querySelectorAll('details:not([open])')].filter(d => d.offsetHeight < 100).length, "
+        "[...document.querySelectorAll('details:not([open])')]"
+        ".filter(d => d.offsetHeight < d.children[0].offsetHeight + 12).length, "
         "document.querySelectorAll('details:not([open])').length].join(' ')</script></body>"
     )
     printed.write_text(page.read_text().replace("@media print {", "@media all {").replace("</body>", probe))
@@ -170,3 +244,12 @@ def test_print_opens_what_is_closed_and_is_not_wider_than_the_sheet(paired, tmp_
     assert width <= 1030
     assert parts > 10
     assert shut == 0
+
+
+@pytest.mark.slow
+def test_four_runs_print_on_few_pages(tmp_path):
+    """They were 33 pages: charts one below the other, and three lines for each number of a table."""
+    made = [make_run(tmp_path / name, method=name) for name in ("baseline", "fitnet", "bird", "bkd")]
+    page, pdf = write_report(made, tmp_path / "report.html"), tmp_path / "report.pdf"
+    browse(page, tmp_path / "p", f"--print-to-pdf={pdf}", "--no-pdf-header-footer")
+    assert 3 < len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes())) <= 11

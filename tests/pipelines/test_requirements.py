@@ -10,7 +10,7 @@ from helpers.shell import bird, bird_json, distilled, panel
 
 import bird_pipelines
 from bird.datasets import open_dataset
-from bird.errors import EmptyCellError, UsageError
+from bird.errors import EmptyCellError, UsageError, WrongRunError
 from bird.methods import METHODS, Hyperparameters, build_method
 from bird.students import load_student, student_files
 from bird.teachers import load_teacher
@@ -66,6 +66,8 @@ def without(tmp_path_factory):
         ({"lambda": -1}, {}, "--lambda"),
         ({"lamda": 0.2}, {"lambda": 0.2}, "did you mean lambda?"),
         ({"warmup": 9}, {}, "--warmup"),
+        ({"average": -0.5}, {}, "--average"),
+        ({"method": "bird", "epochs": 2, "warmup": 1, "feedback_every": 99}, {"method": "bird"}, "feedback in none"),
     ],
 )
 def test_a_slip_leaves_no_folder_that_refuses_the_right_word(cache, tmp_path, wrong, right, meant):
@@ -84,6 +86,20 @@ def test_many_runs_claim_no_folder_before_they_are_known_to_work(without, tmp_pa
         distill_many(configs)
     assert not [*tmp_path.iterdir()]
     assert len(distill_many([config.but(method="fitnet") for config in configs])) == 2
+
+
+def test_methods_are_compared_and_chosen_only_where_all_can_be_trained(without, tmp_path):
+    """Before the first is trained: what the second lacks, and whether its folder is that of another run."""
+    compared = {"cache": without["meta"], "methods": ["fitnet", "bird"], "out": tmp_path / "out", "seeds": 1, **SHORT}
+    with pytest.raises(EmptyCellError, match="class yes x group b"):
+        bird_pipelines.compare(**compared)
+    with pytest.raises(EmptyCellError, match="no train sample of class yes x group b"):
+        bird_pipelines.tune(cache=without["train"], out=tmp_path / "out", method="bird", trials=1, seeds=1, **SHORT)
+    assert not (tmp_path / "out").exists()
+    distilled(without["meta"], tmp_path / "out" / "ad-0", method="ad", **{**SHORT, "lr": 0.01})
+    with pytest.raises(WrongRunError, match=r"lr = 0\.01"):
+        bird_pipelines.compare(**{**compared, "methods": ["fitnet", "ad"]})
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["ad-0"]
 
 
 def test_the_command_says_what_was_meant_and_writes_nothing(cache, tmp_path):
@@ -174,6 +190,7 @@ def test_a_method_that_needs_an_empty_cell_refuses_and_others_record_it(without,
         ) as told:
             distilled(without[split], tmp_path / "run", method=method, **SHORT)
         assert "baseline, bkd, fitnet, at, ad" in told.value.fix
+        assert ("--offsets-from zero" in str(told.value)) == (split == "train" and method.startswith("bird-offsets"))
         assert not (tmp_path / "run").exists()
         return
     info = distilled(without[split], tmp_path / "run", method=method, **SHORT)
@@ -299,6 +316,15 @@ def test_what_an_old_cache_cannot_show_is_not_available_and_says_why(tmp_path, c
     for name in missing - {"f1_binary"}:
         assert test["undefined"][name] in page
     assert page.count(">n/a<") >= len(missing - {"f1_binary"})
+
+
+def test_one_group_gives_no_feedback_and_nothing_to_choose_by(tmp_path):
+    cache = one_sided(tmp_path / "cache", ("no", "yes"), ("female",))
+    with pytest.raises(UsageError, match=r"one group .female."):
+        distilled(cache, tmp_path / "run", method="bird-offsets", pool=True, **SHORT)
+    with pytest.raises(UsageError, match="two classes and two groups"):
+        bird_pipelines.tune(cache=cache, out=tmp_path / "run", method="bkd", trials=1, seeds=1, **SHORT)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_of_before_shows_no_zero_that_was_not_measured(tmp_path):

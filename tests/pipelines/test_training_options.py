@@ -101,7 +101,10 @@ def test_each_option_changes_the_student_and_a_stack_is_single_runs(cache, tmp_p
 
 @pytest.mark.parametrize("seeds", [{"seed": 1}, {"seeds": "0-1"}], ids=["one", "stack"])
 def test_a_run_that_diverges_says_so_and_keeps_no_student(cache, tmp_path, seeds):
-    with pytest.raises(DivergedError, match=r"NaN or infinite numbers in .* training diverged.*lower --lr"):
+    with pytest.raises(
+        DivergedError,
+        match=r"NaN or infinite numbers in .* training diverged.*lower --lr .with feedback --mu1 and --mu2",
+    ):
         distilled(cache, tmp_path / "run", method="fitnet", **SHORT, lr=1e30, **seeds)
     assert not [*(tmp_path / "run").rglob("student.safetensors")]
     assert not [*(tmp_path / "run").rglob("run.json")]

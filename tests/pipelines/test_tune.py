@@ -7,16 +7,17 @@ import pytest
 from helpers import cachekit
 from helpers.shell import bird, bird_json, panel
 
-from bird.errors import RunError, UsageError
+from bird.errors import DivergedError, RunError, UsageError
 from bird.methods import METHODS
 from bird_cache.store import open_cache
 from bird_pipelines.config import resolve
 from bird_pipelines.config.run import options_of_a_run
 from bird_pipelines.distilling.data import hold_out
+from bird_pipelines.distilling.side_by_side import distill_many
 from bird_pipelines.distilling.training import read
 from bird_pipelines.study import tune_search as searching
 from bird_pipelines.study.tune import tune
-from bird_pipelines.study.tune_search import SPACES, Search, candidates_of, dominates
+from bird_pipelines.study.tune_search import SPACES, Range, Search, candidates_of, dominates
 
 ROWS, DIM = 600, 6
 
@@ -84,6 +85,8 @@ def test_the_chosen_setting_is_the_best_feasible_one_and_test_comes_last(cache, 
     )
     page = (out / "tune.html").read_text()
     assert "<svg" in page
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     assert tune(base(cache, out, **learned), SMALL) == result
     with pytest.raises(RunError, match="test split has been opened"):
@@ -226,3 +229,26 @@ def test_the_baseline_gets_as_many_trials_and_is_told_apart(cache, tmp_path, cap
         assert (said in page) is not shown
     show.tuned(result)
     assert "and as many of the baseline" in capsys.readouterr().out
+
+
+def test_a_study_whose_default_diverged_goes_on_with_a_mended_one_and_a_paid_one_is_kept(cache, tmp_path, monkeypatch):
+    out, few = tmp_path / "study", Search(**{**vars(SMALL), "trials": 1, "final_seeds": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr("bird_pipelines.study.tune.BASELINE", {"lr": Range(1e-4, 1e30, log=True)})
+        with pytest.raises(DivergedError):
+            tune(base(cache, out, lr=1e30), few)
+    mended = tune(base(cache, out, lr=1e-2), few)
+    assert mended["baseline"]["candidates"][0]["setting"]["lr"] == pytest.approx(1e-2)
+    with pytest.raises(RunError, match=r"identity\.lr = 0\.01"):
+        tune(base(cache, out, lr=1e-3), few)
+
+
+def test_a_candidate_that_diverges_is_left_out_and_the_study_goes_on(cache, tmp_path, capsys):
+    """Rates up to 1e30, drawn by the logarithm: most candidates diverge. The first one is the user's."""
+    search = Search(**{**vars(SMALL), "trials": 6, "per_round": 3})
+    plain, space = base(cache, tmp_path, method="baseline", lr=1e-2), {"lr": Range(1e-3, 1e30, log=True)}
+    found = searching.look(plain, search, tmp_path / "s", space, 0.0, distill_many)
+    assert found[0]["setting"]["lr"] == pytest.approx(1e-2)
+    assert len(found) < 6
+    assert capsys.readouterr().err.count("is left out") == 6 - len(found)
+    assert searching.look(plain, search, tmp_path / "s", space, 0.0, distill_many) == found

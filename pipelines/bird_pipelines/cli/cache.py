@@ -111,7 +111,9 @@ def cache_fit_head(
 )
 def cache_import(
     flags: dict[str, Any],
-    vectors: Annotated[Path, typer.Argument(help=".npy (with --ids), .parquet, or a clip-retrieval output folder.")],
+    vectors: Annotated[
+        Path, typer.Argument(help="A .npy (with --ids) or .parquet file, or a clip-retrieval output folder.")
+    ],
     kind: Annotated[str, typer.Option(help="What they are: penultimate, projection, projection_l2 or logits.")],
     provenance: Annotated[str, typer.Option(help="Where they come from, in words: model, version, who ran it.")],
     ids: Annotated[Path | None, typer.Option(help="The ids of a .npy: .txt (one a line) or .csv.")] = None,

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from bird.errors import UsageError, unknown_name
+from bird_pipelines.config.option import wanted_in_words
 
 __all__ = ["MISUSE", "Commands", "as_ours"]
 
@@ -28,6 +29,8 @@ class Commands(TyperGroup):
 
 def as_ours(error: Any) -> UsageError:
     """A `MISUSE` in the words of this project."""
+    from pydantic import ValidationError
+
     command = "bird" if error.ctx is None else error.ctx.command_path
     kind, see, said = type(error).__name__, f"see `{command} --help`", str(error.message).rstrip(".")
     parameter = getattr(error, "param", None)
@@ -39,6 +42,9 @@ def as_ours(error: Any) -> UsageError:
     if kind == "MissingParameter":
         return UsageError(where=command, found=f"no {name}", wanted=wanted, fix=f"give {name}; {see}")
     where = name or getattr(error, "option_name", None) or command
+    if isinstance(error.__cause__, ValidationError):  # the value, and what its type and range ask for
+        (first, *_) = error.__cause__.errors()
+        return UsageError(where=where, found=repr(first["input"]), wanted=wanted_in_words(first), fix=see)
     return UsageError(where=where, found=said[:1].lower() + said[1:], wanted=wanted, fix=f"correct it; {see}")
 
 

@@ -99,7 +99,7 @@ def takes(
         called.__name__, called.__doc__ = command.__name__, command.__doc__
         parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*made, *own)]
         parameters.sort(key=lambda each: each.default is not inspect.Parameter.empty)
-        called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # typer reads it
         called.__annotations__ = {each.name: each.annotation for each in parameters}
         return called
 
@@ -142,16 +142,22 @@ def _said(default: object) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
-def share(value: float | None) -> float | None:
-    """A share from 0 to 1, as a callback of an option. Raises BadParameter; for a percentage with the share that it is."""
+def share(param: typer.CallbackParam, value: float | None) -> float | None:
+    """A share from 0 to 1, as a callback of an option. Raises UsageError; for a percentage with the share that it is."""
+    from bird.errors import UsageError
+
     if value is None or 0 <= value <= 1:
         return value
-    meant = f": did you mean {value / 100:g}?" if 1 < value <= 100 else ""
-    raise typer.BadParameter(f"{value:g} is no share from 0 to 1{meant}")
+    raise UsageError(
+        where=max(param.opts, key=len),
+        found=f"{value:g}",
+        wanted="a share, from 0 to 1",
+        fix=f"did you mean {value / 100:g}?" if 1 < value <= 100 else "correct it",
+    )
 
 
 def settings_of(pairs: list[str] | None, where: str = "--setting", see: str = "`bird list datasets`") -> dict[str, Any]:
-    """["skew=0.9"] -> {"skew": 0.9}. Values are read as TOML where they can be, else as text."""
+    """["skew=0.9"] -> {"skew": 0.9}. Values are read as TOML where they can be, else as text. Raises UsageError."""
     import tomllib
 
     from bird.errors import UsageError
@@ -169,7 +175,7 @@ def settings_of(pairs: list[str] | None, where: str = "--setting", see: str = "`
 
 
 def options_of(pairs: list[str] | None) -> dict[str, Any]:
-    """Options of `bird distill`: ["meta-per-cell=4"] -> {"meta_per_cell": "4"}."""
+    """Options of `bird distill`: ["meta-per-cell=4"] -> {"meta_per_cell": "4"}. Raises UsageError."""
     from bird.errors import UsageError
 
     options = {}

@@ -63,7 +63,7 @@ def to_say(lines: Mapping[str, str], *, follows: bool) -> bool:
     if launched().world == 1:
         return True
     try:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch's stubs lack it
 
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))

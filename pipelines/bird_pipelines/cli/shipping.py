@@ -41,7 +41,7 @@ def export(
 
     told = {"precision": precision, "batch": batch, "calibrate": calibrate, "rows": check_rows}
     moved = {"data_root": data_root, "cache": cache, "student": student, "dataset": dataset}
-    output(run_export(run, out, to, **told, allow_drift=allow_drift, **moved), json_, exported)  # type: ignore[arg-type]
+    output(run_export(run, out, to, **told, allow_drift=allow_drift, **moved), json_, exported)  # type: ignore[arg-type]  # the options are checked there
 
 
 def predict(

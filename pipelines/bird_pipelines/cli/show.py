@@ -358,7 +358,7 @@ def tuned(result: dict[str, Any]) -> None:
         judged[f"{name}, {on}"] = number(each[on])
     table("on the choosing half of meta, x100", judged)
     if not chosen["feasible"]:
-        typer.echo(f" no candidate reached the floor of {on} with a student that is not trivial")
+        typer.echo(f" no candidate reached the floor of {on} with a student that is not trivial: the highest is taken")
     marked = {"chosen": chosen, "baseline": baseline["chosen"], "test": test, "test, baseline": baseline["test"]}
     for name, each in marked.items():
         if each.get("trivial"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, final
 
 from bird.errors import UsageError
 from bird.own import Part
@@ -30,6 +30,7 @@ STRICT = {"extra": "forbid", "allow_inf_nan": False}
 Three = tuple[float, float, float]
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """Which images, and which of them may be unusable."""
@@ -64,6 +65,7 @@ class Rows:
     max_megapixels: Annotated[float | None, Option("Refuse larger images.", default="64", ge=0.01)] = None
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """What is asked of the teacher beside its name."""
@@ -98,6 +100,7 @@ class Asked:
         return {"precision": precision, **{name: getattr(self, name) for name in names}}
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """What a teacher that answers over the network needs."""
@@ -112,6 +115,7 @@ class Service:
     )
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Stored:
     """What is stored of each row, and in which files."""
@@ -148,6 +152,7 @@ class Stored:
     ] = None
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """How the work is done, and which part of it."""
@@ -186,6 +191,7 @@ PARTS: Mapping[str, type[Record]] = {
 }
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig:
     """An order for a cache. `dry_run` only says what would be asked of the teacher. `own` are the parts of the user's own,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, final
 
 from bird.errors import UsageError
 from bird_pipelines.config.option import Option, declared
@@ -19,6 +19,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 """Which options each engine has."""
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """Who calls `write_shards`. Nothing here changes a cache or its fingerprint."""

@@ -9,17 +9,35 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, final
 
 if TYPE_CHECKING:
     from annotated_types import BaseMetadata
 
-__all__ = ["Declared", "Option", "Record", "as_json", "declared"]
+__all__ = ["Declared", "Option", "Record", "as_json", "declared", "wanted_in_words"]
+
+WANTED: Mapping[str, str] = {
+    "greater_than_equal": "a number of {ge} or more",
+    "greater_than": "a number above {gt}",
+    "less_than_equal": "a number of at most {le}",
+    "less_than": "a number below {lt}",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+}
+"""What an option has to be, by the kind of pydantic's error."""
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Option:
     """What there is to say of an option beside its type and its default.
@@ -58,6 +76,7 @@ class Record(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
+@final
 class Declared(NamedTuple):
     """An option of a record: its names outside and inside, its type, its default (`dataclasses.MISSING`: none)."""
 
@@ -81,6 +100,12 @@ def declared(record: type[Record]) -> tuple[Declared, ...]:
             default = field.default_factory()
         found.append(Declared(field.name.removesuffix("_"), field.name, kind, default, option, record.panel))
     return tuple(found)
+
+
+def wanted_in_words(error: Mapping[str, Any]) -> str:
+    """What one of pydantic's errors asks for, as an error of ours says it."""
+    bounds = {name: f"{bound:g}" for name, bound in error.get("ctx", {}).items() if isinstance(bound, int | float)}
+    return WANTED[error["type"]].format(**bounds) if error["type"] in WANTED else str(error["msg"])
 
 
 def as_json(value: Any) -> Any:

@@ -11,13 +11,13 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from bird.errors import UsageError, nearest, unknown_name
 from bird.own import Part, find, is_label
 from bird_pipelines.config import cache, run
 from bird_pipelines.config.cache import PrecomputeConfig, options_of_a_cache
-from bird_pipelines.config.option import Declared, Record, declared
+from bird_pipelines.config.option import Declared, Record, declared, wanted_in_words
 from bird_pipelines.config.run import RunConfig, options_of_a_run
 
 __all__ = ["own_parts", "resolve", "resolve_precompute", "run_of", "usual_average"]
@@ -30,6 +30,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 # Values that hold for every data set, by the name that `--preset` gives them.
 NAMED_PRESETS: Mapping[str, Mapping[str, float]] = {"paper": {"at_beta": 1e6}}
 USUAL_STEPS: Mapping[str, float] = {"lr_step_epochs": 10, "lr_gamma": 0.1}
+AS_USUAL = -1.0  # an average that nobody has given
 AD_SHORT = 20  # epochs up to which the student of AD moves in every one
 
 
@@ -76,6 +77,13 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, defaults: Mappin
         config = config.but(initial=_initial(config))
     if training.warmup < 0:
         config = config.but(warmup=training.epochs // 2)
+    if weights.average < 0 and weights.average != AS_USUAL:
+        raise UsageError(
+            where="--average",
+            found=f"{weights.average:g}",
+            wanted="a share, from 0 to below 1",
+            fix="0 keeps no mean; leave it out for the method's own",
+        )
     if weights.average < 0:
         config = config.but(average=usual_average(config.method, config.part("method")))
     if weights.ad_every == 0:
@@ -164,6 +172,7 @@ def _checked(
     return found
 
 
+@final
 class _Fault(typing.NamedTuple):
     name: str
     found: str
@@ -178,7 +187,7 @@ def _fault(error: Mapping[str, Any], names: Mapping[str, str]) -> _Fault:
     name = ".".join([outside.get(first, first), *rest])
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return _Fault(name, "nothing", "a value", [])
-    meant, wanted = [], error["msg"]
+    meant, wanted = [], wanted_in_words(error)
     if error["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
         meant, wanted = nearest(str(error["input"]), choices), f"one of {', '.join(choices)}"

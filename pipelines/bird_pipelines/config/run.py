@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, final
 
 from bird.own import Part
 from bird_pipelines.config.option import Declared, Option, Record, as_json, declared
@@ -22,6 +22,7 @@ CHOOSE = "choose"
 STRICT = {"extra": "forbid", "allow_inf_nan": False}
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """What to learn from."""
@@ -65,6 +66,7 @@ class Source:
     ] = 4.0
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Weights:
     """What weighs the losses: `bird.methods.Hyperparameters`, with their ranges."""
@@ -128,7 +130,7 @@ class Weights:
     learn_alpha: Annotated[
         bool,
         Option(
-            "bird-offsets: the feedback moves alpha, too. --alpha is where it starts.",
+            "bird-offsets: the feedback moves alpha, too. It starts at --alpha, between .001 and .999.",
             flag="--learn-alpha",
             later=True,
         ),
@@ -146,6 +148,7 @@ class Weights:
     ] = "all"
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """How the student is trained."""
@@ -176,10 +179,10 @@ class Training:
         ),
     ] = "constant"
     lr_step_epochs: Annotated[
-        int | None, Option("--lr-schedule step: epochs between two steps.", default="10", ge=1, later=True)
+        int | None, Option("With --lr-schedule step: epochs between two steps.", default="10", ge=1, later=True)
     ] = None
     lr_gamma: Annotated[
-        float | None, Option("--lr-schedule step: factor of each step.", default=".1", gt=0, le=1, later=True)
+        float | None, Option("With --lr-schedule step: factor of each step.", default=".1", gt=0, le=1, later=True)
     ] = None
     early_stop: Annotated[
         int,
@@ -225,6 +228,7 @@ class Training:
     ] = None
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Where a run is made, and how fast."""
@@ -261,6 +265,7 @@ class Place:
 PARTS: Mapping[str, type[Record]] = {"source": Source, "weights": Weights, "training": Training, "place": Place}
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A training run. `own` are the parts of the user's own, by kind: the option of that kind then holds a part's label."""

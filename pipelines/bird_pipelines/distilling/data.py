@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ __all__ = ["RunData", "hold_out", "load_data"]
 LOGITS, BOXES = "logits", "boxes"
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class RunData:
     """Rows 0..N-1 of one run, all splits together. `features` are the teacher's raw penultimate vectors (N, d)."""

@@ -84,8 +84,8 @@ class Clock:
 
     def watch(self, learner: Learner) -> None:
         """Be told when `learner` descends and when its gate has moved."""
-        learner.descend = self.around("backward", learner.descend, "other")  # type: ignore[method-assign]
-        learner.move_gate = self.around("meta", learner.move_gate, "forward")  # type: ignore[method-assign]
+        learner.descend = self.around("backward", learner.descend, "other")  # type: ignore[method-assign]  # this one learner's
+        learner.move_gate = self.around("meta", learner.move_gate, "forward")  # type: ignore[method-assign]  # this one learner's
 
     def shares(self) -> dict[str, float] | None:
         """The parts' shares of the time, rounded; None where nothing was counted."""

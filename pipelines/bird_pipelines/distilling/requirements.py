@@ -9,7 +9,8 @@ from bird.errors import EmptyCellError, UsageError
 from bird.methods import METHODS, Hyperparameters, Method, build_method
 from bird.own import Part
 from bird.students import STUDENTS, Student, last_stage, require_stages
-from bird_pipelines.config import Training, Weights
+from bird_cache.order import slices
+from bird_pipelines.config import RunConfig, Training, Weights
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.marks import few
 from bird_pipelines.progress import tell
@@ -19,6 +20,7 @@ __all__ = [
     "make_method",
     "require_meta_to_stop",
     "require_samples",
+    "required_method",
     "tell_empty_cells",
     "tell_student",
 ]
@@ -66,9 +68,47 @@ def make_method(
     return method
 
 
+def required_method(config: RunConfig, data: RunData) -> Method:
+    """The run's method, where all that it needs is there. Raises UsageError and EmptyCellError."""
+    method = make_method(
+        config.method,
+        config.weights,
+        data,
+        config.student,
+        head=config.training.head,
+        recompute=config.place.recompute,
+        part=config.part("method"),
+    )
+    require_samples(config.method, method, data, config.source.limit)
+    require_meta_to_stop(config.training, data)
+    require_feedback(config, method, len(data.rows("train")))
+    return method
+
+
+def require_feedback(config: RunConfig, method: Method, rows: int) -> None:
+    """Raise UsageError for feedback so seldom that no step of the run has any."""
+    every, training = config.weights.feedback_every, config.training
+    each = sum(1 for _ in slices(rows, training.batch_size))
+    first, end = training.warmup * each, training.epochs * each
+    if method.meta and every > 1 and first < end and -(-first // every) * every >= end:
+        raise UsageError(
+            where=f"--feedback-every {every}",
+            found=f"{end - first} steps after the warmup ({each} an epoch), and feedback in none of them",
+            wanted=f"at most {end - first}",
+            fix="lower it, or train longer",
+        )
+
+
 def require_samples(name: str, method: Method, data: RunData, limit: int | None = None) -> None:
     """Raise UsageError for a split that the method of that name reads and that has no sample, EmptyCellError, by name, for
     a (class, group) cell that it needs and that has none. `limit` is what the rows were limited to."""
+    if "meta" in method.cells and len(data.group_names) < 2:
+        raise UsageError(
+            where=f"--method {name}",
+            found=f"one group ({few(data.group_names)})",
+            wanted="two groups or more: the feedback compares them",
+            fix="use a cache with several groups, or a method without feedback",
+        )
     limited = "" if limit is None else f" (--limit {limit})"
     for split in ("train", *(["meta"] if method.meta else [])):
         if not len(data.rows(split)):

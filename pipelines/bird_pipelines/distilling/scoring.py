@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from bird.errors import DataError, DivergedError, unknown_name
 from bird.measuring.caveats import largest_class, trivial, undefined
@@ -20,7 +20,7 @@ from bird_pipelines.distilling.data import RunData
 from bird_pipelines.distilling.ranks import ONE, World
 from bird_pipelines.predictions import save_predictions
 
-__all__ = ["logits_of", "meta_score", "score"]
+__all__ = ["logits_of", "meta_score", "require_finite", "score"]
 
 BATCH = 256
 
@@ -50,6 +50,18 @@ def logits_of(
     return _finite(whole.cpu())
 
 
+def require_finite(model: nn.Module, out: Path, step: int) -> None:
+    """Raise DivergedError for weights that no checkpoint of the run in `out` should hold: the one before may be of use."""
+    weights = [each for each in model.parameters() if each.requires_grad]
+    if bad := sum(not bool(each.isfinite().all()) for each in weights):
+        raise DivergedError(
+            where=f"run {out}",
+            found=f"NaN or infinite numbers in {bad} of {len(weights)} weights after step {step:,}: training diverged",
+            wanted="finite numbers",
+            fix="lower --lr (with feedback --mu1 and --mu2, too), or mend a loss of your own",
+        )
+
+
 def _finite(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
     bad = int((~logits.isfinite().all(1)).sum())
     if bad:
@@ -57,7 +69,7 @@ def _finite(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classe
             where="the student's logits",
             found=f"NaN or infinite numbers in {bad:,} of {len(logits):,} rows: training diverged",
             wanted="finite numbers",
-            fix="lower --lr, or mend a loss of your own; then give another --out, or delete this one",
+            fix="lower --lr (with feedback --mu1 and --mu2, too), or mend a loss of your own",
         )
     return logits
 

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, final
 
@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bird.devices import choose_device, enough_memory, send, threads
-from bird.errors import UsageError
+from bird.errors import DivergedError, UsageError
 from bird.launch import launched
 from bird.methods import METHODS, Batch, Hyperparameters, build_method
 from bird.precision import in_bf16, require_precision
 from bird.step.stack import StackedLearner
 from bird.students import STUDENTS
-from bird_cache.files import write_lock
 from bird_cache.order import shuffled, slices
 from bird_cache.store import open_cache
 from bird_pipelines import runs
@@ -35,7 +34,7 @@ from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.distilling.epoch_losses import Pending
 from bird_pipelines.distilling.profiling import Clock
-from bird_pipelines.distilling.requirements import hyperparameters, tell_empty_cells
+from bird_pipelines.distilling.requirements import hyperparameters, required_method, tell_empty_cells
 from bird_pipelines.distilling.schedule import rate_factor, scale_rate
 from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.distilling.training import LESS, Trainer, distill, outcome, read
@@ -68,21 +67,44 @@ def distill_many(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
         raise UsageError(
             where="runs", found=f"{repeated[0]} more than once", wanted="a folder a run", fix="choose another --out"
         )
-    held: tuple[str, RunData] | None = None
-    for group in groups_of(configs):
-        if not stackable(group[0]):
-            for config in group:
-                distill(config)
-            continue
-        reads = json.dumps([str(group[0].source), group[0].student])
-        if held is None or held[0] != reads:
-            held = reads, read(group[0])
-        if isinstance(held[1].features, Tensor):
-            train_group(group, held[1])
-        else:  # too large to be held, let alone standardised beside itself
+    groups, held = groups_of(configs), Held()
+    for group in groups if len(groups) > 1 else []:  # a group by itself looks before it trains
+        require_all(group, held)
+    for group in groups:
+        data = held.of(group[0]) if stackable(group[0]) else None
+        if data is not None and isinstance(data.features, Tensor):
+            train_group(group, data)
+        else:  # or too large to be held, let alone standardised beside itself
             for config in group:
                 distill(config)
     return [outcome(config) for config in configs]
+
+
+def require_all(group: Sequence[RunConfig], held: Held) -> None:
+    """Look at what the runs of a group need, and at their folders, before any run is begun: raise what training would
+    raise, and touch nothing."""
+    left = [config for config in group if not (config.place.out / "run.json").exists()]
+    data = held.of(group[0])
+    if left:
+        required_method(left[0], data)
+    for config in group:
+        runs.refuse_another(config, data.fingerprint)
+
+
+@final
+class Held:
+    """The data that were read last: runs that read the same come after each other."""
+
+    def __init__(self) -> None:
+        self.reads = ""
+        self.data: RunData | None = None
+
+    def of(self, config: RunConfig) -> RunData:
+        """What the run may see. Raises what `read` raises."""
+        reads = json.dumps([str(config.source), config.student])
+        if self.data is None or self.reads != reads:
+            self.reads, self.data = reads, read(config)
+        return self.data
 
 
 def groups_of(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
@@ -120,13 +142,11 @@ def stackable(config: RunConfig) -> bool:
 def train_group(group: Sequence[RunConfig], data: RunData) -> None:
     """Train those of the group that are not finished, as many at once as are faster so."""
     require_precision(group[0].training.precision, choose_device(group[0].place.device))
-    with threads(1):  # made before the folders are claimed, as in `distill`
+    with threads(1):  # made before the folders are, as in `distill`
         source = None if all((config.place.out / "run.json").exists() for config in group) else Source(group[0], data)
-    for config in group:
-        runs.claim(config, data.fingerprint)
-    with ExitStack() as locks:
+    with ExitStack() as held:
         for config in group:
-            locks.enter_context(write_lock(config.place.out))
+            held.enter_context(runs.held(config, data.fingerprint))
         left = [config for config in group if not (config.place.out / "run.json").exists()]
         most = models_at_once(data)
         if left:
@@ -239,14 +259,23 @@ class Stack:
                         self.spend(now - began)
                         began = saved = now
                         self.settle()
-                        for trainer in self.trainers:
-                            trainer.save()
+                        self.each(Trainer.save)
                     if stop():
                         raise Interrupted
                 self.spend(time.monotonic() - began)
                 self.settle()
-                for trainer in self.trainers:
-                    trainer.end_epoch()
+                self.each(Trainer.end_epoch)
+
+    def each(self, do: Callable[[Trainer], None]) -> None:
+        """The same for each run; one that has diverged is told of last, so that the others keep what they have learnt."""
+        diverged: DivergedError | None = None
+        for trainer in self.trainers:
+            try:
+                do(trainer)
+            except DivergedError as error:
+                diverged = diverged or error
+        if diverged is not None:
+            raise diverged
 
     def one_step(self, rows: NDArray[np.int64]) -> None:
         """One update of every model from its own row of train rows (S, B)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ STAGES_IN_MEMORY_BYTES = 4 << 30
 ROWS_CHECKED = 4096
 
 
+@final
 class Stages:
     """maps.STAGE or attention.STAGE of the given rows of a cache, from the shallowest stage; held in memory as stored if
     they fit, else read batch by batch."""

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from bird.precision import require_precision
 from bird.step.offsets import Offsets
 from bird.student_views import draw_views
 from bird.students import student_files
-from bird_cache.files import replace, write_lock
+from bird_cache.files import replace
 from bird_cache.order import StratifiedRows, batches, raw, shuffled
 from bird_pipelines import runs
 from bird_pipelines.config import RunConfig
@@ -35,20 +35,14 @@ from bird_pipelines.distilling.groups import with_known_groups
 from bird_pipelines.distilling.learners import make_learner
 from bird_pipelines.distilling.profiling import PARTS, Clock, Tracer
 from bird_pipelines.distilling.ranks import ONE, World, joined, refuse_ranks
-from bird_pipelines.distilling.requirements import (
-    make_method,
-    require_meta_to_stop,
-    require_samples,
-    tell_empty_cells,
-    tell_student,
-)
+from bird_pipelines.distilling.requirements import required_method, tell_empty_cells, tell_student
 from bird_pipelines.distilling.schedule import (
     best_epoch,
     rate_factor,
     scale_rate,
     stopped_early,
 )
-from bird_pipelines.distilling.scoring import meta_score, score
+from bird_pipelines.distilling.scoring import meta_score, require_finite, score
 from bird_pipelines.distilling.summary import summary_of
 from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.marks import with_caveats
@@ -86,12 +80,10 @@ def read(config: RunConfig) -> RunData:
 
 def finish(config: RunConfig, data: RunData, world: World = ONE) -> None:
     """Do what is left of a run. Rank 0 of the world has the folder."""
-    # Made before the folder is claimed: one that a misspelt name had claimed would refuse the right one.
+    # Made before the folder is: what is refused leaves none.
     _, done = world.decide(False, (config.place.out / "run.json").exists())
     trainer = None if done else Trainer(config, data, world)
-    if world.first:
-        runs.claim(config, data.fingerprint)
-    with write_lock(config.place.out) if world.first else nullcontext():
+    with runs.held(config, data.fingerprint) if world.first else nullcontext():
         _, done = world.decide(False, (config.place.out / "run.json").exists())
         if trainer is not None and not done:
             tell_empty_cells(data)
@@ -115,6 +107,7 @@ def outcome(config: RunConfig) -> dict[str, Any]:
     return info | {"out": str(config.place.out), "metrics": marked}
 
 
+@final
 class Material(NamedTuple):
     """What one step works on, on its device: the batch, and the meta batch where the step has one; how many rows the batches
     of all ranks have, and what share of them is in this one."""
@@ -125,6 +118,7 @@ class Material(NamedTuple):
     share: float
 
 
+@final
 class Trainer:
     """One run in progress: what it reads, what it changes, and where it stands."""
 
@@ -133,22 +127,12 @@ class Trainer:
         self.training, self.place = config.training, config.place
         self.seed = self.training.seed
         self.device = choose_device(self.place.device)
-        self.method = make_method(
-            config.method,
-            config.weights,
-            data,
-            config.student,
-            head=self.training.head,
-            recompute=self.place.recompute,
-            part=config.part("method"),
-        )
-        require_samples(config.method, self.method, data, config.source.limit)
-        require_meta_to_stop(config.training, data)
+        self.method = required_method(config, data)
         self.moments = data.moments() if self.method.features else None
         channels = data.stages.open(self.method.stages) if self.method.stages and data.stages is not None else []
         self.method.prepare(data.cell_counts("train"), data.cell_counts("meta"))
         if self.training.start_from is not None:
-            runs.begin_from(config, data.fingerprint)  # refused before the folder is claimed
+            runs.begin_from(config, data.fingerprint)  # refused before there is a folder
         resumes = (self.place.out / "checkpoint.json").exists()  # then the weights that it started from are not needed
         self.learner = make_learner(
             config.student,
@@ -307,6 +291,7 @@ class Trainer:
     def end_epoch(self) -> None:
         """Close the epoch's line of the curve and save: the checkpoint last, so that no kill leaves a curve a line short."""
         self.pending.settle([self.sums])
+        require_finite(self.learner.model, self.place.out, self.step)
         self.epoch += 1
         line: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "seconds": round(self.seconds, 3)}
         parts = ("loss", "ce", "distance", "bias", "meta_bias", "adversary")
@@ -333,6 +318,7 @@ class Trainer:
     def save(self) -> None:
         """Everything that cannot be derived, in one checkpoint."""
         self.pending.settle([self.sums])
+        require_finite(self.learner.model, self.place.out, self.step)
         if not self.world.first:
             return
         tensors = tensors_of(self.learner, self.best)

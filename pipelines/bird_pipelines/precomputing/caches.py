@@ -204,7 +204,8 @@ def _by_cell(store: FeatureStore, rows: np.ndarray, cosines: np.ndarray) -> dict
 
 
 def list_caches(folder: str) -> dict[str, Any]:
-    """The caches in a folder and in the folders below it: path -> what their manifests say."""
+    """The caches in a folder and in the folders below it: path -> what their manifests say. Raises NotACacheError
+    where there is no such folder."""
     root = open_folder(folder)
     if not root.exists():
         raise NotACacheError(where=folder, found="no such folder", wanted="a folder with caches", fix="check the path")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from bird_pipelines.precomputing.update import Earlier
 __all__ = ["Decoded", "decode", "plan_jobs"]
 
 
+@final
 class Views(NamedTuple):
     """Views of one shape, and their places among all views of a batch: as a rule that is every one."""
 
@@ -30,6 +31,7 @@ class Views(NamedTuple):
     pixels: Tensor
 
 
+@final
 class Decoded(NamedTuple):
     """A decoded batch, and which of its rows (numbered in the whole cache) could not be decoded, and why. `rows` are those
     to compute; `pixels` hold their views, `boxes` say which they are (len(rows), views, 5)."""

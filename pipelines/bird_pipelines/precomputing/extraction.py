@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import final
 
 import numpy as np
 import torch
@@ -193,6 +194,7 @@ def finish_together(writer: FeatureWriter, out: str | Path, plan: Plan, samples:
     return writer.manifest
 
 
+@final
 class Batches:
     """Makes of a job the batch that is to be written: what one worker does."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import xxhash
@@ -28,6 +28,7 @@ CHECK_EVERY = 4  # shards
 DIGEST_BYTES = 16
 
 
+@final
 class Job(NamedTuple):
     """A batch: rows start..stop of one shard."""
 
@@ -37,6 +38,7 @@ class Job(NamedTuple):
     last: bool
 
 
+@final
 class Paid:
     """One run's dealings with a service."""
 
@@ -133,4 +135,4 @@ def opened(data: bytes) -> np.ndarray:
     body = data[:-DIGEST_BYTES]
     if xxhash.xxh3_128_digest(body) != data[-DIGEST_BYTES:]:
         raise ValueError("the digest does not hold")
-    return np.load(io.BytesIO(body), allow_pickle=False)  # type: ignore[no-any-return]
+    return np.load(io.BytesIO(body), allow_pickle=False)  # type: ignore[no-any-return]  # numpy says Any

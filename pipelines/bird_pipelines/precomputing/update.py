@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ def sides_of(path: str, dataset: Dataset) -> dict[str, str] | None:
     return dict(zip(store.samples.digests.tolist(), store.samples.splits.tolist(), strict=True))
 
 
+@final
 class Earlier:
     """A finished cache of the same teacher, preprocessing and layers over another state of the data set. A vector
     depends only on its image, so rows are found by the digest of the image, even after a renaming."""

@@ -41,7 +41,7 @@ NAMES = {
     "accuracy": "accuracy ↑",
     "mean_deo": "mean-DEO ↓",
     "max_deo": "max-DEO ↓",
-    "parity_gap": "demographic-parity gap",
+    "parity_gap": "demographic-parity gap ↓",
 }
 NO_CELL = "a class has no row in some group"
 

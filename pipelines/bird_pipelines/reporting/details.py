@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
-from bird.measuring.groups import GroupNumbers, by_group, parity_gap, share_over_seeds
+from bird.measuring.groups import GroupNumbers, Number, by_group, parity_gap, share_over_seeds
 from bird.measuring.metrics import gap_floors
 from bird_pipelines.marks import few, lost_of_cells, trivial_seeds
 from bird_pipelines.predictions import load_scores
-from bird_pipelines.reporting import plots
+from bird_pipelines.reporting.curves import gate_chart, loss_chart, meta_chart
 from bird_pipelines.reporting.loading import SPLITS, Configuration, Run
 from bird_pipelines.reporting.look import MOST_GROUPS
 from bird_pipelines.reporting.recall_chart import recall_chart
@@ -23,14 +22,16 @@ from bird_pipelines.reporting.settings import SHOWN, settings_that_matter
 __all__ = ["detail_of", "groups_of", "numbers_of", "sources_of", "versions_of"]
 
 
-def detail_of(index: int, configuration: Configuration, shared: Sequence[str]) -> dict[str, Any]:
+def detail_of(configuration: Configuration, shared: Sequence[str]) -> dict[str, Any]:
     """A configuration: its own settings, and each of its seeds."""
     run = configuration.runs[0]
     seconds = [each.info["seconds"] for each in configuration.runs if each.info.get("seconds") is not None]
     settings = settings_that_matter(run.settings)
+    seeds = [_seed(each) for each in configuration.runs]
     return {
         "label": configuration.label,
-        "seeds": [_seed(f"{index}-{place}", each, first=place == 0) for place, each in enumerate(configuration.runs)],
+        "seeds": seeds,
+        "columns": [name for name in COLUMNS if any(name in each["scores"] for each in seeds)],
         "seconds": float(np.mean(seconds)) if seconds else None,
         "views": run.info.get("view_policy", "not recorded"),
         "at_once": run.info.get("models_at_once"),
@@ -40,9 +41,8 @@ def detail_of(index: int, configuration: Configuration, shared: Sequence[str]) -
     }
 
 
-def _seed(index: str, run: Run, *, first: bool) -> dict[str, Any]:
-    """One run: its scores, recalls and numbers by group, curves. The chart of the gate is drawn for the first seed alone: it
-    holds an image, and takes a third of a second of a processor."""
+def _seed(run: Run) -> dict[str, Any]:
+    """One run: its scores, recalls and numbers by group, curves."""
     shown = next((split for split in SPLITS if "auroc" in run.metrics[split]), None)
     recall, metrics = None, run.metrics[shown] if shown else {}
     names = ([str(each) for each in run.info["class_names"]], [str(each) for each in run.info["group_names"]])
@@ -53,12 +53,13 @@ def _seed(index: str, run: Run, *, first: bool) -> dict[str, Any]:
     acts = any(line.get("bias") is not None or line.get("gate") for line in run.curve)
     warmup = run.settings.get("warmup") if acts else None
     stop = run.info.get("early_stop")
-    curve = plots.curve_plot(run.curve, warmup, stop and stop["best_epoch"], f"curve{index}") if run.curve else None
+    ships = stop and stop["best_epoch"]
+    charts = [loss_chart(run.curve, warmup), meta_chart(run.curve, warmup, ships)] if run.curve else []
     return {
         "run": run.name,
         "seed": run.settings["seed"],
         "split": shown,
-        "scores": {name: metrics.get(name) for name in COLUMNS},
+        "scores": _scores(metrics),
         "recall": recall,
         "numbers": numbers_of(run, shown).as_json() if shown else None,
         "marginals": [
@@ -69,12 +70,23 @@ def _seed(index: str, run: Run, *, first: bool) -> dict[str, Any]:
         "reason": metrics.get("undefined", {}).get("mean_deo"),
         "trivial": metrics.get("trivial"),
         "shares": list((run.info.get("time_shares") or {}).items()),
-        "curve": curve and Markup(curve),
+        "charts": charts,
         "early": stop and stop | {"at_most": run.settings.get("epochs")},
-        "gate": Markup(gate) if (gate := plots.gate_plot(run.curve, f"gate{index}") if first else None) else None,
+        "gate": gate_chart(run.curve),
         "offsets": _offsets(run),
         "lost": lost_of_cells(run.info),
     }
+
+
+def _scores(metrics: Mapping[str, Any]) -> dict[str, Number]:
+    """The scores that exist, each with its interval and floor, by column of the results."""
+    found = {}
+    for name in COLUMNS:
+        if metrics.get(name) is not None:
+            low, high = metrics["intervals"].get(name) or (None, None)
+            floor = metrics["deo_floor"][name.removesuffix("_deo")] if name.endswith("_deo") else None
+            found[name] = Number(metrics[name], low, high, 0, floor=floor)
+    return found
 
 
 def numbers_of(run: Run, split: str) -> GroupNumbers:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
@@ -25,6 +25,7 @@ SPLITS = ("test", "meta")
 SOURCE = ("dataset", "teacher", "student")
 
 
+@final
 @dataclass(frozen=True)
 class Run:
     """A finished run: what run.json, curve.jsonl and metrics-SPLIT.json hold; `settings` is its flat config."""
@@ -53,6 +54,7 @@ class Run:
         return dataclasses.replace(self, info=info, metrics=metrics, codes=tuple(told["codes"]))
 
 
+@final
 @dataclass(frozen=True)
 class Configuration:
     """Runs that differ in their seed only, by seed."""

@@ -6,13 +6,13 @@ import io
 import re
 import warnings
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
 __all__ = [
     "GAP",
+    "GRID",
     "INK",
     "MARKERS",
     "MOST_GROUPS",
@@ -22,7 +22,6 @@ __all__ = [
     "WIDTH",
     "inline_svg",
     "look_of",
-    "readable_on",
 ]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#000000")
@@ -77,13 +76,6 @@ def look_of(method: str) -> tuple[str, str]:
         else len(METHODS) + zlib.crc32(method.encode()) % (kinds - len(METHODS))
     )
     return PALETTE[place % len(PALETTE)], MARKERS[(place + place // len(PALETTE)) % len(MARKERS)]
-
-
-def readable_on(colour: Sequence[float]) -> str:
-    """Black or white, whichever contrasts more with an RGB colour in 0..1: 4.5:1 or more (WCAG 2.2, contrast ratio)."""
-    linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in colour[:3]]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bird_pipelines.marks import p_value
+from bird_pipelines.marks import difference, p_value
 
 __all__ = ["page"]
 
@@ -22,5 +22,5 @@ def page(template: str, values: Mapping[str, Any], filters: Mapping[str, Callabl
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"p_value": p_value, **(filters or {})}
+    environment.filters |= {"p_value": p_value, "difference": difference, **(filters or {})}
     return environment.get_template(f"{template}.html.j2").render(**values)

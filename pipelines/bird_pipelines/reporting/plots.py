@@ -6,18 +6,15 @@ in a plot points outside it. Colours: Okabe and Ito's palette and single-hue ram
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-from numpy.typing import NDArray
 
 from bird_pipelines.reporting.look import (
     INK,
@@ -32,107 +29,13 @@ from bird_pipelines.reporting.look import (
 __all__ = [
     "Point",
     "Stop",
-    "curve_plot",
     "front_plot",
-    "gate_plot",
     "path_plot",
     "scatter_plot",
 ]
 
-Floats = NDArray[np.float64]
 
-LOSSES = {
-    "loss": ("total", INK),
-    "ce": ("cross-entropy", PALETTE[0]),
-    "distance": ("distance D", PALETTE[2]),
-    "bias": ("bias, train batch", PALETTE[1]),
-    "meta_bias": ("bias, meta batch", PALETTE[3]),
-}
-META = {"accuracy": ("accuracy ↑", PALETTE[0]), "mean_deo": ("mean-DEO ↓", PALETTE[1])}
-
-
-def curve_plot(curve: Sequence[Mapping[str, Any]], warmup: int | None, ships: int | None, name: str) -> str:
-    """The parts of the loss (log scale) and the meta split's accuracy and mean-DEO (x100) by epoch.
-
-    `curve` holds one mapping an epoch; a part that is None there leaves a gap. `warmup` epochs are shaded; `ships` is
-    the epoch whose student was kept, if that is not the last.
-    """
-    epochs = [line["epoch"] for line in curve]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
-        losses, meta = figure.subplots(1, 2)
-        for key, (label, colour) in LOSSES.items():
-            values = _series([line.get(key) for line in curve])
-            values[~(values > 0)] = np.nan
-            _line(losses, epochs, values, label, colour)
-        losses.set_yscale("log")
-        losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        losses.yaxis.set_major_formatter("{x:g}")
-        losses.yaxis.set_minor_locator(NullLocator())
-        _frame(losses, "Loss and its parts (log scale)", epochs[-1], warmup)
-        for key, (label, colour) in META.items():
-            values = _series([(line.get("meta") or {}).get(key) for line in curve])
-            _line(meta, epochs, values, label, colour)
-        hollow = [(line.get("meta") or {}) for line in curve]
-        trivial = [(epoch, at["mean_deo"]) for epoch, at in zip(epochs, hollow, strict=True) if at.get("trivial")]
-        if shown := [point for point in trivial if point[1] is not None]:
-            ring: dict[str, Any] = {"facecolors": "white", "edgecolors": PALETTE[1], "zorder": 4}
-            meta.scatter(*zip(*shown, strict=True), s=24, label="of a trivial student", **ring)
-        meta.set_ylim(0, 100)
-        if ships is not None:
-            meta.axvline(ships, color=INK, linewidth=1.0, linestyle=(0, (3, 2)), label="epoch of the student")
-        _frame(meta, "Meta split ×100", epochs[-1], warmup)
-        return inline_svg(figure, name, "training curves: loss parts, and accuracy and mean-DEO on the meta split")
-
-
-def _line(axes: Axes, epochs: Sequence[int], values: Floats, label: str, colour: str) -> None:
-    if np.isfinite(values).any():
-        axes.plot(epochs, values, color=colour, label=label, marker="o" if len(epochs) <= 40 else None)
-
-
-def _frame(axes: Axes, title: str, epochs: int, warmup: int | None) -> None:
-    axes.set_title(title, pad=38 if warmup else 24)
-    axes.set_xlabel("epoch")
-    axes.set_xlim(0.5, epochs + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y")
-    if warmup:
-        axes.axvspan(0.5, warmup + 0.5, color="#f0f2f5", zorder=0, linewidth=0, label="warmup")
-    if axes.get_legend_handles_labels()[0]:
-        _legend(axes)
-    else:
-        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=MUTED)
-
-
-def _legend(axes: Axes) -> None:
-    """The legend between the title and the axes, three names a row."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, columnspacing=1.2, borderaxespad=0.2, fontsize=8.5)
-
-
-def gate_plot(curve: Sequence[Mapping[str, Any]], name: str) -> str | None:
-    """The gate's histogram over [0, 1] by epoch as an image, and its last one as a line; None without a gate."""
-    lines = [line for line in curve if line.get("gate")]
-    if not lines:
-        return None
-    counts = np.array([line["gate"]["counts"] for line in lines], dtype=np.float64)
-    shares = 100 * counts / counts.sum(1, keepdims=True).clip(1)
-    first, last = lines[0]["epoch"], lines[-1]["epoch"]
-    edges = np.linspace(0, 1, counts.shape[1] + 1)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
-        image, final = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-        extent = (first - 0.5, last + 0.5, 0, 1)
-        image.imshow(shares.T, aspect="auto", origin="lower", extent=extent, cmap="Blues", interpolation="none")
-        image.set_title(f"Gate values by epoch (darkest: {shares.max():.0f} % of features)")
-        image.set_xlabel("epoch")
-        image.set_ylabel("gate, sigmoid(φ)")
-        image.xaxis.set_major_locator(MaxNLocator(integer=True))
-        final.stairs(shares[-1], edges, orientation="horizontal", fill=True, color=PALETTE[0], alpha=0.85)
-        final.set_title(f"Epoch {last}")
-        final.set_xlabel("% of features")
-        return inline_svg(figure, name, "histogram of the gate's values by epoch")
-
-
+@final
 class Point(NamedTuple):
     """A run in the scatter plot; mean-DEO, AUROC and the floor of that mean-DEO are x100."""
 
@@ -191,6 +94,7 @@ def _floor_of(axes: Axes, point: Point, colour: str, *, small: bool = False) -> 
     axes.plot(point.floor, point.auroc, color=colour, alpha=alpha, linestyle="", zorder=2, **tick)
 
 
+@final
 class Stop(NamedTuple):
     """A point of a path in the front: what it is called, and each with its 95 % interval (low, high), x100."""
 
@@ -294,10 +198,6 @@ def _means(axes: Axes, runs: Sequence[Point], colour: str, marker: str) -> None:
             text = textwrap.fill(text, 34, max_lines=8, placeholder=" …")  # in one line it would leave the axes no room
             style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "color": MUTED, "fontsize": 8}
             axes.annotate(text, (deo, auroc), (8, 0), **style)
-
-
-def _series(values: Sequence[float | None]) -> Floats:
-    return np.array([math.nan if value is None else float(value) for value in values])
 
 
 def _short(name: str, most: int = 22) -> str:

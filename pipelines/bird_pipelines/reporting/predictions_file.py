@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -25,6 +25,7 @@ PREDICTED = ("prediction", "predicted")  # columns that need not be named; `bird
 MOST = 200  # classes, or values of one group column: more is a column of something else
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """N rows: codes of labels and predictions into `class_names`, of each group column into its `group_names`; `scores` are

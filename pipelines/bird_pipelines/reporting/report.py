@@ -83,6 +83,6 @@ def render(
         "effects": effects_of(configurations, against),
         "scatters": scatters_of(configurations),
         "paths": paths_of(configurations),
-        "details": [detail_of(index, each, shared) for index, each in enumerate(configurations)],
+        "details": [detail_of(each, shared) for each in configurations],
     }
     return page("report", values, {"plain": plain})

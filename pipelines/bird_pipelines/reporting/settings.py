@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["SHOWN", "plain", "settings_that_matter"]
+__all__ = ["SHOWN", "plain", "settings_that_matter", "unread"]
 
 # Settings that the page shows elsewhere than among the settings.
 SHOWN = ("method", "seed", "fingerprint")
@@ -51,6 +51,12 @@ def settings_that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
     if method not in KNOWN | PLAIN:
         return dict(settings)
     return {name: value for name, value in settings.items() if name not in READ_BY or method in READ_BY[name]}
+
+
+def unread(method: str, names: Iterable[str]) -> list[str]:
+    """Of the named settings, those that a method of ours does not read."""
+    known = names if method in KNOWN | PLAIN else ()
+    return [name for name in known if name in READ_BY and method not in READ_BY[name]]
 
 
 def plain(value: object) -> str:

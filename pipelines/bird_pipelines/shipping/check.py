@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ ROUNDING = 1e-9
 Floats = Float[NDArray[np.float32], "rows classes"]
 
 
+@final
 @dataclass(frozen=True)
 class Checked:
     """What the check found: the drift on `rows` test rows, and how many of `batch_flips.rows` rows get another class alone

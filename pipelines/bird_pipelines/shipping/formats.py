@@ -41,6 +41,7 @@ Runtime = Callable[[Float[NDArray[np.float32], "batch ..."]], Float[NDArray[np.f
 """from inputs to logits"""
 
 
+@final
 class Format(NamedTuple):
     """One `--to`: its file, the precisions that it can have, how it is written and opened, and what runs it."""
 

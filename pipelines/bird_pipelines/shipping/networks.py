@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ __all__ = ["Network", "hub_config", "network_of", "require_network", "summed_hea
 Pixels = Callable[[Tensor], Tensor]
 
 
+@final
 class Network(NamedTuple):
     """Where a network comes from (torchvision, timm, own), its name there, what it is called with, and how it is built
     (without weights)."""

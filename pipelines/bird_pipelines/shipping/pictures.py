@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 from bird.datasets.reading import need_commas
 from bird.errors import DataError
@@ -19,6 +19,7 @@ TABLES = (".csv", ".parquet")
 INSIDE = ("image", "img")  # columns of encoded bytes, or of {bytes, path}
 
 
+@final
 class Picture(NamedTuple):
     """One image: what it is called, and how its encoded bytes are read (OSError where they cannot be)."""
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ SUFFIXES = (".csv", ".parquet", ".json")
 Scores = Float[NDArray[np.float64], "rows classes"]
 
 
+@final
 class Model(NamedTuple):
     """A student that can be asked: what makes logits of pixels in 0..1, its classes, its side in pixels, and the value of
     a 16-bit gray pixel that becomes 255."""

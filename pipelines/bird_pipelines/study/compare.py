@@ -23,8 +23,14 @@ from bird_pipelines.predictions import load_predictions
 from bird_pipelines.reporting.effects import differences
 from bird_pipelines.reporting.report import write_report
 
-__all__ = ["compare_methods", "differences", "scores_of"]
+__all__ = ["compare_methods", "differences", "refuse_taken", "require_seeds", "scores_of"]
 
+TAKEN = {
+    "method": "name the methods with --methods",
+    "seed": "--seeds says how many: 0, 1, ...",
+    "out": "give --out",
+    "cache": "give the cache as the argument",
+}
 SCORES = ("auroc", "f1_macro", "accuracy", "mean_deo", "max_deo")
 
 
@@ -43,14 +49,16 @@ def compare_methods(
     the same for all methods. Raises UsageError for methods that repeat, or a reference that is not among them, and what
     `distill_many` raises.
     """
+    refuse_taken(flags or {}, TAKEN)
     reference = against or next(iter(methods), "")
     if len({*methods}) != len(methods) or len(methods) < 2 or reference not in methods:
         raise UsageError(
             where="--methods" if against is None or against in methods else "--against",
-            found=", ".join(methods) if against is None or against in methods else repr(against),
+            found=", ".join(methods) or "none" if against is None or against in methods else repr(against),
             wanted="two or more methods, each once, and --against one of them",
             fix="see `bird list methods`",
         )
+    require_seeds(seeds)
     base = {"student": "adapter", "dataset": cache_dataset(cache)}
     given = {**(flags or {}), "cache": cache}
     plans: dict[str, list[RunConfig]] = {
@@ -60,7 +68,10 @@ def compare_methods(
         ]
         for method in methods
     }
-    finished = {method: distill_many(configs) for method, configs in plans.items()}
+    done = iter(
+        distill_many([config for configs in plans.values() for config in configs])
+    )  # all looked at, then trained
+    finished = {method: [next(done) for _ in configs] for method, configs in plans.items()}
     first = finished[methods[0]][0]
     sizes = len(first["class_names"]), len(first["group_names"])
     predicted = {method: _predicted(configs) for method, configs in plans.items()}
@@ -77,6 +88,23 @@ def compare_methods(
         "differences": differences(predicted, reference, *sizes),
         "report": str(report),
     }
+
+
+def require_seeds(seeds: int) -> None:
+    """Raise UsageError for a number of seeds that is none."""
+    if seeds < 1:
+        raise UsageError(where="--seeds", found=str(seeds), wanted="1 or more", fix="eight give p-values")
+
+
+def refuse_taken(flags: Mapping[str, Any], taken: Mapping[str, str]) -> None:
+    """Raise UsageError for options of a run that the command sets itself; `taken` says what to do instead."""
+    for name in taken.keys() & flags.keys():
+        raise UsageError(
+            where=f"--set {name}={flags[name]}",
+            found="an option that this command sets for each run",
+            wanted="other options of `bird distill`",
+            fix=taken[name],
+        )
 
 
 def _folder(method: str) -> str:

@@ -21,10 +21,16 @@ from bird_pipelines.config import RunConfig, resolve
 from bird_pipelines.distilling.data import cache_dataset
 from bird_pipelines.distilling.side_by_side import distill_many
 from bird_pipelines.reporting.report import write_report
-from bird_pipelines.study.compare import scores_of
+from bird_pipelines.study.compare import TAKEN as OF_COMPARE
+from bird_pipelines.study.compare import refuse_taken, require_seeds, scores_of
 
 __all__ = ["BALANCES", "turn"]
 
+TAKEN = {
+    "balance": "give --balances",
+    "start_from": "the points of a path follow each other",
+    **{name: OF_COMPARE[name] for name in ("seed", "out", "cache")},
+}
 BALANCES = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
@@ -45,11 +51,14 @@ def turn(
     warmup. What is there is not trained again. Raises UsageError for balances outside [0, 1] or that repeat, and what
     `distill_many` raises.
     """
-    if not balances or len({*balances}) != len(balances) or not all(0 <= each <= 1 for each in balances):
+    refuse_taken(flags or {}, TAKEN)
+    require_seeds(seeds)
+    names = {f"{each:g}" for each in balances}  # of their folders
+    if not balances or len(names) != len(balances) or not all(0 <= each <= 1 for each in balances):
         raise UsageError(
             where="--balances",
-            found=", ".join(f"{each:g}" for each in balances) or "none",
-            wanted="numbers from 0 to 1, each once",
+            found=", ".join(map(str, balances)) or "none",
+            wanted="numbers from 0 to 1 that differ in six digits",
             fix=f"such as {','.join(f'{each:g}' for each in BALANCES)}",
         )
     base = {"student": "adapter", "dataset": cache_dataset(cache), "method": "bird-offsets"}

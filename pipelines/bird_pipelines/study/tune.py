@@ -16,7 +16,8 @@ OUT/tune.json, OUT/tune.html     the result, written last
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,7 @@ def tune(base: RunConfig, search: Search, train: Train = distill_many) -> dict[s
     space = space_of(base)
     if not (base.place.out / "tune.json").exists():
         require_halves(base, search)
-    claim(base, search)
-    with write_lock(base.place.out):
+    with held(base, search):
         if not (base.place.out / "tune.json").exists():
             plain = base.but(method="baseline", average=0.0)
             baseline = look(plain, search, base.place.out / "baseline", BASELINE, search.floor, train)
@@ -68,32 +68,54 @@ def tune(base: RunConfig, search: Search, train: Train = distill_many) -> dict[s
     return runs.read_json(base.place.out / "tune.json")
 
 
-def claim(base: RunConfig, search: Search) -> None:
-    """Start a study in `base.out`, or check that the one there is this one; more trials may be asked for until the test
-    split has been opened."""
-    path = base.place.out / "search.json"
+@contextmanager
+def held(base: RunConfig, search: Search) -> Iterator[None]:
+    """Hold `base.out` for one process: start the study in it, or go on with it. A study of which no run kept
+    anything gives way to another one."""
+    out = base.place.out
     identity = {k: v for k, v in base.identity().items() if k not in space_of(base) and k != "seed"}
     asked = {"identity": identity, "search": dataclasses.asdict(search)}
-    base.place.out.mkdir(parents=True, exist_ok=True)
-    opened = (base.place.out / "final").exists()
+    out.mkdir(parents=True, exist_ok=True)
+    refuse_another(out, asked)  # before a lock is left in a folder that is not ours
+    with write_lock(out):
+        refuse_another(out, asked)  # another process may have begun it since
+        if only_begun(out):
+            for journal in out.glob("*/study.journal*"):  # its candidates were drawn for other settings
+                journal.unlink()
+        runs.write_json(out / "search.json", asked)
+        yield
+
+
+def only_begun(out: Path) -> bool:
+    """Whether a study of ours is there in which no run has kept anything."""
+    if not (out / "search.json").exists() or {*runs.read_json(out / "search.json")} != {"identity", "search"}:
+        return False
+    return not any(next(out.rglob(name), None) for name in ("checkpoint.json", "run.json"))
+
+
+def refuse_another(out: Path, asked: Mapping[str, Any]) -> None:
+    """Raise WrongRunError if the folder holds something else than this study, or than one that kept nothing; more trials
+    may be asked for until the test split has been opened."""
+    path, opened = out / "search.json", (out / "final").exists()
+    if only_begun(out):
+        return
     if path.exists():
         there, here = flatten(runs.read_json(path)), flatten(asked)
         for field in sorted({*there, *here}):
             if there.get(field) != here.get(field) and (field != "search.trials" or opened):
                 raise WrongRunError(
-                    where=f"study {base.place.out}",
+                    where=f"study {out}",
                     found=f"{field} = {there.get(field)}" + (", and its test split has been opened" if opened else ""),
                     wanted=f"{field} = {here.get(field)}",
-                    fix="choose another --out, or repeat the old settings to resume it",
+                    fix="choose another --out, or repeat the old settings to resume it; or delete the folder",
                 )
-    elif foreign := [entry.name for entry in base.place.out.iterdir() if entry.name not in LOCKS]:
+    elif foreign := [entry.name for entry in out.iterdir() if entry.name not in LOCKS]:
         raise WrongRunError(
-            where=f"study {base.place.out}",
+            where=f"study {out}",
             found=f"other files ({foreign[0]})",
             wanted="an empty folder",
             fix="choose another --out",
         )
-    runs.write_json(path, asked)
 
 
 def conclude(
@@ -178,6 +200,7 @@ def render(result: Mapping[str, Any]) -> str:
 
     from bird_pipelines.reporting.page import page
     from bird_pipelines.reporting.plots import front_plot
+    from bird_pipelines.reporting.results import COLUMNS
 
     on = result["search"]["floor_on"]
     ranked = [
@@ -187,6 +210,7 @@ def render(result: Mapping[str, Any]) -> str:
     plot = front_plot(result["candidates"], result["baseline"]["candidates"], on, FLOORS[on], result["floor"], "front")
     shown = {name: better(each) for name, each in result["less_baseline"].items()}
     marks = {"mark": MARK, "what_trivial_means": WHAT_TRIVIAL_MEANS, "choose": CHOOSE}
-    names = {"metrics": METRICS, "on": on, "on_name": FLOORS[on]}
+    columns = {**COLUMNS, "balanced_accuracy": "balanced accuracy ↑"}
+    names = {"metrics": METRICS, "columns": columns, "on": on, "on_name": FLOORS[on]}
     found = {**result, "candidates": ranked[0], "of_baseline": ranked[1], "plot": Markup(plot), "better": shown}
     return page("tune", {**found, **names, **marks})

@@ -10,17 +10,19 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from bird.errors import EmptyCellError, UsageError
+from bird.errors import DivergedError, EmptyCellError, UsageError
 from bird.measuring.seeds import two_level_intervals
 from bird.methods.own import AROUND
 from bird_cache.order import raw
 from bird_pipelines.config import CHOOSE, RunConfig
-from bird_pipelines.distilling.data import load_data
+from bird_pipelines.distilling.requirements import required_method
+from bird_pipelines.distilling.training import read
 from bird_pipelines.marks import ONE_SEED, few, reason_of, trivial_seeds
+from bird_pipelines.progress import tell
 from bird_pipelines.study.places import Train
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Range:
     """Where a weight is looked for; `log`: evenly by its logarithm."""
@@ -90,6 +93,7 @@ FLOORS = {"auroc": "AUROC", "f1_macro": "F1", "accuracy": "accuracy", "balanced_
 """What a floor can be on."""
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class Search:
     """How a setting is looked for. A candidate keeps `floor_on` (x100) at `floor` or above; where `floor` is None, at what
@@ -103,6 +107,22 @@ class Search:
     drop: float = 1.0
     floor: float | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a number out of its range."""
+        for name in ("trials", "per_round", "seeds", "final_seeds"):
+            if getattr(self, name) < 1:
+                raise _out_of_range(name, getattr(self, name), "1 or more")
+        if not 0 <= self.drop <= 100:  # NaN, too
+            raise _out_of_range("drop", self.drop, "points, from 0 to 100")
+        if self.floor is not None and not 0 <= self.floor <= 100:
+            raise _out_of_range("floor", self.floor, "a score x100, from 0 to 100")
+
+
+def _out_of_range(name: str, value: float, wanted: str) -> UsageError:
+    return UsageError(
+        where=f"--{name.replace('_', '-')}", found=f"{value:g}", wanted=wanted, fix="see `bird tune --help`"
+    )
 
 
 def space_of(config: RunConfig) -> Space:
@@ -122,8 +142,17 @@ def space_of(config: RunConfig) -> Space:
 
 
 def require_halves(base: RunConfig, search: Search) -> None:
-    """Before anything is trained: raise UsageError where the choosing half of meta lacks a (class, group) cell."""
-    data = load_data(base.but(choose=search.seed).source, base.student, base.place.workers, base.part("dataset"))
+    """Before anything is trained: raise UsageError where the choosing half of meta lacks a (class, group) cell, and what
+    the method itself raises for lack of something."""
+    halved = base.but(choose=search.seed)
+    data = read(halved)
+    if min(len(data.class_names), len(data.group_names)) < 2:
+        raise UsageError(
+            where=f"study {base.place.out}",
+            found=f"{few(data.class_names)} as classes, {few(data.group_names)} as groups",
+            wanted="two classes and two groups: a setting is chosen by its gap",
+            fix="use a cache with both",
+        )
     empty = data.empty_cells().get(CHOOSE, [])
     if empty or not len(data.rows(CHOOSE)):
         raise UsageError(
@@ -132,6 +161,7 @@ def require_halves(base: RunConfig, search: Search) -> None:
             wanted="at least two meta samples in every (class, group) cell",
             fix="use a larger --limit, or a cache with a larger meta split",
         )
+    required_method(halved, data)
 
 
 def look(
@@ -140,7 +170,7 @@ def look(
     """The judged candidates of `base.method`, in a study of its own in `folder`. The first is the setting that `base` has;
     where no `floor` is given, it is that candidate's score less `search.drop`. Resumes."""
     study = open_study(base, folder, space)
-    while len(complete(study)) < search.trials:
+    while used(study) < search.trials:
         one_round(study, base, search, folder, space, floor, train)
     return candidates_of(study, search.floor_on, floor_of(study, search, floor))
 
@@ -180,12 +210,16 @@ def one_round(
     study.sampler = sampler(0, wanting)  # which heeds `wanting` when a candidate is told
     drawn = [Trial(study, each._trial_id) for each in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
     drawn = [trial for trial in drawn if trial.params.keys() == space.keys()]
-    wanted = min(search.per_round, search.trials - len(complete(study)))
+    wanted = min(search.per_round, search.trials - used(study))
     while len(drawn) < wanted:
         number = len(study.get_trials(deepcopy=False))
         study.sampler = sampler(int(raw(search.seed, 7, number, count=1)[0] % np.uint64(1 << 32)), wanting)
         drawn.append(draw(study, space))
     found = judge(base, search, {trial.number: trial.params for trial in drawn}, folder, train)
+    for trial in drawn:
+        if trial.number not in found:
+            study.tell(trial, state=TrialState.FAIL)  # its training diverged
+    drawn = [trial for trial in drawn if trial.number in found]
     for trial in drawn:
         for name, value in found[trial.number].items():
             trial.set_user_attr(name, value)
@@ -225,26 +259,33 @@ def complete(study: Study) -> list[FrozenTrial]:
     return found
 
 
+def used(study: Study) -> int:
+    """How many candidates have been tried: those that were judged, and those that diverged."""
+    from optuna.trial import TrialState
+
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)))
+
+
 def judge(
     base: RunConfig, search: Search, settings: Mapping[int, Mapping[str, float]], folder: Path, train: Train
 ) -> dict[int, dict[str, Any]]:
     """Each setting's metrics on the choosing half, averaged over the seeds, with the interval of its mean-DEO, and in words
-    which students are trivial; all runs together."""
-    configs = [
-        base.but(
-            **{FIELDS.get(name, name): value for name, value in values.items()},
-            seed=seed,
-            choose=search.seed,
-            out=run_of(folder, number, seed),
-        )
+    which students are trivial; without those whose training diverges."""
+    configs = {
+        number: [
+            base.but(
+                **{FIELDS.get(name, name): value for name, value in values.items()},
+                seed=seed,
+                choose=search.seed,
+                out=run_of(folder, number, seed),
+            )
+            for seed in range(search.seeds)
+        ]
         for number, values in settings.items()
-        for seed in range(search.seeds)
-    ]
-    infos = train(configs)
+    }
     means: dict[int, dict[str, Any]] = {}
-    for index, number in enumerate(settings):
-        scores = [info["metrics"][CHOOSE] for info in infos[index * search.seeds : (index + 1) * search.seeds]]
-        means[number] = summary_of(scores)
+    for number, infos in trained(configs, train).items():
+        means[number] = summary_of([info["metrics"][CHOOSE] for info in infos])
         if why := means[number].get("error"):
             raise EmptyCellError(
                 where=f"study {base.place.out}",
@@ -256,6 +297,25 @@ def judge(
             name: means[number][name] for name in ("deo_interval", "deo_floor", "trivial")
         }
     return means
+
+
+def trained(configs: Mapping[int, Sequence[RunConfig]], train: Train) -> dict[int, list[dict[str, Any]]]:
+    """The finished runs of each candidate, all trained together; where one diverges, one by one, and without it. Raises
+    DivergedError where the first one of a study does: it is the setting that the user gave."""
+    try:
+        infos = iter(train([config for each in configs.values() for config in each]))
+        return {number: [next(infos) for _ in each] for number, each in configs.items()}
+    except DivergedError:
+        pass
+    found: dict[int, list[dict[str, Any]]] = {}
+    for number, each in configs.items():
+        try:
+            found[number] = train(each)
+        except DivergedError as error:
+            if number == 0:
+                raise
+            tell(f"candidate {number} is left out: {error}")
+    return found
 
 
 def run_of(folder: Path, number: int, seed: int) -> Path:

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, final
 
 from bird_pipelines.config import Engine, PrecomputeConfig
 
 __all__ = ["Ended", "Order", "Silence", "Workers", "portable"]
 
 
+@final
 @dataclass(frozen=True)
 class Order:
     """What a worker is told. All of it can be pickled; the teacher is the text that the command names."""
@@ -39,6 +40,7 @@ class Order:
         return config
 
 
+@final
 class Ended(NamedTuple):
     """A call that came to its end. `call` is None for a worker that could not begin. `error` is what the worker raised;
     `lost` says in words how it vanished; with neither, it says that its shards are committed."""
@@ -50,6 +52,7 @@ class Ended(NamedTuple):
     """that the call took"""
 
 
+@final
 class Silence(NamedTuple):
     """For how long a worker has given no sign. A sign is that it begins, has its teacher, is given shards, or has done a
     batch."""

@@ -26,6 +26,7 @@ END_SECONDS = 10.0
 SIGN = "a batch is done"
 
 
+@final
 @dataclass
 class Child:
     """A process and the pipe to it. `call` is what it is doing; `heard` is when it gave a sign, `worked` whether it has done

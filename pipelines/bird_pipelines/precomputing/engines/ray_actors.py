@@ -22,6 +22,7 @@ PULSE_SECONDS = 5.0
 """between two looks how many signs an actor has given"""
 
 
+@final
 class RemoteWorker:
     """What runs in an actor. Its errors are values: Ray would wrap what is raised."""
 
@@ -40,7 +41,7 @@ class RemoteWorker:
 
     def write_shards(self, shards: Sequence[int]) -> Exception | None:
         """See `Worker.answer`."""
-        return self.worker.answer(shards)  # type: ignore[no-any-return]
+        return self.worker.answer(shards)  # type: ignore[no-any-return]  # the worker is Any
 
     def sign(self) -> None:
         """A batch is done."""
@@ -51,6 +52,7 @@ class RemoteWorker:
         return self.signs
 
 
+@final
 @dataclass
 class Actor:
     """An actor, and the answer that it owes. `call` is what it is doing; while it opens its teacher it is not `ready`.

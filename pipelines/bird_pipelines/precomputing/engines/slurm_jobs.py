@@ -30,6 +30,7 @@ GONE_SECONDS = 15.0
 MINUTES = 240
 
 
+@final
 @dataclass
 class Job:
     """A job of submitit: since when it runs, since when it is no more in the queue, and when its log was seen to grow."""

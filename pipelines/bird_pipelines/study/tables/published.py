@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from typing import final
 
 __all__ = ["ERRORS", "METHOD_OF", "OPEN", "PAPER", "Headline", "Published", "headlines", "hyperparameters", "results"]
 
@@ -62,6 +63,7 @@ OPEN: tuple[str, ...] = (
 )
 
 
+@final
 @dataclass(frozen=True)
 class Published:
     """A printed number, x100; `std` is None where none is printed."""
@@ -70,6 +72,7 @@ class Published:
     std: float | None
 
 
+@final
 @dataclass(frozen=True)
 class Headline:
     """A percentage that the paper's text states, and what its own table gives by a rule that is written out."""

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,6 +30,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
+@final
 class Block(Strict):
     """Rows of a table that share data set, teacher and student. `teacher` is "" for a student on its own; `trains` is
     the architecture that is trained: an adapter on cached features where the student is a foundation model."""
@@ -56,6 +57,7 @@ class Block(Strict):
         return self.teacher or (self.student if self.trains == "adapter" else None)
 
 
+@final
 class Row(Strict):
     """One line of the table: a block and a method as the paper prints it."""
 
@@ -75,6 +77,7 @@ class Row(Strict):
         return METHOD_OF[self.label]
 
 
+@final
 class Recipe(Strict):
     """A table of the paper."""
 
@@ -112,6 +115,7 @@ class Recipe(Strict):
         return None
 
 
+@final
 class Figure(Strict):
     """A figure: a table's numbers in one metric, drawn."""
 
@@ -121,6 +125,7 @@ class Figure(Strict):
     metric: str
 
 
+@final
 class Profile(Strict):
     """How much of a recipe is real. `stand_ins` maps a model of the paper to an architecture that is trained here;
     `run`, `image_run` and `teacher_run` replace settings of adapters, image students and teachers trained here."""

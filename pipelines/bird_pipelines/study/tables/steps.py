@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 from bird.methods import METHODS
 from bird_cache.errors import CacheError
@@ -29,6 +29,7 @@ LAYERS_OF: Mapping[str, str] = {"at": "attention", "bird+at": "maps"}
 Kind = Literal["teacher", "cache", "layers", "head", "runs"]
 
 
+@final
 @dataclass(frozen=True)
 class CacheJob:
     """A cache to write: whose features, of which data, which layers."""
@@ -42,6 +43,7 @@ class CacheJob:
     layers: tuple[str, ...]
 
 
+@final
 @dataclass(frozen=True)
 class Step:
     """One node: what it does, which steps come first, and a rough cost of what is left of it."""
@@ -56,6 +58,7 @@ class Step:
     bytes: int = 0
 
 
+@final
 @dataclass
 class Plan:
     """Steps in an order that respects what comes first; the runs of each row by seed; rows that cannot be trained, why."""
@@ -72,6 +75,7 @@ class Plan:
         )
 
 
+@final
 @dataclass(frozen=True)
 class Builder:
     """What all rows of a plan share."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
@@ -36,6 +36,7 @@ REPLICATES = 2000
 NO_RUN = "no run was evaluated"
 
 
+@final
 @dataclass(frozen=True)
 class Outcome:
     """A row of the table and what became of it: the folders of its finished runs by seed, and why others failed.
@@ -48,6 +49,7 @@ class Outcome:
     stand_in: str | None = None
 
 
+@final
 @dataclass(frozen=True)
 class Ours:
     """The finished runs of a row, by seed, with their predictions where they are kept."""
