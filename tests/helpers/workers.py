@@ -1,6 +1,7 @@
 """Caches that workers write: what to compare, and whom to kill."""
 
 import contextlib
+import dataclasses
 import os
 import pickle
 import signal
@@ -91,6 +92,11 @@ def order_for(where, teacher, **config):
         threads=1,
         folder=str(Path.cwd()),
     )
+
+
+def moved(order, out):
+    """The same order for another folder."""
+    return dataclasses.replace(order, packed=pickle.dumps(dataclasses.replace(order.config, out=str(out))))
 
 
 def begun(flags, where):

@@ -9,7 +9,19 @@ import time
 import psutil
 import pytest
 from helpers.shell import bird, panel
-from helpers.workers import begun, bytes_of, ended, full_disk, kill, order_for, receipts, start, until, workers_of
+from helpers.workers import (
+    begun,
+    bytes_of,
+    ended,
+    full_disk,
+    kill,
+    moved,
+    order_for,
+    receipts,
+    start,
+    until,
+    workers_of,
+)
 
 from bird.errors import TeacherError
 from bird_cache import worker as cache_worker
@@ -130,9 +142,8 @@ def test_a_worker_that_does_not_see_the_folder_says_so(flags, teacher, tmp_path,
     where = tmp_path / "cache"
     begun(flags, where)
     order = order_for(where, teacher)
-    elsewhere = dataclasses.replace(order, config=dataclasses.replace(order.config, out=str(tmp_path / "elsewhere")))
     with pytest.raises(StorageError, match=r"worker on .*no such folder.*all hosts share"):
-        Worker(elsewhere)
+        Worker(moved(order, tmp_path / "elsewhere"))
     with pytest.raises(StorageError, match="fingerprint"):
         Worker(dataclasses.replace(order, fingerprint="0" * 64))
     assert not (tmp_path / "elsewhere").exists()

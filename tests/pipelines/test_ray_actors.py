@@ -1,7 +1,6 @@
 """`--engine ray` on a real Ray of two nodes on this machine."""
 
 import contextlib
-import dataclasses
 import signal
 import socket
 import sys
@@ -11,7 +10,7 @@ import psutil
 import pytest
 from helpers.ray_nodes import two_nodes
 from helpers.shell import bird, panel
-from helpers.workers import begun, bytes_of, ended, full_disk, kill, order_for, receipts, start, until
+from helpers.workers import begun, bytes_of, ended, full_disk, kill, moved, order_for, receipts, start, until
 
 from bird_cache.errors import StaleCacheError, StorageError
 from bird_cache.store import open_cache
@@ -112,9 +111,8 @@ def test_an_error_of_an_actor_arrives_as_itself(flags, teacher, inside, tmp_path
     with pytest.raises(StaleCacheError, match=r"worker on .*teacher\.weights"):
         coordinate(where, order_for(where, other, **asked))
     order = order_for(where, teacher, **asked)
-    unseen = dataclasses.replace(order, config=dataclasses.replace(order.config, out=str(tmp_path / "elsewhere")))
     with pytest.raises(StorageError, match=r"worker on .*all hosts share"):
-        coordinate(where, unseen)
+        coordinate(where, moved(order, tmp_path / "elsewhere"))
     assert bytes_of(where) == before
     assert coordinate(where, order) > 0, "no sign of a batch"
     assert receipts(where) == 7
@@ -136,6 +134,46 @@ def test_an_address_that_does_not_answer_is_said_in_seconds(flags, tmp_path):
     assert address in panel(bird("precompute", *flags, *where, address, code=2))
     assert "no HOST:PORT" in panel(bird("precompute", *flags, *where, "head", code=2))
     assert time.monotonic() - began < 60
+    assert not (tmp_path / "cache").exists()
+
+
+def test_auto_is_what_ray_means_by_it(tmp_path, monkeypatch):
+    """RAY_ADDRESS comes first; then the cluster that `ray start` joined last, whose file is where Ray puts it."""
+    import bird_pipelines
+    from bird.errors import UsageError
+
+    asked = {"teacher": "onnx:x", "dataset": "digits-s", "out": tmp_path / "cache", "engine": "ray"}
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(UsageError, match=r"--address auto.*127\.0\.0\.1:9: Connection refused"):
+        bird_pipelines.precompute(**asked, address="auto")
+    with pytest.raises(UsageError, match=r"RAY_ADDRESS=127\.0\.0\.1:9"):
+        bird_pipelines.precompute(**asked)
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)  # the heads of other tests on this machine
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(UsageError, match="no cluster that this machine belongs to"):
+        bird_pipelines.precompute(**asked, address="auto")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9\n")
+    with pytest.raises(UsageError, match=r"--address auto.*127\.0\.0\.1:9: Connection refused"):
+        bird_pipelines.precompute(**asked, address="auto")
+
+
+@pytest.mark.slow
+def test_what_answers_but_is_no_ray_is_said_within_a_minute(tmp_path):
+    """A dashboard's port, for example. `ray.init` alone tries it for a quarter of an hour."""
+    import bird_pipelines
+    from bird.errors import UsageError
+
+    began = time.monotonic()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        asked = {"teacher": "onnx:x", "dataset": "digits-s", "out": tmp_path / "cache", "engine": "ray"}
+        with pytest.raises(UsageError, match="something answers, but not as a Ray does"):
+            bird_pipelines.precompute(**asked, address=address)
+    assert time.monotonic() - began < 100
     assert not (tmp_path / "cache").exists()
 
 

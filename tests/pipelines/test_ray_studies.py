@@ -1,14 +1,17 @@
 """`--engine ray` for tables and searches: the numbers are those of this machine's processes."""
 
 import json
+from concurrent.futures import Future
 
+import numpy as np
 import pytest
 from helpers import cachekit
 from helpers.shell import bird, panel
 from helpers.tables import small
 
+from bird.errors import RunError
 from bird_pipelines.config import resolve
-from bird_pipelines.study.places import trainer
+from bird_pipelines.study.places import distill_at, trainer
 from bird_pipelines.study.tables.reproduce import reproduce
 from bird_pipelines.study.tune import tune
 from bird_pipelines.study.tune_search import Search
@@ -27,16 +30,18 @@ def test_a_table_is_that_of_two_processes(tmp_path):
     assert tables[0] == tables[1]
 
 
-@pytest.mark.slow
-def test_a_search_is_that_of_one_process(tmp_path):
-    """Adapters in stacks, of which the data allow one at a time."""
-    import numpy as np
-
+def small_cache(where):
     rng, rows = np.random.default_rng(0), 600
     labels, groups = rng.integers(0, 3, rows), rng.integers(0, 2, rows)
     vectors = rng.normal(size=(5, 6))[labels] + rng.normal(size=(rows, 6))
     splits = [("train", "train", "meta", "test")[i % 4] for i in range(rows)]
-    cache = cachekit.made_up(tmp_path / "cache", labels, groups, splits, vectors, ("a", "b", "c"), ("g", "h"))
+    return cachekit.made_up(where, labels, groups, splits, vectors, ("a", "b", "c"), ("g", "h"))
+
+
+@pytest.mark.slow
+def test_a_search_is_that_of_one_process(tmp_path):
+    """Adapters in stacks, of which the data allow one at a time."""
+    cache = small_cache(tmp_path / "cache")
     results = []
     for engine in ("local", "ray"):
         there = {"dataset": "digits-s", "student": "adapter", "method": "bird", "epochs": 2, "warmup": 1}
@@ -46,6 +51,35 @@ def test_a_search_is_that_of_one_process(tmp_path):
             result = tune(base, search, train)
         results.append({name: value for name, value in result.items() if name not in ("runs", "report")})
     assert results[0] == results[1]
+
+
+class Lost:
+    """A place where each task ends in a given way, and nothing is trained."""
+
+    at_once = 1
+
+    def __init__(self, **ending):
+        self.ending = ending
+
+    def submit(self, work, given):
+        future = Future()
+        if "raises" in self.ending:
+            future.set_exception(self.ending["raises"])
+        else:
+            future.set_result(None)
+        return future
+
+    def stop(self):
+        pass
+
+
+def test_a_task_that_is_lost_or_wrote_elsewhere_is_an_error_of_ours(tmp_path):
+    there = {"dataset": "digits-s", "student": "adapter", "method": "bird", "cache": small_cache(tmp_path / "cache")}
+    config = resolve({**there, "out": tmp_path / "run"})
+    with pytest.raises(RunError, match=r"a task of Ray.*a worker died.*goes on"):
+        distill_at(Lost(raises=RuntimeError("a worker\n died")), [config])
+    with pytest.raises(RunError, match="all hosts share"):
+        distill_at(Lost(), [config])
 
 
 def test_an_engine_that_there_is_not(tmp_path):

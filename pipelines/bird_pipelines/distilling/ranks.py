@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from bird.devices import choose_device
 from bird.errors import LostRankError, UsageError
@@ -122,10 +124,22 @@ def joined(place: Place) -> Iterator[World]:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=timedelta(seconds=place.rank_seconds))
+        patience = timedelta(seconds=place.rank_seconds)
+        store = store_of_this_attempt(patience)
+        distributed.init_process_group(
+            backend, store=store, rank=launch.rank, world_size=launch.world, timeout=patience
+        )
     yield World(launch.rank, launch.world, device)
     if began:  # after an error the connections stay until this process has said what it is, and ends
         distributed.destroy_process_group()
+
+
+def store_of_this_attempt(patience: timedelta) -> Store:
+    """torchrun's store, as `env://` finds it. All attempts of torchrun have one store (seen in torch 2.14): without names of
+    their own, ranks that are started again would look for those that are dead."""
+    store, _, _ = next(rendezvous("env://", timeout=patience))
+    store.set_timeout(patience)
+    return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def refuse_ranks(world: World, name: str, why: str, batch_size: int, meta_rows: int | None) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from multiprocessing import active_children, get_context
 from typing import Any, Protocol, TypeVar, final
 
-from bird.errors import UsageError, unknown_name
+from bird.errors import RunError, UsageError, unknown_name
 from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.side_by_side import distill_many, stacks_of
 from bird_pipelines.distilling.training import outcome
@@ -125,13 +125,35 @@ def distill_at(place: Place, configs: Sequence[RunConfig]) -> list[dict[str, Any
                 place.stop()
                 raise Interrupted
             for future in waiting.done:
-                if (error := future.result()) is not None:
+                if (error := said_by(future)) is not None:
                     place.stop()
                     raise error
     for future in futures:
-        if (error := future.result()) is not None:
+        if (error := said_by(future)) is not None:
             raise error
+    for config in left:
+        if not (config.place.out / "run.json").exists():
+            raise RunError(
+                where=str(config.place.out),
+                found="no run.json here, though a task of Ray says that it wrote one",
+                wanted="an --out that all hosts share",
+                fix="give a folder that is the same on all hosts",
+            )
     return [outcome(config) for config in configs]
+
+
+def said_by(future: Future[Any]) -> Exception | None:
+    """The error of a task, if it had one; also where Ray has lost the task for good."""
+    try:
+        error: Exception | None = future.result()
+    except Exception as lost:  # all of Ray's: ours are values
+        return RunError(
+            where="a task of Ray",
+            found=" ".join(str(lost).split())[:400] or type(lost).__name__,
+            wanted="a task that comes to its end",
+            fix="see to that; the same command goes on from all checkpoints",
+        )
+    return error
 
 
 def trained(configs: Sequence[RunConfig]) -> Exception | None:

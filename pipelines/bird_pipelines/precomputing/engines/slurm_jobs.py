@@ -101,7 +101,10 @@ class SlurmJobs(Workers):
         states = dict(line.split() for line in answer.stdout.splitlines())
         for job in self.jobs.values():
             state = states.get(job.job.job_id)
-            job.began = job.began or (now if state == "R" else None)
+            if state == "R":
+                job.began = job.began or now
+            elif state == "PD":  # again, where it was requeued: it waits, and is not silent
+                job.began = None
             job.gone = None if state else job.gone or now
             if (logged := size_of_log(job)) != job.logged:
                 job.heard, job.logged = now, logged
@@ -159,8 +162,15 @@ def ended_of(number: int, job: Job) -> Ended | None:
         except Exception as error:  # before our code was reached
             return Ended(number, lost=" ".join(str(error).split())[-400:])
     if job.gone is not None and now - job.gone > GONE_SECONDS:
-        return Ended(number, lost=f"job {job.job.job_id} left the queue without a result; see {job.job.paths.stderr}")
+        return Ended(
+            number, lost=f"job {job.job.job_id} left the queue without a result; {hint_of(job.job.paths.stderr)}"
+        )
     return None
+
+
+def hint_of(log: Path) -> str:
+    """Where to look: a node that does not see the folder of the logs leaves none."""
+    return f"see {log}" if log.exists() else f"it left no log: cancelled, or a machine that does not see {log.parent}"
 
 
 def require_slurm() -> Any:
