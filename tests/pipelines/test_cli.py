@@ -144,7 +144,11 @@ PARSED = {
     "unknown option, unlike any": (("list", "--zzz", "x"), "'--zzz'", "see `bird list --help`"),
     "no option that is needed": (("distill", "--out", "x"), "no --cache", "give --cache"),
     "no argument": (("evaluate",), "no RUN", "give RUN"),
-    "no number": (("distill", "--cache", "x", "--out", "y", "--epochs", "ten"), "where: --epochs", "correct it"),
+    "no number": (
+        ("distill", "--cache", "x", "--out", "y", "--epochs", "ten"),
+        "found: 'ten'",
+        "`bird distill --help`",
+    ),
     "too small a number": (
         ("precompute", "--teacher", "t", "--dataset", "d", "--out", "o", "--tasks", 0),
         "--tasks",

@@ -18,6 +18,7 @@ from bird_pipelines.progress import tell
 __all__ = [
     "hyperparameters",
     "make_method",
+    "require_groups",
     "require_meta_to_stop",
     "require_samples",
     "required_method",
@@ -99,9 +100,8 @@ def require_feedback(config: RunConfig, method: Method, rows: int) -> None:
         )
 
 
-def require_samples(name: str, method: Method, data: RunData, limit: int | None = None) -> None:
-    """Raise UsageError for a split that the method of that name reads and that has no sample, EmptyCellError, by name, for
-    a (class, group) cell that it needs and that has none. `limit` is what the rows were limited to."""
+def require_groups(name: str, method: Method, data: RunData) -> None:
+    """Raise UsageError for feedback of one group. (`BirdClassifier` may be given no groups, as scikit-learn wants it.)"""
     if "meta" in method.cells and len(data.group_names) < 2:
         raise UsageError(
             where=f"--method {name}",
@@ -109,6 +109,11 @@ def require_samples(name: str, method: Method, data: RunData, limit: int | None 
             wanted="two groups or more: the feedback compares them",
             fix="use a cache with several groups, or a method without feedback",
         )
+
+
+def require_samples(name: str, method: Method, data: RunData, limit: int | None = None) -> None:
+    """Raise UsageError for a split that the method of that name reads and that has no sample, EmptyCellError, by name, for
+    a (class, group) cell that it needs and that has none. `limit` is what the rows were limited to."""
     limited = "" if limit is None else f" (--limit {limit})"
     for split in ("train", *(["meta"] if method.meta else [])):
         if not len(data.rows(split)):

@@ -34,7 +34,7 @@ from bird_pipelines.config import RunConfig
 from bird_pipelines.distilling.data import RunData
 from bird_pipelines.distilling.epoch_losses import Pending
 from bird_pipelines.distilling.profiling import Clock
-from bird_pipelines.distilling.requirements import hyperparameters, required_method, tell_empty_cells
+from bird_pipelines.distilling.requirements import hyperparameters, require_groups, required_method, tell_empty_cells
 from bird_pipelines.distilling.schedule import rate_factor, scale_rate
 from bird_pipelines.distilling.teacher_head import teacher_logits
 from bird_pipelines.distilling.training import LESS, Trainer, distill, outcome, read
@@ -86,7 +86,7 @@ def require_all(group: Sequence[RunConfig], held: Held) -> None:
     left = [config for config in group if not (config.place.out / "run.json").exists()]
     data = held.of(group[0])
     if left:
-        required_method(left[0], data)
+        require_groups(left[0].method, required_method(left[0], data), data)
     for config in group:
         runs.refuse_another(config, data.fingerprint)
 

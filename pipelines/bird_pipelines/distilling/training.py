@@ -35,7 +35,7 @@ from bird_pipelines.distilling.groups import with_known_groups
 from bird_pipelines.distilling.learners import make_learner
 from bird_pipelines.distilling.profiling import PARTS, Clock, Tracer
 from bird_pipelines.distilling.ranks import ONE, World, joined, refuse_ranks
-from bird_pipelines.distilling.requirements import required_method, tell_empty_cells, tell_student
+from bird_pipelines.distilling.requirements import require_groups, required_method, tell_empty_cells, tell_student
 from bird_pipelines.distilling.schedule import (
     best_epoch,
     rate_factor,
@@ -83,6 +83,8 @@ def finish(config: RunConfig, data: RunData, world: World = ONE) -> None:
     # Made before the folder is: what is refused leaves none.
     _, done = world.decide(False, (config.place.out / "run.json").exists())
     trainer = None if done else Trainer(config, data, world)
+    if trainer is not None:
+        require_groups(config.method, trainer.method, data)
     with runs.held(config, data.fingerprint) if world.first else nullcontext():
         _, done = world.decide(False, (config.place.out / "run.json").exists())
         if trainer is not None and not done:
