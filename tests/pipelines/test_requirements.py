@@ -322,6 +322,9 @@ def test_one_group_gives_no_feedback_and_nothing_to_choose_by(tmp_path):
     cache = one_sided(tmp_path / "cache", ("no", "yes"), ("female",))
     with pytest.raises(UsageError, match=r"one group .female."):
         distilled(cache, tmp_path / "run", method="bird-offsets", pool=True, **SHORT)
+    asked = {"cache": cache, "out": tmp_path / "run", "student": "adapter", "method": "bird", **SHORT}
+    with pytest.raises(UsageError, match=r"one group .female."):
+        bird_pipelines.distill(seeds="0-1", **asked)
     with pytest.raises(UsageError, match="two classes and two groups"):
         bird_pipelines.tune(cache=cache, out=tmp_path / "run", method="bkd", trials=1, seeds=1, **SHORT)
     assert not (tmp_path / "run").exists()

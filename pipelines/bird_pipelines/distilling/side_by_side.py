@@ -144,6 +144,8 @@ def train_group(group: Sequence[RunConfig], data: RunData) -> None:
     require_precision(group[0].training.precision, choose_device(group[0].place.device))
     with threads(1):  # made before the folders are, as in `distill`
         source = None if all((config.place.out / "run.json").exists() for config in group) else Source(group[0], data)
+    if source is not None:
+        require_groups(group[0].method, source.method, data)
     with ExitStack() as held:
         for config in group:
             held.enter_context(runs.held(config, data.fingerprint))
